@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""DOC-IDS: network anomaly detection from raw packets, as scikit-learn estimators.
+
+The names below load on first use: a worker that only parses captures pays for neither torch nor scikit-learn.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sklearn_docids._detector import DOCIDSDetector, ReferenceData
+    from sklearn_docids._sampler import FlowSampler
+    from sklearn_docids.capture import CaptureError, CaptureWarning
+    from sklearn_docids.persistence import load_detector
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "CaptureError": "sklearn_docids.capture",
+    "CaptureWarning": "sklearn_docids.capture",
+    "DOCIDSDetector": "sklearn_docids._detector",
+    "FlowSampler": "sklearn_docids._sampler",
+    "ReferenceData": "sklearn_docids._detector",
+    "load_detector": "sklearn_docids.persistence",
+}
+_SUBMODULES = {"capture", "datasets", "metrics", "model_selection", "paper", "persistence", "plotting"}
+
+__all__ = [
+    "CaptureError",
+    "CaptureWarning",
+    "DOCIDSDetector",
+    "FlowSampler",
+    "ReferenceData",
+    "__version__",
+    "load_detector",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    if name in _SUBMODULES:
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME, *_SUBMODULES})
