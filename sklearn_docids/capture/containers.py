@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Open a capture and walk its packet records, whatever container they are in.
+
+A capture is anything with ``readinto``. It is read once, front to back, through one buffer that is used again and
+again, never mapped and never sought: files, pipes and standard input are alike. Reading beats mapping by 1.3 to 2
+times, because a fresh mapping pays a page fault every 4 KiB.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from sklearn_docids.capture import kernels
+from sklearn_docids.capture._errors import CaptureError
+
+BUFFER_BYTES = 2**20
+RECORDS_PER_CALL = 4096
+# A capture has a handful of interfaces; a file that only lists interfaces must not fill the memory.
+MAX_INTERFACES = 65_536
+
+# First four bytes -> (big-endian, ns per tick, bytes of a record header). The third pair is Kuznetzov's variant.
+PCAP_MAGIC = {
+    b"\xd4\xc3\xb2\xa1": (False, 1000, 16),
+    b"\xa1\xb2\xc3\xd4": (True, 1000, 16),
+    b"\x4d\x3c\xb2\xa1": (False, 1, 16),
+    b"\xa1\xb2\x3c\x4d": (True, 1, 16),
+    b"\x34\xcd\xb2\xa1": (False, 1000, 24),
+    b"\xa1\xb2\xcd\x34": (True, 1000, 24),
+}
+PCAPNG_MAGIC = b"\x0a\x0d\x0d\x0a"
+FOREIGN_MAGIC = {
+    b"\x1f\x8b": "a gzip archive: decompress it first",
+    b"\x28\xb5\x2f\xfd": "a zstd archive: decompress it first",
+    b"\x04\x22\x4d\x18": "an lz4 archive: decompress it first",
+    b"\xfd7zX": "an xz archive: decompress it first",
+    b"BZh": "a bzip2 archive: decompress it first",
+    b"PK": "a zip archive: extract it first",
+    b"7z": "a 7z archive: extract it first",
+    b"vers": "a text file, perhaps a Git LFS pointer instead of the capture itself",
+    b"<": "a web page or XML file",
+}
+LINK_NAMES = {
+    6: "IEEE802_5", 9: "PPP", 10: "FDDI", 50: "PPP_HDLC", 51: "PPP_ETHER", 104: "C_HDLC", 105: "IEEE802_11",
+    119: "IEEE802_11_PRISM", 127: "IEEE802_11_RADIOTAP", 143: "DOCSIS", 147: "USER0", 187: "BLUETOOTH_HCI_H4",
+    189: "USB_LINUX", 192: "PPI", 195: "IEEE802_15_4", 220: "USB_LINUX_MMAPPED", 227: "CAN_SOCKETCAN",
+    239: "NFLOG", 253: "NETLINK",
+}  # fmt: skip
+
+
+def link_name(link_type: int) -> str:
+    """Return the number of a link type with its libpcap name where we know it."""
+    return f"{link_type} ({LINK_NAMES[link_type]})" if link_type in LINK_NAMES else str(link_type)
+
+
+def capture_name(source: Any) -> str:
+    """Return what messages call a source: its path, the name of an open file, or its type."""
+    name = getattr(source, "name", source)
+    if isinstance(name, bytes | os.PathLike):
+        name = os.fsdecode(name)
+    if isinstance(name, str):
+        # A name that is not valid UTF-8 is shown with escapes, so that printing the message cannot fail.
+        return name.encode("utf-8", "backslashreplace").decode("utf-8")
+    return f"<{type(source).__name__}>"
+
+
+@contextmanager
+def opened(source: Any) -> Iterator[BinaryIO]:
+    """Open a path without Python's own buffering; leave an open file open, it belongs to the caller."""
+    if hasattr(source, "readinto"):
+        if isinstance(source, io.TextIOBase):
+            raise TypeError(f"{capture_name(source)} is open in text mode; open it with mode 'rb'")
+        yield source
+    elif isinstance(source, str | bytes | os.PathLike):
+        # FileIO directly: open() would say "directory" only on reading, and a path is all that is allowed here.
+        with io.FileIO(os.fspath(source), "rb") as file:
+            yield file  # type: ignore[misc]
+    else:
+        raise TypeError(f"a capture is a path or an open binary file, got {type(source).__name__}")
+
+
+class Window:
+    """The part of a stream that is in memory: ``data[start:stop]``, whose first byte is number ``offset``."""
+
+    def __init__(self, stream: BinaryIO):
+        self.stream = stream
+        self.data = np.empty(BUFFER_BYTES, np.uint8)
+        self.start = self.stop = 0
+        self.offset = 0
+        # A pipe is read as data comes; a buffered file's readinto would wait until the buffer is full.
+        self._readinto = getattr(stream, "readinto1", None) or stream.readinto  # type: ignore[attr-defined]
+
+    def fill(self, n_bytes: int) -> bool:
+        """Read once or more until ``n_bytes`` are there; False at the end of the stream."""
+        while self.stop - self.start < n_bytes:
+            if self.start + n_bytes > len(self.data) or self.start > len(self.data) // 2:
+                self._move_to_front(n_bytes)
+            n_read = self._readinto(memoryview(self.data)[self.stop :])
+            if not n_read:  # None: a non-blocking stream without data is at its end for us
+                return False
+            self.stop += n_read
+        return True
+
+    def _move_to_front(self, n_bytes: int) -> None:
+        kept = self.data[self.start : self.stop].copy()
+        if n_bytes > len(self.data):
+            self.data = np.empty(n_bytes, np.uint8)
+        self.data[: len(kept)] = kept
+        self.start, self.stop = 0, len(kept)
+
+    def advance(self, position: int) -> None:
+        """Consume everything before ``position``."""
+        self.offset += position - self.start
+        self.start = position
+
+    def peek(self, n_bytes: int) -> bytes:
+        return self.data[self.start : self.start + n_bytes].tobytes()
+
+
+class Capture:
+    """An open capture: `blocks` yields its packet records.
+
+    Damage raises `CaptureError` after the records before it have been yielded. ``unsupported`` collects the link
+    types that were met and cannot be parsed.
+    """
+
+    def __init__(self, stream: BinaryIO, name: str):
+        self.name = name
+        self.n_records = 0
+        self.unsupported: set[int] = set()
+        self.window = Window(stream)
+        self._records = np.empty(RECORDS_PER_CALL, kernels.RECORD_DTYPE)
+        self._big_endian = False
+        self._blocks = self._open()
+
+    def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield (buffer, records): valid until the next block is asked for."""
+        return self._blocks
+
+    def _open(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        window = self.window
+        if not window.fill(4):
+            if window.stop == 0:
+                raise CaptureError("empty file, not a capture", self.name)
+            raise CaptureError(f"{window.stop} bytes only, not a capture", self.name)
+        magic = window.peek(4)
+        if magic == PCAPNG_MAGIC:
+            # The section header is checked here, so that a file that merely begins alike is refused as a whole.
+            try:
+                self._read_section()
+            except CaptureError as error:
+                raise CaptureError(f"not a capture: {error.reason}", self.name) from None
+            return self._pcapng_blocks()
+        if magic in PCAP_MAGIC:
+            return self._pcap_blocks(*PCAP_MAGIC[magic], self._read_pcap_header(magic))
+        for start, what in FOREIGN_MAGIC.items():
+            if magic.startswith(start):
+                raise CaptureError(f"not a capture but {what}", self.name)
+        raise CaptureError(f"not a capture: it begins with {magic!r}, neither pcap nor pcapng", self.name)
+
+    def _read_pcap_header(self, magic: bytes) -> int:
+        """Return the link type of a classic capture."""
+        if not self.window.fill(24):
+            raise CaptureError(f"pcap file header cut after {self.window.stop} of 24 bytes", self.name)
+        header = self.window.peek(24)
+        order = "big" if PCAP_MAGIC[magic][0] else "little"
+        # The upper half holds the length of a frame check sequence; it lies behind the IP packet, never in our rows.
+        link_type = int.from_bytes(header[20:24], order) & 0xFFFF  # type: ignore[arg-type]
+        if link_type not in kernels.LINK_TYPES:
+            raise CaptureError(f"link type {link_name(link_type)} is not supported", self.name)
+        self.window.advance(self.window.start + 24)
+        return link_type
+
+    def _damage(self, reason: str) -> CaptureError:
+        return CaptureError(reason, self.name, self.window.offset, self.n_records + 1)
+
+    def _taken(self, n_records: int, position: int) -> tuple[np.ndarray, np.ndarray]:
+        self.n_records += n_records
+        self.window.advance(position)
+        return self.window.data, self._records[:n_records]
+
+    def _pcap_blocks(
+        self, big_endian: bool, tick: int, header_length: int, link_type: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        window = self.window
+        while True:
+            n, position, reason, needed = kernels.index_pcap(
+                window.data, window.start, window.stop, self._records, big_endian, header_length, tick, link_type
+            )
+            block = self._taken(n, position)
+            if n:
+                yield block
+            if reason == kernels.BAD_LENGTH:
+                raise self._damage(f"record claims {needed} bytes, more than the {kernels.MAX_RECORD} possible")
+            if reason == kernels.NEED_BYTES and not window.fill(needed):
+                if window.start == window.stop:
+                    return
+                raise self._damage(f"record cut after {window.stop - window.start} of {needed} bytes")
+
+    def _pcapng_blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        window = self.window
+        while True:
+            n, position, reason, needed = kernels.index_pcapng(
+                window.data,
+                window.start,
+                window.stop,
+                self._records,
+                self._big_endian,
+                self._interfaces,
+                self._n_interfaces,
+            )
+            block = self._taken(n, position)
+            if n:
+                yield block
+            if reason == kernels.BAD_LENGTH:
+                raise self._damage(f"block or packet claims {needed} bytes, which its block cannot hold")
+            if reason == kernels.BAD_INTERFACE:
+                raise self._damage(f"packet of interface {needed}, but the section has {self._n_interfaces}")
+            if reason == kernels.SECTION_BLOCK:
+                self._read_section()
+            elif reason == kernels.INTERFACE_BLOCK:
+                self._read_interface(needed)
+            elif reason == kernels.NEED_BYTES and not window.fill(needed):
+                if window.start == window.stop:
+                    return
+                raise self._damage(f"block cut after {window.stop - window.start} of {needed} bytes")
+
+    def _read_section(self) -> None:
+        """Read a section header: it sets the byte order and starts an empty list of interfaces."""
+        window = self.window
+        if not window.fill(28):
+            raise self._damage(f"section header cut after {window.stop - window.start} of 28 bytes")
+        order_mark = window.peek(12)[8:]
+        if order_mark not in (b"\x4d\x3c\x2b\x1a", b"\x1a\x2b\x3c\x4d"):
+            raise self._damage(f"section header has no byte-order mark, but {order_mark!r}")
+        self._big_endian = order_mark == b"\x1a\x2b\x3c\x4d"
+        length = kernels.file_u32(window.data, window.start + 4, self._big_endian)
+        if length < 28 or length % 4 or length > kernels.MAX_RECORD:
+            raise self._damage(f"section header claims {length} bytes")
+        if not window.fill(length):
+            raise self._damage(f"section header cut after {window.stop - window.start} of {length} bytes")
+        self._interfaces = np.zeros(16, kernels.INTERFACE_DTYPE)
+        self._n_interfaces = 0
+        window.advance(window.start + length)
+
+    def _read_interface(self, length: int) -> None:
+        window = self.window
+        if length < 20:
+            raise self._damage(f"interface block of {length} bytes, at least 20 are needed")
+        if self._n_interfaces == MAX_INTERFACES:
+            raise self._damage(f"more than {MAX_INTERFACES} interfaces in a section")
+        if self._n_interfaces == len(self._interfaces):
+            self._interfaces = np.concatenate([self._interfaces, np.zeros_like(self._interfaces)])
+        block = window.peek(length)
+        order = "big" if self._big_endian else "little"
+        interface = self._interfaces[self._n_interfaces]
+        link_type = int.from_bytes(block[8:10], order)  # type: ignore[arg-type]
+        if link_type not in kernels.LINK_TYPES:
+            self.unsupported.add(link_type)
+            link_type = -1
+        interface["link_type"] = link_type
+        interface["snap_length"] = int.from_bytes(block[12:16], order)  # type: ignore[arg-type]
+        interface["binary"], interface["exponent"], interface["offset"] = _time_options(block[16:-4], order)
+        self._n_interfaces += 1
+        window.advance(window.start + length)
+
+
+def _time_options(options: bytes, order: Any) -> tuple[bool, int, int]:
+    """Return (binary, exponent, offset in ns) of an interface; options that lie about their length are ignored."""
+    binary, exponent, offset = False, 6, 0
+    at = 0
+    while at + 4 <= len(options):
+        code = int.from_bytes(options[at : at + 2], order)
+        length = int.from_bytes(options[at + 2 : at + 4], order)
+        value = options[at + 4 : at + 4 + length]
+        if code == 0 or len(value) < length:
+            break
+        if code == 9 and length == 1:
+            binary, exponent = value[0] >= 128, value[0] & 127
+        elif code == 14 and length == 8:
+            seconds = int.from_bytes(value, order, signed=True)
+            offset = max(-(2**61), min(seconds * 10**9, 2**61))
+        at += 4 + (length + 3) // 4 * 4
+    return binary, exponent, offset

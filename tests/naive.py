@@ -1,0 +1,167 @@
+"""Slow, obvious twins of the fast code, written for reading: scapy parses, dictionaries collect, loops compute."""
+
+import numpy as np
+from scapy.config import conf
+from scapy.layers.inet import IP, TCP, UDP
+from scapy.layers.inet6 import (
+    IPv6,
+    IPv6ExtHdrDestOpt,
+    IPv6ExtHdrFragment,
+    IPv6ExtHdrHopByHop,
+    IPv6ExtHdrRouting,
+)
+from scapy.layers.l2 import CookedLinux, CookedLinuxV2, Dot1AD, Dot1Q, Ether, Loopback
+from scapy.utils import RawPcapNgReader, RawPcapReader
+
+CLASSES = {0: Loopback, 1: Ether, 108: Loopback, 113: CookedLinux, 228: IP, 229: IPv6, 276: CookedLinuxV2}
+EXTENSION_HEADERS = (IPv6ExtHdrHopByHop, IPv6ExtHdrDestOpt, IPv6ExtHdrRouting)
+# Deeper layers cost time and are not looked at.
+conf.layers.filter([*CLASSES.values(), *EXTENSION_HEADERS, Dot1AD, Dot1Q, IPv6ExtHdrFragment, TCP, UDP])
+
+
+def read_packets(path):
+    """Yield (bytes, time in ns, link type)."""
+    reader = RawPcapReader(str(path))
+    with reader:
+        for raw, meta in reader:
+            if isinstance(reader, RawPcapNgReader):
+                ticks = (meta.tshigh << 32) | meta.tslow if meta.tshigh is not None else 0
+                yield raw, ticks * 10**9 // (meta.tsresol or 1), meta.linktype
+            else:
+                yield raw, meta.sec * 10**9 + meta.usec * (1 if reader.nano else 1000), reader.linktype
+
+
+def parse(raw, link_type):
+    """Return (fate, dict of what was found)."""
+    if link_type in CLASSES:
+        layer = CLASSES[link_type](raw)
+    elif raw and raw[0] >> 4 in (4, 6):
+        layer = (IP if raw[0] >> 4 == 4 else IPv6)(raw)
+    else:
+        return "non_ip", None
+    while isinstance(layer, Ether | Dot1Q | Dot1AD | CookedLinux | CookedLinuxV2 | Loopback):
+        layer = layer.payload
+    if not isinstance(layer, IP | IPv6):
+        return "non_ip", None
+    ip, ip_start = layer, len(raw) - len(layer.original)
+    if isinstance(ip, IP):
+        ip_end = ip_start + ip.len if ip.len else len(raw)
+        if ip.frag:
+            return "fragment", None
+        transport = ip_start + 4 * ip.ihl
+        protocol = ip.proto
+    else:
+        ip_end = ip_start + 40 + ip.plen if ip.plen else len(raw)
+        protocol = ip.nh
+        layer = ip.payload
+        while isinstance(layer, (*EXTENSION_HEADERS, IPv6ExtHdrFragment)):
+            if isinstance(layer, IPv6ExtHdrFragment) and layer.offset:
+                return "fragment", None
+            protocol = layer.nh
+            layer = layer.payload
+        transport = len(raw) - len(layer.original) if layer else ip_end
+    if protocol not in (6, 17):
+        return "other_protocol", None
+    captured = raw[:ip_end]
+    if transport + 4 > len(captured):
+        return "short", None
+    source = ip.src, int.from_bytes(captured[transport : transport + 2], "big")
+    destination = ip.dst, int.from_bytes(captured[transport + 2 : transport + 4], "big")
+    header, flags = 8 if protocol == 17 else 20, 0
+    if protocol == 6 and transport + 14 <= len(captured):
+        header, flags = 4 * (captured[transport + 12] >> 4), captured[transport + 13]
+    return "sampled", {
+        "source": source,
+        "destination": destination,
+        "protocol": protocol,
+        "flags": flags,
+        "ip_bytes": ip_end - ip_start,
+        "payload": max(ip_end - transport - header, 0),
+        "kept": captured,
+        "cut": len(raw) < ip_end,
+    }
+
+
+class Flow:
+    def __init__(self, packet, time, link_type):
+        self.source, self.destination, self.protocol = packet["source"], packet["destination"], packet["protocol"]
+        self.time_first = self.time_last = time
+        self.link_type = link_type
+        self.kept = []
+        self.packets, self.bytes, self.payload, self.flags = [0, 0], [0, 0], [0, 0], [0, 0]
+        self.truncated = False
+
+    def add(self, packet, time, n_packets, n_bytes):
+        way = 0 if (packet["source"], packet["destination"]) == (self.source, self.destination) else 1
+        self.packets[way] += 1
+        self.bytes[way] += packet["ip_bytes"]
+        self.payload[way] += packet["payload"]
+        self.flags[way] |= packet["flags"]
+        self.time_last = max(self.time_last, time)
+        if len(self.kept) < n_packets:
+            self.kept.append(packet["kept"][:n_bytes])
+            self.truncated |= packet["cut"] and len(packet["kept"]) < n_bytes
+
+    def row(self, n_packets, n_bytes):
+        padded = [kept.ljust(n_bytes, b"\0") for kept in self.kept] + [bytes(n_bytes)] * (n_packets - len(self.kept))
+        return np.frombuffer(b"".join(padded), np.uint8)
+
+
+class Clock:
+    """Time of the capture: never runs backwards, and goes on from the new time after a large step back."""
+
+    def __init__(self, idle_timeout):
+        self.now, self.latest, self.idle_timeout = 0, None, idle_timeout
+
+    def advance(self, time):
+        if self.latest is None or time < self.latest - self.idle_timeout:
+            self.latest = time
+        elif time > self.latest:
+            self.now += time - self.latest
+            self.latest = time
+
+
+def sample(
+    path, n_packets=4, n_bytes=80, bidirectional=True, idle_timeout=120.0, tcp_restart=True, max_live_flows=10**9
+):
+    """Return (list of Flow in order of first packet, counts by fate)."""
+    flows, live, fates = [], {}, {}
+    timeout = 10**30 if idle_timeout is None else round(idle_timeout * 1e9)
+    clock = Clock(timeout)
+    for raw, time, link_type in read_packets(path):
+        clock.advance(time)
+        # Least recently active first: a flow is put back at the end with each packet.
+        for key in list(live):
+            if clock.now - live[key].last_active <= timeout:
+                break
+            del live[key]
+        fate, packet = parse(raw, link_type)
+        fates[fate] = fates.get(fate, 0) + 1
+        if fate != "sampled":
+            continue
+        ends = packet["source"], packet["destination"]
+        key = (tuple(sorted(ends)) if bidirectional else ends, packet["protocol"], link_type)
+        flow = live.pop(key, None)
+        is_syn = packet["flags"] & 0x12 == 0x02
+        if flow and tcp_restart and is_syn and (flow.flags[0] | flow.flags[1]) & 0x05:
+            flow = None
+        if flow is None:
+            flow = Flow(packet, time, link_type)
+            flows.append(flow)
+            if len(live) >= max_live_flows:
+                del live[next(iter(live))]
+        flow.last_active = clock.now
+        flow.add(packet, time, n_packets, n_bytes)
+        live[key] = flow
+    return flows, fates
+
+
+def compactness(h):
+    """Leave-one-out compactness of float64 rows (Perera and Patel, 2019, section III-C)."""
+    n, k = h.shape
+    total = 0.0
+    for i in range(n):
+        others = [h[j] for j in range(n) if j != i]
+        mean = sum(others) / (n - 1)
+        total += float(((h[i] - mean) ** 2).sum())
+    return total / (n * k)
