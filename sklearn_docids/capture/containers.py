@@ -60,7 +60,7 @@ def link_name(link_type: int) -> str:
 
 def capture_name(source: Any) -> str:
     """Return what messages call a source: its path, the name of an open file, or its type."""
-    name = getattr(source, "name", source)
+    name = source if isinstance(source, str | bytes | os.PathLike) else getattr(source, "name", None)
     if isinstance(name, bytes | os.PathLike):
         name = os.fsdecode(name)
     if isinstance(name, str):

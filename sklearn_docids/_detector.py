@@ -1,0 +1,479 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""`DOCIDSDetector`: the two-input network as a scikit-learn outlier detector."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, OutlierMixin
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import check_array, check_random_state
+from sklearn.utils._param_validation import Interval, Options, StrOptions
+from sklearn.utils.validation import check_consistent_length, check_is_fitted, validate_data
+
+from sklearn_docids import _scoring, _training
+
+if TYPE_CHECKING:
+    from sklearn_docids._sampler import FlowSampler
+
+# "auto" trains for about as many steps as the prototypes needed, whatever the size of the target.
+AUTO_STEPS = 500
+# ``contamination="auto"``: share of the training rows that may be flagged.
+AUTO_CONTAMINATION = 0.01
+# Without a reference, h_c still spans the space of the compactness loss: as many outputs as the paper's reference.
+N_CLASSES_WITHOUT_REFERENCE = 20
+
+
+class ReferenceData:
+    """Labelled reference flows for `DOCIDSDetector.fit`, which cross-validation hands on whole.
+
+    scikit-learn slices every array-like fit parameter whose length is the number of rows of X. This holder has no
+    length, so the whole reference reaches each fit.
+
+    Parameters
+    ----------
+    X : array-like of shape (n_reference, n_columns)
+        Flow bytes, with the columns of the target.
+    y : array-like of shape (n_reference,)
+        Class labels, at least two different ones.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_docids import ReferenceData
+    >>> ReferenceData(np.zeros((4, 320), np.uint8), ["dns", "dns", "tls", "tls"])
+    ReferenceData(4 flows)
+    """
+
+    def __init__(self, X: Any, y: Any):
+        self.X = X
+        self.y = y
+
+    def __repr__(self) -> str:
+        return f"ReferenceData({np.shape(self.X)[0]} flows)"
+
+
+class DOCIDSDetector(OutlierMixin, BaseEstimator):
+    r"""Anomaly detector for flows, trained on unlabelled normal traffic beside a labelled reference.
+
+    A one-dimensional convolutional network g maps the bytes of a flow to 256 features, a linear layer h_c maps these
+    to class scores, an autoencoder reconstructs them. Training minimises
+
+    .. math:: \lambda_D l_D + \lambda_C l_C + \lambda_R l_R
+
+    over pairs of mini-batches: cross-entropy of h_c on reference flows (descriptiveness), leave-one-out variance of
+    h_c on target flows (compactness), squared error of the autoencoder on target flows (reconstruction). The
+    reference is not needed after training. The score of a flow is its reconstruction error (paper, section 3.3).
+
+    Parameters
+    ----------
+    lambda_descriptiveness : float, default=1.0
+        Weight of the descriptiveness loss (paper, section 4). 0 switches a loss off.
+    lambda_compactness : float, default=0.1
+        Weight of the compactness loss (paper, section 4).
+    lambda_reconstruction : float, default=10.0
+        Weight of the reconstruction loss (paper, section 4).
+    n_packets : int, default=4
+        Packets per row, for `explain`: a row is ``n_packets`` groups of equally many bytes.
+    score_method : {"reconstruction", "knn"}, default="reconstruction"
+        ``"reconstruction"``: the paper's score. ``"knn"``: Euclidean distance in class-score space to the nearest of
+        at most ``n_templates`` target flows (Perera and Patel score by distance to 40 templates).
+    n_templates : int, default=1000
+        Most target flows kept as templates for ``"knn"``; always fewer than half of the rows.
+    contamination : "auto" or float, default="auto"
+        Share of training rows beyond the threshold, in (0, 0.5]; "auto" is 0.01. The training data is normal, so
+        this is a rate of false alarms, measured on rows that were trained on.
+    max_epochs : "auto" or int, default="auto"
+        Passes over the target. "auto": as many as give about 500 steps, at least 1.
+    batch_size : int, default=128
+        Target rows per mini-batch, with as many reference rows. At least 2. The paper does not state it.
+    optimizer : {"adamw", "sgd"}, default="adamw"
+        The paper uses SGD; see `sklearn_docids.paper`.
+    lr : float, default=1e-3
+        Learning rate; the highest one with ``schedule="one_cycle"``. The paper's is 5e-5.
+    momentum : float, default=0.9
+        Momentum of ``"sgd"``; ``"adamw"`` does not use it. The paper does not state it, DOC uses 0.9.
+    weight_decay : float, default=5e-4
+        Weight decay (paper, section 4).
+    schedule : {"one_cycle", None}, default="one_cycle"
+        How the learning rate changes over the steps. None: constant, as in the paper.
+    scale : float, default=255.0
+        What rows are divided by before the first layer.
+    batch_norm : {"separate", "target", "joint"}, default="separate"
+        How batch normalisation treats the two inputs: ``"separate"`` statistics per input, both entering the running
+        ones that scoring uses; ``"target"``: only those of the target enter; ``"joint"``: one batch of both.
+    dense_activation : {None, "relu"}, default=None
+        Activation behind the two dense layers of g. None is Table 1 as printed.
+    detach_target : bool, default=False
+        Whether the reconstruction loss moves the autoencoder alone, not its goal, the features.
+    device : str, default="auto"
+        torch device; "auto" is "cuda" where there is one, otherwise "cpu".
+    random_state : int, RandomState instance or None, default=None
+        Source of initial weights, batches and templates. Global generators are left alone.
+    verbose : int, default=0
+        1 prints the losses every two seconds of training.
+
+    Attributes
+    ----------
+    offset_ : float
+        Threshold on `score_samples`.
+    history_ : list of dict
+        Per epoch: ``epoch``, ``pairs`` seen, and the means of ``descriptiveness_loss``, ``compactness_loss`` and
+        ``reconstruction_loss``, unweighted.
+    n_iter_ : int
+        Epochs run.
+    network_ : torch.nn.Module
+        The trained network, with ``g``, ``h_c`` and ``autoencoder``.
+    templates_ : ndarray of float64, shape (n_templates, n_classes), or None
+        Class scores of the templates; None unless ``score_method="knn"``.
+    reference_classes_ : ndarray or None
+        Labels of the reference, sorted; None without a reference.
+    n_features_in_ : int
+        Number of columns.
+    feature_names_in_ : ndarray of str
+        Names of the columns, where X has names that are all strings.
+    sampler_ : FlowSampler or None
+        After `~sklearn_docids.load_detector`: the sampler stored with the model.
+
+    See Also
+    --------
+    FlowSampler : Makes the rows from captures.
+    sklearn_docids.paper.detector : This detector with the paper's settings.
+
+    References
+    ----------
+    .. [1] "DOC-IDS: A Deep Learning-Based Method for Feature Extraction and Anomaly Detection in Network Traffic",
+       Sensors 22(12), 4405, 2022.
+    .. [2] P. Perera and V. M. Patel, "Learning Deep Features for One-Class Classification", IEEE Transactions on
+       Image Processing 28(11), 2019.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_docids import DOCIDSDetector
+    >>> rng = np.random.default_rng(0)
+    >>> X = rng.integers(0, 50, size=(64, 20), dtype=np.uint8)
+    >>> X_reference = rng.integers(0, 256, size=(64, 20), dtype=np.uint8)
+    >>> y_reference = np.repeat(["dns", "tls"], 32)
+    >>> detector = DOCIDSDetector(max_epochs=2, random_state=0)
+    >>> detector.fit(X, reference=(X_reference, y_reference)).predict(X).shape
+    (64,)
+    """
+
+    # scikit-learn's metadata routing: fit takes the reference without being asked to.
+    __metadata_request__fit: ClassVar[dict[str, bool]] = {"reference": True}
+
+    _parameter_constraints: dict[str, list[Any]] = {
+        "lambda_descriptiveness": [Interval(Real, 0, None, closed="left")],
+        "lambda_compactness": [Interval(Real, 0, None, closed="left")],
+        "lambda_reconstruction": [Interval(Real, 0, None, closed="left")],
+        "n_packets": [Interval(Integral, 1, None, closed="left")],
+        "score_method": [StrOptions({"reconstruction", "knn"})],
+        "n_templates": [Interval(Integral, 1, None, closed="left")],
+        "contamination": [StrOptions({"auto"}), Interval(Real, 0, 0.5, closed="right")],
+        "max_epochs": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
+        "batch_size": [Interval(Integral, 2, None, closed="left")],
+        "optimizer": [StrOptions({"adamw", "sgd"})],
+        "lr": [Interval(Real, 0, None, closed="neither")],
+        "momentum": [Interval(Real, 0, 1, closed="left")],
+        "weight_decay": [Interval(Real, 0, None, closed="left")],
+        "schedule": [StrOptions({"one_cycle"}), None],
+        "scale": [Interval(Real, 0, None, closed="neither")],
+        "batch_norm": [StrOptions({"separate", "target", "joint"})],
+        "dense_activation": [Options(str, {"relu"}), None],
+        "detach_target": ["boolean"],
+        "device": [str],
+        "random_state": ["random_state"],
+        "verbose": ["verbose"],
+    }
+
+    def __init__(
+        self,
+        *,
+        lambda_descriptiveness: float = 1.0,
+        lambda_compactness: float = 0.1,
+        lambda_reconstruction: float = 10.0,
+        n_packets: int = 4,
+        score_method: str = "reconstruction",
+        n_templates: int = 1000,
+        contamination: str | float = "auto",
+        max_epochs: str | int = "auto",
+        batch_size: int = 128,
+        optimizer: str = "adamw",
+        lr: float = 1e-3,
+        momentum: float = 0.9,
+        weight_decay: float = 5e-4,
+        schedule: str | None = "one_cycle",
+        scale: float = 255.0,
+        batch_norm: str = "separate",
+        dense_activation: str | None = None,
+        detach_target: bool = False,
+        device: str = "auto",
+        random_state: Any = None,
+        verbose: int = 0,
+    ):
+        self.lambda_descriptiveness = lambda_descriptiveness
+        self.lambda_compactness = lambda_compactness
+        self.lambda_reconstruction = lambda_reconstruction
+        self.n_packets = n_packets
+        self.score_method = score_method
+        self.n_templates = n_templates
+        self.contamination = contamination
+        self.max_epochs = max_epochs
+        self.batch_size = batch_size
+        self.optimizer = optimizer
+        self.lr = lr
+        self.momentum = momentum
+        self.weight_decay = weight_decay
+        self.schedule = schedule
+        self.scale = scale
+        self.batch_norm = batch_norm
+        self.dense_activation = dense_activation
+        self.detach_target = detach_target
+        self.device = device
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def fit(self, X: Any, y: Any = None, *, reference: Any = None) -> DOCIDSDetector:
+        """Train on normal target traffic beside a labelled reference.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_flows, n_columns)
+            Target flows, unlabelled and normal; at least 2. uint8 stays uint8, other numbers become float32 batch by
+            batch. Values outside 0..255 are accepted.
+        y : object, default=None
+            Ignored.
+        reference : ReferenceData or tuple (X_reference, y_reference), default=None
+            Labelled reference flows with the columns of X and at least two classes. None trains without the
+            descriptiveness loss.
+
+        Returns
+        -------
+        DOCIDSDetector
+            The fitted detector.
+
+        Raises
+        ------
+        ValueError
+            A parameter, X or the reference is unusable; the message names it.
+
+        Warns
+        -----
+        UserWarning
+            There is no reference, although the descriptiveness loss has a weight.
+        ConvergenceWarning
+            A loss was not finite; training stopped and the last finite weights are kept.
+        """
+        self._validate_params()
+        X = validate_data(self, X, ensure_min_samples=2)
+        X_reference, y_reference = self._check_reference(reference)
+        rng = check_random_state(self.random_state)
+        flows, net = self._train(X, X_reference, y_reference, seed=int(rng.randint(2**31 - 1)))
+        self.network_ = net.module_
+        self.history_ = _training.epoch_history(net)
+        self.n_iter_ = len(self.history_)
+        self.sampler_ = None
+        self._set_threshold(flows.target, rng)
+        return self
+
+    def score_samples(self, X: Any) -> np.ndarray:
+        """Return how normal flows are: the lower, the more abnormal.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_flows, n_columns)
+            Flow bytes.
+
+        Returns
+        -------
+        ndarray of float64, shape (n_flows,)
+            Opposite of the reconstruction error (`reconstruction_error`), or of the distance to the nearest template
+            with ``score_method="knn"``; at most 0.
+        """
+        return self._score(self._check_rows(X))
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Return the score relative to the threshold: negative is abnormal.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_flows, n_columns)
+            Flow bytes.
+
+        Returns
+        -------
+        ndarray of float64, shape (n_flows,)
+            ``score_samples(X) - offset_``.
+        """
+        return self.score_samples(X) - self.offset_
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Return a verdict per flow.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_flows, n_columns)
+            Flow bytes.
+
+        Returns
+        -------
+        ndarray of int64, shape (n_flows,)
+            +1 for normal, -1 for abnormal.
+        """
+        return np.where(self.decision_function(X) < 0, -1, 1)
+
+    def reconstruction_error(self, X: Any) -> np.ndarray:
+        """Return the paper's anomaly score: the higher, the more abnormal.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_flows, n_columns)
+            Flow bytes.
+
+        Returns
+        -------
+        ndarray of float64, shape (n_flows,)
+            Mean squared difference between the 256 features and their reconstruction.
+        """
+        return _scoring.evaluate(_scoring.reconstruction_error_of, self.network_, self._check_rows(X))
+
+    def embed(self, X: Any) -> np.ndarray:
+        """Return the features g.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_flows, n_columns)
+            Flow bytes.
+
+        Returns
+        -------
+        ndarray of float64, shape (n_flows, 256)
+            Features.
+        """
+        return _scoring.evaluate(_scoring.features_of, self.network_, self._check_rows(X))
+
+    def save(self, path: str | os.PathLike[str], *, sampler: FlowSampler | None = None) -> None:
+        """Write the fitted detector as one safetensors file with JSON metadata; no code is stored.
+
+        Parameters
+        ----------
+        path : path
+            File to write; an existing one is replaced as a whole.
+        sampler : FlowSampler, default=None
+            Sampler whose settings belong to the model; `load_detector` returns it as ``sampler_``.
+
+        See Also
+        --------
+        sklearn_docids.load_detector : Reads the file.
+        """
+        from sklearn_docids.persistence import save_detector
+
+        check_is_fitted(self)
+        save_detector(self, os.fspath(path), sampler)
+
+    def _train(
+        self, X: np.ndarray, X_reference: np.ndarray | None, y_reference: np.ndarray | None, seed: int
+    ) -> tuple[_training.PairedFlows, _training.PairedNet]:
+        flows = _training.PairedFlows(X, X_reference, y_reference)
+        steps_per_epoch = len(_training.batch_bounds(len(X), self.batch_size))
+        net = _training.make_net(
+            self._network_settings(X.shape[1]),
+            {
+                "descriptiveness": self.lambda_descriptiveness,
+                "compactness": self.lambda_compactness,
+                "reconstruction": self.lambda_reconstruction,
+                "detach_target": self.detach_target,
+            },
+            max_epochs=max(1, round(AUTO_STEPS / steps_per_epoch)) if self.max_epochs == "auto" else self.max_epochs,
+            batch_size=self.batch_size,
+            steps_per_epoch=steps_per_epoch,
+            optimizer=self.optimizer,
+            lr=self.lr,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            schedule=self.schedule,
+            device=self._device(),
+            seed=seed,
+            verbose=self.verbose,
+        )
+        stopped = _training.train(net, flows)
+        if stopped:
+            warnings.warn(stopped, ConvergenceWarning, stacklevel=3)
+        return flows, net
+
+    def _network_settings(self, n_columns: int) -> dict[str, Any]:
+        """Return the arguments of `DOCIDSNetwork`."""
+        classes = self.reference_classes_
+        return {
+            "n_columns": n_columns,
+            "n_classes": N_CLASSES_WITHOUT_REFERENCE if classes is None else len(classes),
+            "batch_norm": self.batch_norm,
+            "dense_activation": self.dense_activation,
+            "scale": self.scale,
+        }
+
+    def _device(self) -> str:
+        if self.device == "auto":
+            return "cuda" if torch.cuda.is_available() else "cpu"
+        return self.device
+
+    def _check_reference(self, reference: Any) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Return reference rows and class numbers; set ``reference_classes_``."""
+        self.reference_classes_ = None
+        if reference is None:
+            if self.lambda_descriptiveness > 0:
+                warnings.warn(
+                    "fit without a reference: there is no descriptiveness loss, and features may collapse to a "
+                    "constant; give reference=(X_reference, y_reference), or lambda_descriptiveness=0 if this is meant",
+                    UserWarning,
+                    stacklevel=3,
+                )
+            return None, None
+        if isinstance(reference, ReferenceData):
+            X, y = reference.X, reference.y
+        elif isinstance(reference, tuple) and len(reference) == 2:
+            X, y = reference
+        else:
+            raise ValueError(
+                f"reference must be ReferenceData or a tuple (X_reference, y_reference), got {type(reference).__name__}"
+            )
+        X = check_array(X, input_name="reference X", estimator=self)
+        y = np.asarray(y)
+        if y.ndim != 1:
+            raise ValueError(f"reference y must have one label per row, got shape {y.shape}")
+        check_consistent_length(X, y)
+        if X.shape[1] != self.n_features_in_:
+            raise ValueError(f"reference X has {X.shape[1]} columns, but the target X has {self.n_features_in_}")
+        self.reference_classes_, numbers = np.unique(y, return_inverse=True)
+        if len(self.reference_classes_) < 2:
+            raise ValueError(f"reference y needs at least 2 classes, got only {self.reference_classes_[0]!r}")
+        return X, numbers
+
+    def _set_threshold(self, X: np.ndarray, rng: np.random.RandomState) -> None:
+        """Set ``offset_`` from the scores of training rows that are no templates."""
+        share = AUTO_CONTAMINATION if self.contamination == "auto" else self.contamination
+        self.templates_ = None
+        if self.score_method == "knn":
+            order = rng.permutation(len(X))
+            n_templates = min(self.n_templates, max(1, (len(X) - 1) // 2))
+            self.templates_ = _scoring.evaluate(
+                _scoring.class_scores_of, self.network_, X[np.sort(order[:n_templates])]
+            )
+            X = X[np.sort(order[n_templates:])]
+        self.offset_ = float(np.percentile(self._score(X), 100 * share))
+
+    def _score(self, X: np.ndarray) -> np.ndarray:
+        if self.templates_ is None:
+            return -_scoring.evaluate(_scoring.reconstruction_error_of, self.network_, X)
+        class_scores = _scoring.evaluate(_scoring.class_scores_of, self.network_, X)
+        return -_scoring.nearest_template_distance(class_scores, self.templates_)
+
+    def _check_rows(self, X: Any) -> np.ndarray:
+        check_is_fitted(self)
+        return validate_data(self, X, reset=False)

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The network of the paper's Table 1: features g, class scores h_c, autoencoder on g."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+N_FEATURES_G = 256
+
+
+class PairOutput(NamedTuple):
+    """What one pair of mini-batches yields."""
+
+    target_features: Tensor  # (n, 256)
+    target_class_scores: Tensor  # (n, n_classes)
+    reconstruction: Tensor  # (n, 256)
+    reference_class_scores: Tensor | None  # (n, n_classes); None without a reference
+
+
+def pooled_length(n_columns: int) -> int:
+    """Return the length behind the two convolutions: 320 -> 325 -> 162 -> 167 -> 83. At least 4 for any input."""
+    return ((n_columns + 5) // 2 + 5) // 2
+
+
+class FeatureExtractor(nn.Sequential):
+    """g: two convolutions over the bytes of a flow and two dense layers, (n, n_columns) -> (n, 256)."""
+
+    def __init__(self, n_columns: int, dense_activation: str | None):
+        activation = {None: nn.Identity, "relu": nn.ReLU}[dense_activation]
+        super().__init__(
+            nn.Conv1d(1, 32, kernel_size=6, padding=5),
+            nn.ReLU(),
+            nn.BatchNorm1d(32),
+            nn.MaxPool1d(2),
+            nn.Conv1d(32, 64, kernel_size=6, padding=5),
+            nn.ReLU(),
+            nn.BatchNorm1d(64),
+            nn.MaxPool1d(2),
+            nn.Flatten(),
+            nn.Linear(64 * pooled_length(n_columns), 1024),
+            activation(),
+            nn.BatchNorm1d(1024),
+            nn.Linear(1024, N_FEATURES_G),
+            activation(),
+            nn.BatchNorm1d(N_FEATURES_G),
+        )
+
+
+class Autoencoder(nn.Sequential):
+    """256 -> 128 -> 64 -> 128 -> 256; linear at the end, because features have both signs."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Linear(N_FEATURES_G, 128),
+            nn.ReLU(),
+            nn.Linear(128, 64),
+            nn.ReLU(),
+            nn.Linear(64, 128),
+            nn.ReLU(),
+            nn.Linear(128, N_FEATURES_G),
+        )
+
+
+class DOCIDSNetwork(nn.Module):
+    """The two-input network: reference and target share g and h_c, the autoencoder sees the target alone."""
+
+    def __init__(
+        self,
+        n_columns: int,
+        n_classes: int,
+        batch_norm: str = "separate",
+        dense_activation: str | None = None,
+        scale: float = 255.0,
+    ):
+        super().__init__()
+        self.batch_norm = batch_norm
+        self.scale = scale
+        self.g = FeatureExtractor(n_columns, dense_activation)
+        self.h_c = nn.Linear(N_FEATURES_G, n_classes)
+        self.autoencoder = Autoencoder()
+
+    def features(self, flows: Tensor) -> Tensor:
+        """Return g of flow bytes, (n, n_columns) of any number type -> (n, 256)."""
+        # Scaled here, so that bytes travel as bytes, and by a constant: a scale taken from a capture would leak it.
+        return self.g(flows.to(self.h_c.weight.dtype).unsqueeze(1) / self.scale)
+
+    def forward(self, target: Tensor, reference: Tensor | None = None) -> PairOutput:
+        """Return features and class scores of both inputs, and the reconstruction of the target's features."""
+        if reference is None:
+            features, reference_scores = self.features(target), None
+        else:
+            features, reference_features = self._paired_features(target, reference)
+            reference_scores = self.h_c(reference_features)
+        return PairOutput(features, self.h_c(features), self.autoencoder(features), reference_scores)
+
+    def _paired_features(self, target: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+        """Return g of both inputs, normalised as ``batch_norm`` says."""
+        if self.batch_norm == "joint":
+            features = self.features(torch.cat([target, reference]))
+            return features[: len(target)], features[len(target) :]
+        if self.batch_norm == "target":
+            with _running_statistics_kept(self.g):
+                reference_features = self.features(reference)
+        else:
+            reference_features = self.features(reference)
+        return self.features(target), reference_features
+
+
+@contextmanager
+def _running_statistics_kept(module: nn.Module) -> Iterator[None]:
+    """Normalise by the statistics of the batch without letting them into the running ones, which scoring uses."""
+    norms = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm1d)]
+    momenta = [layer.momentum for layer in norms]
+    for layer in norms:
+        layer.momentum = 0.0
+    try:
+        yield
+    finally:
+        for layer, momentum in zip(norms, momenta, strict=True):
+            layer.momentum = momentum

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Scoring with a fitted network: what it computes, chunk by chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sklearn_docids._network import DOCIDSNetwork
+from sklearn_docids._training import rows_to_tensor
+
+# Every chunk has this many rows, the last one padded: matrix kernels choose their order of summation by shape, so
+# with one shape the score of a flow does not depend on the flows beside it. Larger chunks leave the cache.
+CHUNK_ROWS = 64
+
+
+def features_of(network: DOCIDSNetwork, flows: Tensor) -> Tensor:
+    """Return g."""
+    return network.features(flows)
+
+
+def class_scores_of(network: DOCIDSNetwork, flows: Tensor) -> Tensor:
+    """Return h_c."""
+    return network.h_c(network.features(flows))
+
+
+def reconstruction_error_of(network: DOCIDSNetwork, flows: Tensor) -> Tensor:
+    """Return the mean squared difference between g and its reconstruction, per flow."""
+    features = network.features(flows)
+    return (network.autoencoder(features) - features).square().mean(dim=1)
+
+
+def evaluate(
+    function: Callable[[DOCIDSNetwork, Tensor], Tensor], network: DOCIDSNetwork, X: np.ndarray
+) -> np.ndarray:
+    """Return ``function`` of all rows, as float64."""
+    device = network.h_c.weight.device
+    network.eval()
+    results = []
+    with torch.inference_mode():
+        for first in range(0, len(X), CHUNK_ROWS):
+            chunk = rows_to_tensor(X[first : first + CHUNK_ROWS])
+            n_rows = len(chunk)
+            if n_rows < CHUNK_ROWS:
+                chunk = torch.cat([chunk, chunk.new_zeros(CHUNK_ROWS - n_rows, chunk.shape[1])])
+            results.append(function(network, chunk.to(device))[:n_rows].double().cpu().numpy())
+    return np.concatenate(results)
+
+
+def nearest_template_distance(class_scores: np.ndarray, templates: np.ndarray) -> np.ndarray:
+    """Return the Euclidean distance of each row to the nearest template."""
+    distances = np.empty(len(class_scores))
+    for first in range(0, len(class_scores), CHUNK_ROWS):
+        chunk = class_scores[first : first + CHUNK_ROWS]
+        # Differences, not the expanded square: the result of a row must not depend on the rows beside it.
+        difference = chunk[:, None, :] - templates[None, :, :]
+        distances[first : first + CHUNK_ROWS] = np.sqrt(np.square(difference).sum(axis=2).min(axis=1))
+    return distances

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Metrics of attack detection that cannot be inverted by accident.
+
+scikit-learn's metrics take the greater label for the positive one: with +1 for normal flows they measure how well
+*normal* flows are found, and with 0/1 labels and the scores of an outlier detector they return 1 minus the ROC-AUC.
+Here the attack is always the positive class, scores are always those of ``score_samples`` (the lower, the more
+abnormal), and labels that leave a doubt raise.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.utils import check_consistent_length, column_or_1d
+
+
+def is_attack(y_true: Any, pos_label: Any = None) -> np.ndarray:
+    """Return which labels are attacks.
+
+    Parameters
+    ----------
+    y_true : array-like of shape (n_flows,)
+        +1 for normal, -1 for attack; or any labels, if ``pos_label`` is given.
+    pos_label : object, default=None
+        The label of attacks.
+
+    Returns
+    -------
+    ndarray of bool, shape (n_flows,)
+        True for attacks.
+
+    Raises
+    ------
+    ValueError
+        The labels are not +1 and -1 and ``pos_label`` is None, or one of the two kinds is missing.
+
+    Examples
+    --------
+    >>> is_attack([1, -1, 1])
+    array([False,  True, False])
+    """
+    labels = column_or_1d(y_true)
+    if pos_label is None:
+        if not np.isin(labels, (-1, 1)).all():
+            raise ValueError(
+                f"y_true has the labels {np.unique(labels)[:5].tolist()}; attacks are -1 and normal flows +1, "
+                "or pos_label must say which label is the attack"
+            )
+        pos_label = -1
+    attack: np.ndarray = labels == pos_label
+    if attack.all() or not attack.any():
+        raise ValueError("y_true needs attacks and normal flows, " + ("only attacks" if attack.all() else "no attack"))
+    return attack
+
+
+def attack_roc_auc_score(y_true: Any, y_score: Any, *, pos_label: Any = None) -> float:
+    """Return the area under the ROC curve with attacks as the positive class.
+
+    Parameters
+    ----------
+    y_true : array-like of shape (n_flows,)
+        +1 for normal, -1 for attack; or any labels, if ``pos_label`` is given.
+    y_score : array-like of shape (n_flows,)
+        Scores as from ``score_samples``: the lower, the more abnormal.
+    pos_label : object, default=None
+        The label of attacks, where labels are not +1 and -1.
+
+    Returns
+    -------
+    float
+        0.5 for scores without information, 1.0 if every attack scores below every normal flow.
+
+    Raises
+    ------
+    ValueError
+        As in `is_attack`.
+
+    Examples
+    --------
+    >>> attack_roc_auc_score([1, 1, -1], [-0.1, -0.2, -0.9])
+    1.0
+    """
+    check_consistent_length(y_true, y_score)
+    return float(roc_auc_score(is_attack(y_true, pos_label), -np.asarray(y_score, dtype=np.float64)))
+
+
+def attack_average_precision_score(y_true: Any, y_score: Any, *, pos_label: Any = None) -> float:
+    """Return the average precision (area under the PR curve) with attacks as the positive class.
+
+    Parameters
+    ----------
+    y_true : array-like of shape (n_flows,)
+        +1 for normal, -1 for attack; or any labels, if ``pos_label`` is given.
+    y_score : array-like of shape (n_flows,)
+        Scores as from ``score_samples``: the lower, the more abnormal.
+    pos_label : object, default=None
+        The label of attacks, where labels are not +1 and -1.
+
+    Returns
+    -------
+    float
+        The share of attacks for scores without information, 1.0 if every attack scores below every normal flow.
+
+    Raises
+    ------
+    ValueError
+        As in `is_attack`.
+
+    Examples
+    --------
+    >>> attack_average_precision_score([1, 1, -1], [-0.1, -0.9, -0.2])
+    0.5
+    """
+    check_consistent_length(y_true, y_score)
+    return float(average_precision_score(is_attack(y_true, pos_label), -np.asarray(y_score, dtype=np.float64)))
+
+
+def recall_at_fpr_score(y_true: Any, y_score: Any, *, max_fpr: float = 0.01, pos_label: Any = None) -> float:
+    """Return the share of attacks found when at most ``max_fpr`` of the normal flows raise an alarm.
+
+    Parameters
+    ----------
+    y_true : array-like of shape (n_flows,)
+        +1 for normal, -1 for attack; or any labels, if ``pos_label`` is given.
+    y_score : array-like of shape (n_flows,)
+        Scores as from ``score_samples``: the lower, the more abnormal.
+    max_fpr : float, default=0.01
+        False-alarm rate allowed, in [0, 1).
+    pos_label : object, default=None
+        The label of attacks, where labels are not +1 and -1.
+
+    Returns
+    -------
+    float
+        Recall in [0, 1]; a flow is an alarm if it scores strictly below the threshold.
+
+    Raises
+    ------
+    ValueError
+        ``max_fpr`` is outside [0, 1), or as in `is_attack`.
+
+    Examples
+    --------
+    >>> recall_at_fpr_score([1, 1, -1, -1], [-0.1, -0.2, -0.9, -0.15], max_fpr=0.0)
+    0.5
+    """
+    if not 0 <= max_fpr < 1:
+        raise ValueError(f"max_fpr must be in [0, 1), got {max_fpr!r}")
+    check_consistent_length(y_true, y_score)
+    attack, scores = is_attack(y_true, pos_label), np.asarray(y_score, dtype=np.float64)
+    normal = np.sort(scores[~attack])
+    # The product may fall just short of the whole number it stands for: 0.29 * 100 < 29.
+    threshold = normal[int(max_fpr * len(normal) + 1e-9)]
+    return float(np.mean(scores[attack] < threshold))

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Search and validation for detectors that train on normal flows and are measured with attacks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator, MetaEstimatorMixin, clone
+from sklearn.utils import _safe_indexing, column_or_1d
+from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping, process_routing
+from sklearn.utils.validation import check_consistent_length, check_is_fitted
+
+
+class NormalOnly(MetaEstimatorMixin, BaseEstimator):
+    """Fit a detector on the normal rows only, whatever it is given.
+
+    ``GridSearchCV`` needs attacks to measure with, and hands them to ``fit`` as well: in every fold, and once more
+    when it refits on all rows. Wrapped in this class, a detector never trains on a row whose label is not +1.
+
+    Parameters
+    ----------
+    estimator : estimator
+        Outlier detector. Its parameters are ``estimator__...`` in a grid.
+
+    Attributes
+    ----------
+    estimator_ : estimator
+        The detector, fitted on normal rows.
+
+    See Also
+    --------
+    make_flow_scorer : Scorers for the search.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn.ensemble import IsolationForest
+    >>> from sklearn_docids.model_selection import NormalOnly
+    >>> X, y = np.array([[0.0], [0.1], [9.0]]), np.array([1, 1, -1])
+    >>> NormalOnly(IsolationForest(random_state=0)).fit(X, y).n_normal_
+    2
+    """
+
+    def __init__(self, estimator: Any):
+        self.estimator = estimator
+
+    def fit(self, X: Any, y: Any, **fit_params: Any) -> NormalOnly:
+        """Fit the detector on the rows whose label is +1.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_flows, n_columns)
+            Flow bytes.
+        y : array-like of shape (n_flows,)
+            +1 for normal, -1 for attack.
+        **fit_params
+            Parameters of the detector's ``fit``, such as ``reference``; they are handed on as they are.
+
+        Returns
+        -------
+        NormalOnly
+            The fitted meta-estimator.
+
+        Raises
+        ------
+        ValueError
+            Labels are not +1 and -1, or no row is normal.
+        """
+        labels = column_or_1d(y)
+        check_consistent_length(X, labels)
+        if not np.isin(labels, (-1, 1)).all():
+            raise ValueError(f"y must be +1 (normal) and -1 (attack), got {np.unique(labels)[:5].tolist()}")
+        normal = np.flatnonzero(labels == 1)
+        if len(normal) == 0:
+            raise ValueError("y has no normal row (+1) to fit on")
+        routed = process_routing(self, "fit", **fit_params)
+        self.n_normal_ = len(normal)
+        self.estimator_ = clone(self.estimator).fit(_safe_indexing(X, normal), **routed.estimator.fit)
+        return self
+
+    def score_samples(self, X: Any) -> np.ndarray:
+        """Return the detector's scores: the lower, the more abnormal.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_flows, n_columns)
+            Flow bytes.
+
+        Returns
+        -------
+        ndarray of float, shape (n_flows,)
+            Scores.
+        """
+        check_is_fitted(self)
+        return self.estimator_.score_samples(X)
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Return the detector's scores relative to its threshold: negative is abnormal.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_flows, n_columns)
+            Flow bytes.
+
+        Returns
+        -------
+        ndarray of float, shape (n_flows,)
+            Scores minus threshold.
+        """
+        check_is_fitted(self)
+        return self.estimator_.decision_function(X)
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Return the detector's verdicts.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_flows, n_columns)
+            Flow bytes.
+
+        Returns
+        -------
+        ndarray of int, shape (n_flows,)
+            +1 for normal, -1 for abnormal.
+        """
+        check_is_fitted(self)
+        return self.estimator_.predict(X)
+
+    def get_metadata_routing(self) -> MetadataRouter:
+        """Return the routing: all that ``fit`` is given goes to the detector's ``fit``.
+
+        Returns
+        -------
+        MetadataRouter
+            The routing.
+        """
+        mapping = MethodMapping().add(caller="fit", callee="fit")
+        return MetadataRouter(owner=self).add(estimator=self.estimator, method_mapping=mapping)
+
+
+def make_flow_scorer(metric: Callable[..., float], **metric_params: Any) -> Callable[[Any, Any, Any], float]:
+    """Return a scorer for searches and cross-validation over detectors of flows.
+
+    Parameters
+    ----------
+    metric : callable
+        One of `sklearn_docids.metrics`: takes labels and scores (the lower, the more abnormal), returns a float.
+    **metric_params
+        Further parameters of the metric.
+
+    Returns
+    -------
+    callable
+        ``scorer(estimator, X, y)``. ``y`` has a label per row of ``estimator.score_samples(X)``; for a pipeline that
+        starts with captures, it is a list with one array of labels per capture. Other numbers raise.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn.ensemble import IsolationForest
+    >>> from sklearn_docids.metrics import attack_roc_auc_score
+    >>> from sklearn_docids.model_selection import make_flow_scorer
+    >>> X, y = np.array([[0.0], [0.1], [9.0]]), np.array([1, 1, -1])
+    >>> scorer = make_flow_scorer(attack_roc_auc_score)
+    >>> scorer(IsolationForest(random_state=0).fit(X[:2]), X, y)
+    1.0
+    """
+
+    def scorer(estimator: Any, X: Any, y: Any) -> float:
+        scores = estimator.score_samples(X)
+        labels = _joined_labels(y)
+        if len(labels) != len(scores):
+            raise ValueError(f"y has {len(labels)} labels, but X has {len(scores)} flows")
+        return metric(labels, scores, **metric_params)
+
+    return scorer
+
+
+def _joined_labels(y: Any) -> np.ndarray:
+    """Return one label per flow, whether they come in one array or in one per capture."""
+    if len(y) and np.ndim(y[0] if isinstance(y, list | tuple) else np.asarray(y, dtype=object)[0]) == 1:
+        return np.concatenate([np.asarray(labels) for labels in y])
+    return np.asarray(y)
