@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 from sklearn.ensemble import IsolationForest
-from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 from sklearn.svm import OneClassSVM
 
 from sklearn_docids import DOCIDSDetector, FlowSampler, ReferenceData, paper
+from sklearn_docids.metrics import attack_roc_auc_score
 
 TARGETS = {
     "A": ("targetA_windows_domain", ("targetA_windows_domain/attack_*.pcap", "attacks_crosslab/*.pcap")),
@@ -36,15 +36,45 @@ class NearestNeighbour:
         return -self.index_.kneighbors(X)[0][:, 0]
 
 
-def detectors(seed, extra):
-    """Return the detectors compared; those that need no reference take rows scaled to 0..1."""
-    return {
-        "DOC-IDS": DOCIDSDetector(random_state=seed, **extra),
-        "DOC-IDS knn": DOCIDSDetector(random_state=seed, score_method="knn", **extra),
-        "DOC-IDS paper": paper.detector(random_state=seed),
+class Scaled:
+    """A baseline on bytes scaled to 0..1."""
+
+    def __init__(self, detector):
+        self.detector = detector
+
+    def fit(self, X, reference):
+        self.detector.fit(X / np.float32(255))
+        return self
+
+    def scores(self, X):
+        return {"": self.detector.score_samples(X / np.float32(255))}
+
+
+class Both:
+    """DOC-IDS with both scores of one fit: the reconstruction error does not depend on the templates."""
+
+    def __init__(self, detector):
+        self.detector = detector.set_params(score_method="knn")
+
+    def fit(self, X, reference):
+        self.detector.fit(X, reference=reference)
+        return self
+
+    def scores(self, X):
+        return {"": -self.detector.reconstruction_error(X), " knn": self.detector.score_samples(X)}
+
+
+def detectors(seed):
+    """Return the detectors compared."""
+    baselines = {
         "IsolationForest": IsolationForest(n_estimators=300, random_state=seed),
         "OneClassSVM": OneClassSVM(gamma="scale"),
         "1-NN": NearestNeighbour(),
+    }
+    return {
+        "DOC-IDS": Both(DOCIDSDetector(random_state=seed)),
+        "DOC-IDS paper": Both(paper.detector(random_state=seed)),
+        **{name: Scaled(baseline) for name, baseline in baselines.items()},
     }
 
 
@@ -74,31 +104,21 @@ def main():
     parser.add_argument("--targets", default="AB")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--fields", default="paper")
-    parser.add_argument("--only", nargs="*", help="names of the detectors to run")
-    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="parameters of DOC-IDS")
     args = parser.parse_args()
-    extra = {}
-    for setting in args.set:
-        name, value = setting.split("=")
-        extra[name] = {"True": True, "None": None}.get(value, float(value) if "." in value else value)
     for target in args.targets:
         results = {}
         for seed in range(args.seeds):
             X_train, reference, X_normal, attacks = load(args.data, target, args.fields, seed)
-            for name, detector in detectors(seed, extra).items():
-                if args.only and name not in args.only:
-                    continue
+            for name, detector in detectors(seed).items():
                 began = time.process_time()
-                doc = isinstance(detector, DOCIDSDetector)
-                scale = 1 if doc else np.float32(255)
-                detector.fit(X_train if doc else X_train / scale, **({"reference": reference} if doc else {}))
-                normal = detector.score_samples(X_normal / scale if not doc else X_normal)
+                detector.fit(X_train, reference)
+                normal = detector.scores(X_normal)
                 for attack, X in attacks.items():
                     X = thinned(X, seed)
-                    scores = detector.score_samples(X if doc else X / scale)
-                    is_attack = np.r_[np.zeros(len(normal)), np.ones(len(scores))]
-                    auc = roc_auc_score(is_attack, -np.r_[normal, scores])
-                    results.setdefault((attack, len(X)), {}).setdefault(name, []).append(auc)
+                    labels = np.r_[np.ones(len(X_normal)), -np.ones(len(X))]
+                    for kind, scores in detector.scores(X).items():
+                        auc = attack_roc_auc_score(labels, np.r_[normal[kind], scores])
+                        results.setdefault((attack, len(X)), {}).setdefault(name + kind, []).append(auc)
                 print(f"target {target} seed {seed} {name}: {time.process_time() - began:.0f} CPU-s", flush=True)
         names = list(next(iter(results.values())))
         print(f"\n| target {target}, fields={args.fields} | flows | {' | '.join(names)} |")

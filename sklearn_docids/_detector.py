@@ -104,9 +104,10 @@ class DOCIDSDetector(OutlierMixin, BaseEstimator):
         How the learning rate changes over the steps. None: constant, as in the paper.
     scale : float, default=255.0
         What rows are divided by before the first layer.
-    batch_norm : {"separate", "target", "joint"}, default="separate"
-        How batch normalisation treats the two inputs: ``"separate"`` statistics per input, both entering the running
-        ones that scoring uses; ``"target"``: only those of the target enter; ``"joint"``: one batch of both.
+    batch_norm : {"target", "separate", "joint"}, default="target"
+        How batch normalisation treats the two inputs. ``"target"``: statistics per input, and only those of the target
+        enter the running ones, which scoring uses; ``"separate"``: both enter; ``"joint"``: one batch of both. The
+        paper does not state it; docs/design.md tells how the default was chosen.
     dense_activation : {None, "relu"}, default=None
         Activation behind the two dense layers of g. None is Table 1 as printed.
     detach_target : bool, default=False
@@ -210,7 +211,7 @@ class DOCIDSDetector(OutlierMixin, BaseEstimator):
         weight_decay: float = 5e-4,
         schedule: str | None = "one_cycle",
         scale: float = 255.0,
-        batch_norm: str = "separate",
+        batch_norm: str = "target",
         dense_activation: str | None = None,
         detach_target: bool = False,
         device: str = "auto",

@@ -359,7 +359,7 @@ class FlowSampler(TransformerMixin, BaseEstimator):
 
 def _as_list(captures: Any) -> list[Any]:
     """Return a list of sources, whether one was given or several."""
-    if isinstance(captures, str | bytes | os.PathLike) or hasattr(captures, "readinto"):
+    if isinstance(captures, str | bytes | os.PathLike) or hasattr(captures, "read"):
         return [captures]
     try:
         sources = list(captures)

@@ -10,10 +10,10 @@ from scapy.layers.inet6 import (
     IPv6ExtHdrHopByHop,
     IPv6ExtHdrRouting,
 )
-from scapy.layers.l2 import CookedLinux, CookedLinuxV2, Dot1AD, Dot1Q, Ether, Loopback
+from scapy.layers.l2 import CookedLinux, CookedLinuxV2, Dot1AD, Dot1Q, Ether
 from scapy.utils import RawPcapNgReader, RawPcapReader
 
-CLASSES = {0: Loopback, 1: Ether, 108: Loopback, 113: CookedLinux, 228: IP, 229: IPv6, 276: CookedLinuxV2}
+CLASSES = {1: Ether, 113: CookedLinux, 228: IP, 229: IPv6, 276: CookedLinuxV2}
 EXTENSION_HEADERS = (IPv6ExtHdrHopByHop, IPv6ExtHdrDestOpt, IPv6ExtHdrRouting)
 # Deeper layers cost time and are not looked at.
 conf.layers.filter([*CLASSES.values(), *EXTENSION_HEADERS, Dot1AD, Dot1Q, IPv6ExtHdrFragment, TCP, UDP])
@@ -33,16 +33,20 @@ def read_packets(path):
 
 def parse(raw, link_type):
     """Return (fate, dict of what was found)."""
+    kind = None
     if link_type in CLASSES:
         layer = CLASSES[link_type](raw)
+    elif link_type in (0, 108):  # scapy knows the address families of its own system only
+        layer = (IP if 2 in (raw[0], raw[3]) else IPv6)(raw[4:])
     elif raw and raw[0] >> 4 in (4, 6):
         layer = (IP if raw[0] >> 4 == 4 else IPv6)(raw)
     else:
         return "non_ip", None
-    while isinstance(layer, Ether | Dot1Q | Dot1AD | CookedLinux | CookedLinuxV2 | Loopback):
+    while isinstance(layer, Ether | Dot1Q | Dot1AD | CookedLinux | CookedLinuxV2):
+        kind = layer.proto if "proto" in layer.fields else layer.type
         layer = layer.payload
-    if not isinstance(layer, IP | IPv6):
-        return "non_ip", None
+    if not isinstance(layer, IP | IPv6):  # a header that is cut is raw bytes for scapy
+        return ("short" if kind in (0x0800, 0x86DD) else "non_ip"), None
     ip, ip_start = layer, len(raw) - len(layer.original)
     if isinstance(ip, IP):
         ip_end = ip_start + ip.len if ip.len else len(raw)

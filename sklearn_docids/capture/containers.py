@@ -72,9 +72,9 @@ def capture_name(source: Any) -> str:
 @contextmanager
 def opened(source: Any) -> Iterator[BinaryIO]:
     """Open a path without Python's own buffering; leave an open file open, it belongs to the caller."""
+    if isinstance(source, io.TextIOBase):
+        raise TypeError(f"{capture_name(source)} is open in text mode; open it with mode 'rb'")
     if hasattr(source, "readinto"):
-        if isinstance(source, io.TextIOBase):
-            raise TypeError(f"{capture_name(source)} is open in text mode; open it with mode 'rb'")
         yield source
     elif isinstance(source, str | bytes | os.PathLike):
         # FileIO directly: open() would say "directory" only on reading, and a path is all that is allowed here.

@@ -150,6 +150,7 @@ class FlowAssembler:
 
     def finish(self) -> None:
         """End the capture: all flows are finished now."""
+        self.flush()
         while self._cursor["n_live"][0]:
             kernels.finish_all(self._links, self._table, self._finished, self._cursor)
             self.flush()
@@ -214,8 +215,8 @@ def assemble_blocks(
 
 
 def warn(message: str) -> None:
-    """Warn of damage at the line of the caller's code, outside this package."""
-    warnings.warn(message, CaptureWarning, skip_file_prefixes=(os.path.dirname(os.path.dirname(__file__)),))
+    """Warn of damage, and of what was kept."""
+    warnings.warn(message, CaptureWarning, stacklevel=2)
 
 
 def _report_link_types(capture: Capture, counters: dict[str, int]) -> None:

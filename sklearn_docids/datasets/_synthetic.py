@@ -44,14 +44,21 @@ class Site:
     clients: list[str]
     servers: list[str]
     words: list[str]
+    ttl: int
 
 
-def _site(rng: Random, prefix: str, n_clients: int) -> Site:
+def _site(rng: Random, prefix: str, ttl: int) -> Site:
     return Site(
-        [f"{prefix}.{host}" for host in rng.sample(range(10, 200), n_clients)],
-        [f"198.51.100.{host}" for host in rng.sample(range(1, 255), 40)],
-        rng.sample(WORDS, 60),
+        [f"{prefix}.{host}" for host in rng.sample(range(10, 200), 20)],
+        [f"198.51.100.{host}" for host in rng.sample(range(1, 255), 12)],
+        rng.sample(WORDS, 30),
+        ttl,
     )
+
+
+def _window(host: str) -> int:
+    """Return the TCP window a host opens with: a matter of its system, the same for all it says."""
+    return (64240, 65535, 8192)[int(host.rsplit(".", 1)[1]) % 3]
 
 
 def _text(rng: Random, low: int, high: int) -> bytes:
@@ -313,16 +320,16 @@ def make_traffic(
     for name, count in (("n_flows", n_flows), ("n_reference", n_reference), ("n_attacks", n_attacks)):
         if count < 1:
             raise ValueError(f"{name} must be at least 1, got {count}")
-    elsewhere, here = _site(rng, "192.0.2", 12), _site(rng, "10.20.0", 25)
+    elsewhere, here = _site(rng, "192.0.2", ttl=128), _site(rng, "10.20.0", ttl=64)
     reference = []
     for name in PROTOCOLS:
         reference.append(folder / "reference" / f"{name}.pcap")
-        _write(reference[-1], rng, elsewhere, [(PROTOCOLS[name], "")] * n_reference, ttl=128)
+        _write(reference[-1], rng, elsewhere, [(PROTOCOLS[name], "")] * n_reference)
     mix = rng.choices(list(TARGET_MIX), list(TARGET_MIX.values()), k=2 * n_flows)
     normal = [(PROTOCOLS[name], "") for name in mix]
     attacks = [(spec, name) for name, spec in ATTACKS.items() for _ in range(n_attacks)]
-    _write(folder / "train.pcap", rng, here, normal[:n_flows], ttl=64)
-    labels = _write(folder / "test.pcap", rng, here, normal[n_flows:] + attacks, ttl=64)
+    _write(folder / "train.pcap", rng, here, normal[:n_flows])
+    labels = _write(folder / "test.pcap", rng, here, normal[n_flows:] + attacks)
     _write_labels(folder / "labels.csv", labels)
     return Bunch(
         reference=reference,
@@ -350,7 +357,7 @@ def _write_labels(path: Path, labels: dict[FiveTuple, str]) -> None:
         table.writerows((*five_tuple, kind) for five_tuple, kind in labels.items() if kind)
 
 
-def _write(path: Path, rng: Random, site: Site, flows: list[Any], ttl: int) -> dict[FiveTuple, str]:
+def _write(path: Path, rng: Random, site: Site, flows: list[Any]) -> dict[FiveTuple, str]:
     """Write flows at random times of one hour; return the kind of each five-tuple."""
     from scapy.utils import PcapWriter
 
@@ -364,7 +371,7 @@ def _write(path: Path, rng: Random, site: Site, flows: list[Any], ttl: int) -> d
                 break
         labels[five_tuple] = kind
         turns = dialogue(rng, site)
-        sent = _udp_packets(rng, five_tuple, turns, ttl) if udp else _tcp_packets(rng, five_tuple, turns, ttl)
+        sent = _udp_packets(rng, five_tuple, turns, site.ttl) if udp else _tcp_packets(rng, five_tuple, turns, site.ttl)
         time = START_S + rng.uniform(0, SPAN_S)
         for packet in sent:
             packets.append((time, packet))
@@ -420,7 +427,7 @@ def _tcp_packets(rng: Random, five_tuple: FiveTuple, turns: Dialogue, ttl: int) 
     frames = _frames(five_tuple, ttl, TCP)
     next_seq = {True: rng.getrandbits(32), False: rng.getrandbits(32)}
     number = {True: rng.randint(0, 65535), False: rng.randint(0, 65535)}
-    window = {True: rng.choice((64240, 65535, 8192)), False: rng.choice((65160, 28960, 65535))}
+    window = {True: _window(five_tuple[0]), False: _window(five_tuple[2])}
     hello = [("MSS", 1460), ("NOP", None), ("WScale", 8), ("NOP", None), ("NOP", None), ("SAckOK", b"")]
     segments = [(True, "S", b""), (False, "SA", b""), (True, "A", b"")]
     segments += [(from_client, "PA", data) for from_client, data in turns]

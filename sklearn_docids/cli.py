@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The command line: ``docids demo | sample | fit | score``."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+import numpy as np
+
+from sklearn_docids import __version__
+
+if TYPE_CHECKING:
+    from sklearn_docids.capture.flows import FlowTable
+
+N_LISTED = 10
+SCORE_COLUMNS = (
+    "capture", "time_first", "time_last", "src_ip", "src_port", "dst_ip", "dst_port", "protocol", "score", "verdict",
+)  # fmt: skip
+PROTOCOL_NAMES = {6: "tcp", 17: "udp"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; return its exit status: 0, or 1 for unusable input."""
+    args = _parser().parse_args(arguments)
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            args.command(args)
+        except BrokenPipeError:  # the reader of our output has seen enough
+            sys.stderr.close()
+        except (OSError, ValueError) as error:
+            print(f"docids: error: {error}", file=sys.stderr)
+            return 1
+    return 0
+
+
+def _show_warning(message: Any, *args: Any, **kwargs: Any) -> None:
+    print(f"docids: warning: {message}", file=sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="docids", description="Network anomaly detection from raw packets (DOC-IDS).")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    demo = commands.add_parser("demo", help="train and score on traffic written on the spot, in under two minutes")
+    demo.add_argument("--seed", type=int, default=0, help="seed of traffic and training (default 0)")
+    demo.add_argument("--output", default="docids-demo", metavar="DIR", help="folder to write to (default docids-demo)")
+    demo.set_defaults(command=_demo)
+
+    sample = commands.add_parser("sample", help="write the flow bytes of captures as an array")
+    sample.add_argument("captures", nargs="+", metavar="CAPTURE")
+    sample.add_argument(
+        "-o", "--output", required=True, metavar="OUT",
+        help="X.npy: the array alone; another name: a folder with the array and the flow table",
+    )  # fmt: skip
+    _add_fields_option(sample)
+    sample.set_defaults(command=_sample)
+
+    fit = commands.add_parser("fit", help="train a detector on captures of normal traffic")
+    fit.add_argument("captures", nargs="+", metavar="CAPTURE", help="normal traffic")
+    fit.add_argument(
+        "--reference", required=True, metavar="DIR", help="one capture, or folder of captures, per class, named after it"
+    )
+    fit.add_argument("--model", required=True, metavar="M", help="model file to write")
+    fit.add_argument("--max-epochs", type=_epochs, default="auto", metavar="N", help="passes over the traffic")
+    fit.add_argument("--score-method", default="reconstruction", choices=("reconstruction", "knn"))
+    fit.add_argument("--seed", type=int, default=0, help="seed of sampling and training (default 0)")
+    _add_fields_option(fit)
+    fit.set_defaults(command=_fit)
+
+    score = commands.add_parser("score", help="score the flows of captures with a trained detector")
+    score.add_argument("captures", nargs="+", metavar="CAPTURE")
+    score.add_argument("--model", required=True, metavar="M", help="model file written by fit")
+    score.add_argument("--output", metavar="CSV", help="one row per flow; default: standard output")
+    score.set_defaults(command=_score)
+    return parser
+
+
+def _add_fields_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--fields", default="paper", choices=("paper", "portable", "raw"), help="header-field policy (default paper)"
+    )
+
+
+def _epochs(text: str) -> int | str:
+    return text if text == "auto" else int(text)
+
+
+def _demo(args: argparse.Namespace) -> None:
+    from sklearn_docids import _demo
+
+    _demo.run(args.output, args.seed)
+
+
+def _sample(args: argparse.Namespace) -> None:
+    from sklearn_docids import FlowSampler
+
+    counters = FlowSampler(fields=args.fields, verbose=1).write(args.captures, args.output)
+    print(f"{sum(c.get('flows', 0) for c in counters)} flows written to {args.output}")
+
+
+def _fit(args: argparse.Namespace) -> None:
+    from sklearn_docids import DOCIDSDetector, FlowSampler, ReferenceData
+
+    sampler = FlowSampler(fields=args.fields, random_state=args.seed, verbose=1)
+    paths, labels = class_captures(Path(args.reference))
+    X_reference, y_reference, _ = sampler.sample(paths, labels)
+    X, _, _ = sampler.sample(args.captures)
+    detector = DOCIDSDetector(
+        max_epochs=args.max_epochs, score_method=args.score_method, random_state=args.seed, verbose=1
+    )
+    detector.fit(X, reference=ReferenceData(X_reference, y_reference))
+    detector.save(args.model, sampler=sampler.set_params(verbose=0))
+    print(f"{len(X)} flows and {len(X_reference)} reference flows learned, model written to {args.model}")
+
+
+def class_captures(folder: Path) -> tuple[list[Path], list[str]]:
+    """Return captures and their classes: a file's name without suffix, or the name of the folder it lies in.
+
+    Raises
+    ------
+    OSError
+        The folder is missing or is no folder.
+    ValueError
+        It has no entries.
+    """
+    paths, labels = [], []
+    for entry in sorted(folder.iterdir()):
+        if entry.name.startswith("."):
+            continue
+        found = sorted(p for p in entry.rglob("*") if p.is_file()) if entry.is_dir() else [entry]
+        paths += found
+        labels += [entry.name if entry.is_dir() else entry.stem] * len(found)
+    if not paths:
+        raise ValueError(f"{folder} holds no captures: one capture, or folder of captures, per class is needed")
+    return paths, labels
+
+
+def _score(args: argparse.Namespace) -> None:
+    from sklearn_docids import load_detector
+
+    detector = load_detector(args.model)
+    if detector.sampler_ is None:
+        raise ValueError(f"{args.model} holds no sampler, so captures cannot be read as it was trained; use docids fit")
+    flows = detector.sampler_.flows(args.captures)
+    scores = detector.score_samples(flows.X) if len(flows) else np.empty(0)
+    if args.output is None:
+        write_scores(sys.stdout, flows, scores, detector.offset_)
+        return
+    with open(args.output, "w", newline="", encoding="utf-8") as file:
+        write_scores(file, flows, scores, detector.offset_)
+    n_abnormal = int(np.sum(scores < detector.offset_))
+    print(f"{len(flows)} flows, {n_abnormal} abnormal, written to {args.output}")
+    order = np.argsort(scores, kind="stable")[:N_LISTED]
+    if len(order):
+        print(f"\nThe {len(order)} most abnormal flows:")
+        print("\n".join(format_flows(flows[order], scores[order])))
+
+
+def write_scores(file: TextIO, flows: FlowTable, scores: np.ndarray, offset: float) -> None:
+    """Write one CSV row per flow: times (UTC), five-tuple, score (the lower, the more abnormal), verdict."""
+    table = csv.writer(file, lineterminator="\n")
+    table.writerow(SCORE_COLUMNS)
+    names = np.array(flows.captures, dtype=object)
+    verdicts = np.where(scores < offset, "abnormal", "normal")
+    columns = (
+        names[flows.capture], _times(flows.time_first), _times(flows.time_last), flows.src_ip, flows.src_port,
+        flows.dst_ip, flows.dst_port, _protocols(flows), scores.tolist(), verdicts,
+    )  # fmt: skip
+    table.writerows(zip(*columns, strict=True))
+
+
+def format_flows(flows: FlowTable, scores: np.ndarray) -> Iterator[str]:
+    """Yield a line per flow: score, time, five-tuple."""
+    sources = [f"{ip}:{port}" for ip, port in zip(flows.src_ip, flows.src_port, strict=True)]
+    destinations = [f"{ip}:{port}" for ip, port in zip(flows.dst_ip, flows.dst_port, strict=True)]
+    width = max(map(len, sources)), max(map(len, destinations))
+    rows = zip(scores, _times(flows.time_first), _protocols(flows), sources, destinations, strict=True)
+    for score, time, protocol, source, destination in rows:
+        yield f"{score:12.5g}  {time}  {protocol}  {source:{width[0]}} -> {destination:{width[1]}}"
+
+
+def _times(times: np.ndarray) -> np.ndarray:
+    """Return ISO 8601 times with microseconds."""
+    return np.char.add(np.datetime_as_string(times.astype("datetime64[ns]"), unit="us"), "Z")
+
+
+def _protocols(flows: FlowTable) -> list[str]:
+    return [PROTOCOL_NAMES[protocol] for protocol in flows.protocol.tolist()]

@@ -1,0 +1,304 @@
+"""Containers: every kind of record is found, and damage is reported with its place, after what was read before."""
+
+import io
+import os
+import struct
+import threading
+
+import numpy as np
+import pytest
+from captures import block, enhanced, interface, old_packet, option, pcap, section, simple, tcp, udp
+
+from sklearn_docids import CaptureError, CaptureWarning, FlowSampler
+from sklearn_docids.capture import containers
+
+PACKETS = [udp(sport=1000 + i, payload=b"x" * i) for i in range(10)]
+
+
+def sampled(source, **parameters):
+    return FlowSampler(**parameters).flows(source)
+
+
+def as_file(data):
+    file = io.BytesIO(data)
+    file.name = "memory.pcap"
+    return file
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize(
+    ("magic", "pad", "time_ns"),
+    [(0xA1B2C3D4, b"", 1_500_000_000), (0xA1B23C4D, b"", 1_500_000_000), (0xA1B2CD34, bytes(8), 1_500_000_000)],
+    ids=["microseconds", "nanoseconds", "modified"],
+)
+def test_classic_pcap_in_both_byte_orders_and_all_resolutions(order, magic, pad, time_ns):
+    flows = sampled(as_file(pcap(PACKETS, order=order, magic=magic, pad=pad, times=[1.5] * 10)))
+    assert flows.counters[0]["packets"] == 10
+    assert set(flows.time_first) == {time_ns}
+    assert flows.X[3, :80].tobytes().rstrip(b"\0") == bytes(PACKETS[3])
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("kind", [enhanced, old_packet, simple])
+def test_pcapng_packet_blocks_in_both_byte_orders(order, kind):
+    capture = section(order) + interface(order=order) + b"".join(kind(p, order=order) for p in PACKETS)
+    flows = sampled(as_file(capture))
+    assert len(flows) == 10
+    assert flows.X[3, :80].tobytes().rstrip(b"\0") == bytes(PACKETS[3])
+
+
+def test_pcapng_sections_of_different_byte_order_follow_each_other():
+    capture = b"".join(
+        section(order) + interface(order=order) + b"".join(enhanced(p, order=order) for p in packets)
+        for order, packets in (("<", PACKETS[:5]), (">", PACKETS[5:]))
+    )
+    assert len(sampled(as_file(capture))) == 10
+
+
+@pytest.mark.parametrize(
+    ("resolution", "ticks", "time_ns"),
+    [
+        (bytes([6]), 1_500_000, 1_500_000_000),
+        (bytes([9]), 1_500_000_000, 1_500_000_000),
+        (bytes([3]), 1_500, 1_500_000_000),
+        (bytes([0]), 2, 2_000_000_000),
+        (bytes([12]), 1_500_000_000_000, 1_500_000_000),
+        (bytes([0x80 | 1]), 3, 1_500_000_000),
+        (bytes([0x80 | 20]), 3 << 19, 1_500_000_000),
+        (bytes([0x80 | 127]), 2**63, 0),
+        (bytes([127]), 2**63, 0),
+        (bytes([6, 6, 6]), 1_500_000, 1_500_000_000),  # wrong length: ignored
+    ],
+)
+def test_pcapng_time_resolution_of_the_interface(resolution, ticks, time_ns):
+    capture = section() + interface(options=option(9, resolution)) + enhanced(PACKETS[0], ticks)
+    assert sampled(as_file(capture)).time_first[0] == time_ns
+
+
+def test_pcapng_time_offset_of_the_interface():
+    capture = section() + interface(options=option(14, struct.pack("<q", 100))) + enhanced(PACKETS[0], 1_500_000)
+    assert sampled(as_file(capture)).time_first[0] == 101_500_000_000
+
+
+def test_pcapng_time_beyond_the_range_is_clamped():
+    capture = section() + interface(options=option(9, bytes([0]))) + enhanced(PACKETS[0], 2**64 - 1)
+    assert sampled(as_file(capture)).time_first[0] == 2**62 - 1
+
+
+def test_options_that_lie_about_their_length_are_ignored():
+    capture = section() + interface(options=struct.pack("<HH", 9, 60_000)) + enhanced(PACKETS[0], 1_500_000)
+    assert sampled(as_file(capture)).time_first[0] == 1_500_000_000
+
+
+def test_interfaces_keep_their_own_link_type():
+    ethernet, raw = PACKETS[0], bytes(udp(sport=7, link=False))
+    capture = section() + interface(1) + interface(101) + enhanced(ethernet, number=0) + enhanced(raw, number=1)
+    assert sampled(as_file(capture)).link_type.tolist() == [1, 101]
+
+
+def test_other_blocks_are_skipped():
+    capture = section() + block(0xBAD, b"12345678") + interface() + block(5, b"1234") + enhanced(PACKETS[0])
+    assert len(sampled(as_file(capture))) == 1
+
+
+def test_the_magic_decides_not_the_suffix(write):
+    capture = section() + interface() + enhanced(PACKETS[0])
+    assert len(sampled(write(capture, "monday.pcap"))) == 1
+
+
+def test_records_across_buffer_borders_are_whole(monkeypatch):
+    # Records of 60 to 1,500 bytes through a buffer of 2,000: nearly every refill cuts one.
+    packets = [udp(sport=1 + i, payload=bytes([i % 251]) * (i * 37 % 1400)) for i in range(200)]
+    monkeypatch.setattr(containers, "BUFFER_BYTES", 2000)
+    flows = sampled(as_file(pcap(packets)))
+    monkeypatch.undo()
+    assert (flows.X == sampled(as_file(pcap(packets))).X).all()
+    assert len(flows) == 200
+
+
+def test_a_record_longer_than_the_buffer_is_read(monkeypatch):
+    monkeypatch.setattr(containers, "BUFFER_BYTES", 256)
+    assert len(sampled(as_file(pcap([udp(payload=b"x" * 1200), *PACKETS])))) == 10  # the first shares a five-tuple
+
+
+def test_a_fifo_is_read_to_its_end(tmp_path):
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    capture = pcap(PACKETS)
+
+    def feed():
+        with open(path, "wb", buffering=0) as pipe:
+            for at in range(0, len(capture), 100):
+                pipe.write(capture[at : at + 100])
+
+    writer = threading.Thread(target=feed)
+    writer.start()
+    flows = sampled(path)
+    writer.join(timeout=10)
+    assert len(flows) == 10
+
+
+# Damage
+
+
+def test_every_cut_of_a_pcap_keeps_the_records_before_it():
+    capture = pcap(PACKETS[:3])
+    ends = [24]
+    for packet in PACKETS[:3]:
+        ends.append(ends[-1] + 16 + len(bytes(packet)))
+    for cut in range(24, len(capture)):
+        whole = sum(end <= cut for end in ends) - 1
+        if cut in ends:
+            assert len(sampled(as_file(capture[:cut]))) == whole
+        else:
+            with pytest.warns(CaptureWarning, match=rf"byte {ends[whole]}, record {whole + 1}: record cut after"):
+                assert len(sampled(as_file(capture[:cut]))) == whole
+
+
+def test_every_cut_of_a_pcapng_keeps_the_records_before_it():
+    capture = section() + interface() + b"".join(enhanced(p) for p in PACKETS[:3])
+    whole = sampled(as_file(capture))
+    for cut in range(29, len(capture)):
+        try:
+            with pytest.warns(CaptureWarning, match="memory.pcap: byte"):
+                flows = sampled(as_file(capture[:cut]))
+        except pytest.fail.Exception:  # a cut between blocks is no damage
+            flows = sampled(as_file(capture[:cut]))
+        assert (flows.X == whole.X[: len(flows)]).all()
+
+
+@pytest.mark.parametrize("length", [0x7FFFFFFF, 0xFFFFFFFF, 17 * 2**20])
+def test_an_absurd_record_length_stops_without_allocation(length):
+    capture = pcap(PACKETS[:2]) + struct.pack("<IIII", 0, 0, length, length) + bytes(100)
+    with pytest.warns(CaptureWarning, match=rf"record 3: record claims {length} bytes"):
+        assert len(sampled(as_file(capture))) == 2
+
+
+def test_a_record_longer_than_the_file_is_dropped_with_a_warning():
+    capture = pcap(PACKETS[:2]) + struct.pack("<IIII", 0, 0, 300_000, 300_000) + bytes(100)
+    with pytest.warns(CaptureWarning, match="record cut after 116 of 300016 bytes; the 2 records before it are kept"):
+        assert len(sampled(as_file(capture))) == 2
+
+
+def test_damage_raises_if_asked_to():
+    # 24 bytes of file header, 16 of record header, 42 of the first packet
+    with pytest.raises(CaptureError, match="memory.pcap: byte 82, record 2: record cut") as raised:
+        sampled(as_file(pcap(PACKETS[:2])[:-1]), on_error="raise")
+    assert (raised.value.offset, raised.value.record) == (82, 2)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (struct.pack("<II", 6, 13), "claims 13 bytes"),
+        (struct.pack("<II", 6, 8), "claims 8 bytes"),
+        (enhanced(PACKETS[0])[:-4] + b"\0\0\0\0", "claims"),
+        (enhanced(PACKETS[0], number=9), "interface 9, but the section has 1"),
+        (block(6, struct.pack("<IIIII", 0, 0, 0, 999, 999) + bytes(8)), "claims 999 bytes"),
+        (block(6, b"1234"), "claims 16 bytes"),
+        (block(1, b"1234"), "interface block of 16 bytes"),
+        (block(0x0A0D0D0A, bytes(16)), "no byte-order mark"),
+    ],
+)
+def test_a_damaged_pcapng_block_stops_with_its_place(damage, reason):
+    before = section() + interface() + enhanced(PACKETS[0])
+    with pytest.warns(CaptureWarning, match=rf"byte {len(before)}, record 2: .*{reason}"):
+        assert len(sampled(as_file(before + damage.ljust(40, b"\0")))) == 1
+
+
+def test_a_flood_of_interfaces_stops(monkeypatch):
+    monkeypatch.setattr(containers, "MAX_INTERFACES", 20)
+    with pytest.warns(CaptureWarning, match="more than 20 interfaces"):
+        sampled(as_file(section() + interface() * 21))
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "empty file"),
+        (b"\xd4\xc3", "2 bytes only"),
+        (b"hello world, no capture", "begins with b'hell'"),
+        (b"\x1f\x8b\x08\x00" + bytes(30), "gzip"),
+        (b"PK\x03\x04" + bytes(30), "zip archive"),
+        (b"version https://git-lfs.github.com/spec/v1", "Git LFS pointer"),
+        (b"<!DOCTYPE html>", "web page"),
+        (pcap([])[:20], "header cut after 20 of 24 bytes"),
+        (pcap([], link_type=105), r"link type 105 \(IEEE802_11\) is not supported"),
+        (b"\x0a\x0d\x0d\x0a" + bytes(40), "no byte-order mark"),
+        (section()[:20], "cut after 20 of 28"),
+        (section() + interface(147) + enhanced(PACKETS[0]), r"link type 147 \(USER0\) is not supported"),
+    ],
+)
+def test_what_is_no_capture_is_refused_by_name(write, data, reason):
+    with pytest.raises(CaptureError, match=f"capture.pcap: .*{reason}"):
+        sampled(write(data))
+
+
+def test_a_file_that_mixes_in_an_unknown_link_type_keeps_the_known_one():
+    capture = section() + interface(1) + interface(147) + enhanced(PACKETS[0]) + enhanced(b"1234", number=1)
+    with pytest.warns(CaptureWarning, match=r"1 packets of unsupported link type 147 \(USER0\) are skipped"):
+        flows = sampled(as_file(capture))
+    assert flows.counters[0]["unknown_link_type"] == 1
+    assert len(flows) == 1
+
+
+def test_a_capture_without_packets_gives_no_flows_and_no_warning(write):
+    assert FlowSampler().transform(write(pcap([]))).shape == (0, 320)
+
+
+def test_missing_paths_and_directories_raise_the_builtin_errors(tmp_path):
+    with pytest.raises(FileNotFoundError, match="missing.pcap"):
+        sampled(tmp_path / "missing.pcap")
+    with pytest.raises(IsADirectoryError, match=str(tmp_path)):
+        sampled(tmp_path)
+
+
+def test_a_name_that_is_not_utf8_is_read_and_shown_with_escapes(tmp_path):
+    path = os.path.join(os.fsencode(tmp_path), b"\xff.pcap")
+    with open(path, "wb") as file:
+        file.write(pcap(PACKETS)[:-1])
+    with pytest.warns(CaptureWarning, match=r"\\udcff.pcap"):
+        assert len(sampled(path)) == 9
+
+
+def test_a_text_file_object_is_refused(tmp_path):
+    with open(tmp_path / "text", "w+") as file, pytest.raises(TypeError, match="open it with mode 'rb'"):
+        sampled(file)
+
+
+@pytest.mark.parametrize("wrong", [5, None, {"a": 1}.keys, 1.5])
+def test_a_source_of_another_type_is_refused(wrong):
+    with pytest.raises(TypeError, match="capture"):
+        sampled(wrong)
+    with pytest.raises(TypeError, match="a capture is a path or an open binary file"):
+        sampled([wrong])
+
+
+def test_an_error_survives_pickling():
+    import pickle
+
+    error = pickle.loads(pickle.dumps(CaptureError("cut", "a.pcap", 24, 1)))
+    assert str(error) == "a.pcap: byte 24, record 1: cut"
+
+
+def test_an_open_file_stays_open(write):
+    with open(write(pcap(PACKETS)), "rb") as file:
+        sampled(file)
+        assert not file.closed
+
+
+def test_damage_in_one_of_many_captures_leaves_the_others(write):
+    good, bad = write(pcap(PACKETS), "good.pcap"), write(b"nothing", "bad.pcap")
+    with pytest.warns(CaptureWarning, match="bad.pcap: not a capture.*left out"):
+        flows = sampled([bad, good, good])
+    assert np.bincount(flows.capture).tolist() == [0, 10, 10]
+    with pytest.raises(CaptureError, match="bad.pcap"):
+        sampled([bad, good], on_error="raise")
+    with pytest.raises(CaptureError, match="bad.pcap"):
+        sampled([bad, bad])
+
+
+def test_the_timestamps_of_tcp_packets_may_run_backwards():
+    flows = sampled(as_file(pcap([tcp(), tcp(flags="A"), tcp(flags="A")], times=[100.0, 40.0, 70.0])))
+    assert flows.packets_forward.tolist() == [3]
+    assert (flows.time_first[0], flows.time_last[0]) == (100 * 10**9, 100 * 10**9)

@@ -1,0 +1,329 @@
+"""Flows: the compiled engine agrees with the slow twin, and each flow rule holds by itself."""
+
+import io
+
+import naive
+import numpy as np
+import pytest
+from captures import enhanced, interface, pcap, section, tcp, udp, udp6
+from conftest import real_captures
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_RR
+from scapy.layers.inet6 import (
+    IPv6,
+    IPv6ExtHdrDestOpt,
+    IPv6ExtHdrFragment,
+    IPv6ExtHdrHopByHop,
+    IPv6ExtHdrRouting,
+    PadN,
+)
+from scapy.layers.l2 import ARP, CookedLinux, CookedLinuxV2, Dot1AD, Dot1Q, Loopback
+from scapy.layers.l2 import Ether as EtherLayer
+
+from sklearn_docids import FlowSampler
+from sklearn_docids.capture.flows import QUEUE_LENGTH
+
+
+
+def Ether(**fields):
+    """Return an Ethernet header with addresses given: scapy asks the network for missing ones."""
+    return EtherLayer(src="02:00:00:00:00:01", dst="02:00:00:00:00:02", **fields)
+
+
+COLUMNS = (
+    "src_ip", "src_port", "dst_ip", "dst_port", "protocol", "packets_forward", "packets_backward", "bytes_forward",
+    "bytes_backward", "payload_forward", "payload_backward", "tcp_flags_forward", "tcp_flags_backward", "time_first",
+    "time_last", "link_type", "truncated",
+)  # fmt: skip
+
+
+def flows_of(packets, link_type=1, times=None, **parameters):
+    return FlowSampler(**parameters).flows(io.BytesIO(pcap(packets, link_type=link_type, times=times)))
+
+
+def assert_equal_to_naive(path, **parameters):
+    expected, fates = naive.sample(path, **parameters)
+    flows = FlowSampler(**parameters).flows(path)
+    n_packets, n_bytes = parameters.get("n_packets", 4), parameters.get("n_bytes", 80)
+    X = np.array([flow.row(n_packets, n_bytes) for flow in expected]).reshape(-1, n_packets * n_bytes)
+    assert flows.X.tobytes() == X.tobytes()
+    assert list(zip(*(flows[name].tolist() for name in COLUMNS), strict=True)) == [
+        (*f.source, *f.destination, f.protocol, *f.packets, *f.bytes, *f.payload, *f.flags, f.time_first, f.time_last,
+         f.link_type, f.truncated)
+        for f in expected
+    ]  # fmt: skip
+    counters = {name: n for name, n in flows.counters[0].items() if n and not name.startswith(("packets", "flows"))}
+    assert counters == fates
+    return flows
+
+
+@pytest.mark.parametrize("path", real_captures(), ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_real_captures_agree_with_the_slow_twin_byte_for_byte(path):
+    assert_equal_to_naive(path)
+
+
+ADDRESSES = st.sampled_from(["10.0.0.1", "10.0.0.2", "10.0.0.3"])
+PORTS = st.integers(1, 4)
+
+
+@st.composite
+def traffic(draw):
+    """Packets that share few five-tuples, with all that a flow rule looks at."""
+    packets, times, time = [], [], 1000.0
+    for _ in range(draw(st.integers(0, 30))):
+        time += draw(st.sampled_from([0.0, 0.5, 30.0, 119.0, 121.0, -0.2, -500.0]))
+        src, dst, sport, dport = draw(ADDRESSES), draw(ADDRESSES), draw(PORTS), draw(PORTS)
+        payload = bytes(draw(st.integers(0, 60)))
+        if draw(st.booleans()):
+            flags = draw(st.sampled_from(["S", "SA", "A", "PA", "FA", "R"]))
+            packets.append(tcp(sport, dport, flags, payload, src, dst))
+        else:
+            packets.append(udp(sport, dport, payload, src, dst))
+        times.append(max(time, 0.0))
+    captured = [draw(st.sampled_from([200, len(bytes(p)), 60, 44, 36, 20])) for p in packets]
+    return pcap(packets, times=times, captured=captured)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    capture=traffic(),
+    n_packets=st.integers(1, 5),
+    n_bytes=st.sampled_from([1, 34, 80, 200]),
+    bidirectional=st.booleans(),
+    idle_timeout=st.sampled_from([None, 0.4, 120.0]),
+    tcp_restart=st.booleans(),
+    max_live_flows=st.sampled_from([1, 2, 1000]),
+)
+def test_any_traffic_agrees_with_the_slow_twin(tmp_path_factory, capture, **parameters):
+    path = tmp_path_factory.mktemp("traffic") / "capture.pcap"
+    path.write_bytes(capture)
+    assert_equal_to_naive(path, **parameters)
+
+
+RAW = IP(src="10.0.0.1", dst="10.0.0.2") / UDP(sport=5, dport=53) / b"payload"
+RAW6 = IPv6(src="fd00::1", dst="fd00::2") / UDP(sport=5, dport=53) / b"payload"
+LINK_LAYERS = {
+    "ethernet": (1, Ether() / RAW, 14),
+    "vlan": (1, Ether() / Dot1Q(vlan=5) / RAW, 18),
+    "qinq": (1, Ether() / Dot1AD(vlan=5) / Dot1Q(vlan=6) / RAW, 22),
+    "ethernet ipv6": (1, Ether() / RAW6, 14),
+    "raw": (101, RAW, 0),
+    "raw ipv6": (101, RAW6, 0),
+    "raw bsd": (12, RAW, 0),
+    "ipv4": (228, RAW, 0),
+    "ipv6": (229, RAW6, 0),
+    "null": (0, Loopback(type=2) / RAW, 4),
+    "null ipv6": (0, Loopback(type=30) / RAW6, 4),
+    "loop": (108, b"\0\0\0\x02" + bytes(RAW), 4),
+    "linux cooked": (113, CookedLinux(proto=0x0800) / RAW, 16),
+    "linux cooked vlan": (113, CookedLinux(proto=0x8100) / Dot1Q(vlan=5) / RAW, 20),
+    "linux cooked ipv6": (113, CookedLinux(proto=0x86DD) / RAW6, 16),
+    "linux cooked 2": (276, CookedLinuxV2(proto=0x0800) / RAW, 20),
+    "linux cooked 2 ipv6": (276, CookedLinuxV2(proto=0x86DD) / RAW6, 20),
+}
+
+
+@pytest.mark.parametrize(("link_type", "packet", "header"), LINK_LAYERS.values(), ids=LINK_LAYERS)
+def test_each_link_type_is_parsed_and_its_header_kept(link_type, packet, header, write):
+    path = write(pcap([packet], link_type=link_type))
+    flows = assert_equal_to_naive(path)
+    assert (flows.src_port[0], flows.dst_port[0], flows.payload_forward[0]) == (5, 53, 7)
+    assert flows.X[0, :80].tobytes().rstrip(b"\0") == bytes(packet)[:80]
+    assert flows.X[0, header] >> 4 == (6 if "6" in str(flows.src_ip[0]) or ":" in flows.src_ip[0] else 4)
+
+
+def test_a_vlan_tag_behind_a_linux_cooked_2_header_is_skipped():
+    packet = bytes(CookedLinuxV2(proto=0x8100)) + b"\x00\x05\x08\x00" + bytes(RAW)
+    assert flows_of([packet], link_type=276).dst_port.tolist() == [53]
+
+
+EXTENSIONS = {
+    "none": None,
+    "hop-by-hop": IPv6ExtHdrHopByHop(options=[PadN(optdata=b"12345678")]),
+    "destination": IPv6ExtHdrDestOpt() / IPv6ExtHdrDestOpt(),
+    "routing": IPv6ExtHdrRouting(addresses=["fd00::9"]),
+    "first fragment": IPv6ExtHdrFragment(offset=0, m=1),
+    "all": IPv6ExtHdrHopByHop() / IPv6ExtHdrRouting() / IPv6ExtHdrFragment(offset=0, m=1) / IPv6ExtHdrDestOpt(),
+}
+
+
+@pytest.mark.parametrize("between", EXTENSIONS.values(), ids=EXTENSIONS)
+def test_ipv6_extension_headers_are_skipped(between, write):
+    flows = assert_equal_to_naive(write(pcap([udp6(payload=b"abc", between=between)])))
+    assert (flows.src_ip[0], flows.dst_port[0], flows.payload_forward[0]) == ("fd00::1", 53, 3)
+
+
+def test_ipv6_authentication_header_is_skipped():
+    ah = bytes([17, 4, 0, 0]) + bytes(20)
+    packet = Ether() / IPv6(src="fd00::1", dst="fd00::2", nh=51, plen=32) / (ah + bytes(UDP(sport=5, dport=53)))
+    assert flows_of([packet]).dst_port.tolist() == [53]
+
+
+def test_ipv4_options_move_the_ports():
+    packet = Ether() / IP(src="10.0.0.1", dst="10.0.0.2", options=[IPOption_RR()]) / UDP(sport=5, dport=53)
+    assert flows_of([packet]).dst_port.tolist() == [53]
+
+
+NOT_SAMPLED = {
+    "arp": (Ether() / ARP(), "non_ip"),
+    "llc": (Ether(type=100) / b"12345678901234567890", "non_ip"),
+    "icmp": (Ether() / IP() / ICMP(), "other_protocol"),
+    "second fragment": (Ether() / IP(frag=100, proto=17) / b"12345678", "fragment"),
+    "second ipv6 fragment": (udp6(between=IPv6ExtHdrFragment(offset=100)), "fragment"),
+    "nothing": (b"", "short"),
+    "half an ip header": (bytes(udp())[:30], "short"),
+    "no ports": (bytes(udp())[:36], "short"),
+    "half an ipv6 header": (bytes(udp6())[:50], "short"),
+    "half an extension header": (bytes(udp6(between=IPv6ExtHdrHopByHop()))[:58], "short"),
+    "ip header length 4": (Ether() / IP(ihl=1, len=40) / UDP(), "malformed"),
+    "ip version 5": (Ether(type=0x0800) / (b"\x55" + bytes(40)), "malformed"),
+    "ip total length 10": (Ether() / IP(len=10) / UDP(), "malformed"),
+    "5000 vlan tags": (bytes(12) + b"\x81\x00\x00\x01" * 5000 + b"\x08\x00" + bytes(RAW), "malformed"),
+    "5000 extension headers": (
+        bytes(Ether() / IPv6(nh=60, plen=40_000)) + b"\x3c\x00\x00\x00\x00\x00\x00\x00" * 5000,
+        "malformed",
+    ),
+}
+
+
+@pytest.mark.parametrize(("packet", "fate"), NOT_SAMPLED.values(), ids=NOT_SAMPLED)
+def test_what_is_not_sampled_is_counted_by_its_reason(packet, fate):
+    counters = flows_of([packet, udp()]).counters[0]
+    assert {name: n for name, n in counters.items() if n} == {"packets": 2, fate: 1, "sampled": 1, "flows": 1}
+
+
+def test_counts_by_fate_add_up_to_the_packets_read():
+    counters = flows_of([packet for packet, _ in NOT_SAMPLED.values()]).counters[0]
+    assert sum(n for name, n in counters.items() if name not in ("packets", "flows", "flows_evicted")) == len(NOT_SAMPLED)
+
+
+@pytest.mark.parametrize("packet", [tcp(payload=b"x" * 40), udp6(payload=b"y" * 40)])
+def test_every_captured_length_gives_a_prefix_of_the_whole_row(packet):
+    whole = flows_of([packet]).X[0]
+    for length in range(len(bytes(packet)) + 1):
+        rows = FlowSampler().flows(io.BytesIO(pcap([packet], captured=[length]))).X
+        for row in rows:
+            assert (row[:length] == whole[:length]).all()
+            assert not row[length:].any()
+
+
+def test_both_directions_are_one_flow_named_after_its_first_packet():
+    back = tcp(80, 1000, "SA", src="10.0.0.2", dst="10.0.0.1")
+    flows = flows_of([tcp(), back, tcp(flags="A")])
+    assert (flows.src_port.tolist(), flows.packets_forward.tolist(), flows.packets_backward.tolist()) == ([1000], [2], [1])
+    assert (flows.tcp_flags_forward[0], flows.tcp_flags_backward[0]) == (0x12, 0x12)
+
+
+def test_directions_are_flows_of_their_own_if_asked_for():
+    back = tcp(80, 1000, "SA", src="10.0.0.2", dst="10.0.0.1")
+    assert flows_of([tcp(), back], bidirectional=False).src_port.tolist() == [1000, 80]
+
+
+@pytest.mark.parametrize(("gap", "n_flows"), [(120.0, 1), (120.000001, 2)])
+def test_a_five_tuple_idle_for_longer_than_the_timeout_begins_a_new_flow(gap, n_flows):
+    assert len(flows_of([udp(), udp()], times=[0.0, gap])) == n_flows
+    assert len(flows_of([udp(), udp()], times=[0.0, gap], idle_timeout=None)) == 1
+
+
+def test_one_wrong_time_stamp_does_not_switch_the_timeout_off():
+    times = [0.0, 4_000_000_000.0, 1.0, 2.0, 200.0]
+    flows = flows_of([udp(sport=1), udp(sport=9), udp(sport=1), udp(sport=1), udp(sport=1)], times=times)
+    # The absurd jump idles the first flow out once; after the step back, 1 s is no gap and 198 s is one.
+    assert flows.packets_forward.tolist() == [1, 1, 2, 1]
+
+
+@pytest.mark.parametrize("end", ["FA", "R"])
+def test_a_syn_after_the_end_of_a_connection_begins_a_new_flow(end):
+    packets = [tcp(), tcp(flags=end), tcp(flags="A"), tcp(), tcp(flags="A")]
+    assert flows_of(packets).packets_forward.tolist() == [3, 2]
+    assert flows_of(packets, tcp_restart=False).packets_forward.tolist() == [5]
+
+
+def test_a_repeated_syn_does_not():
+    assert flows_of([tcp(), tcp()]).packets_forward.tolist() == [2]
+
+
+def test_the_ethernet_trailer_is_not_copied():
+    assert not flows_of([bytes(udp()) + b"\xaa" * 18]).X[0, 42:80].any()
+
+
+def test_ip_length_zero_counts_as_captured_length():
+    packet = Ether() / IP(src="10.0.0.1", dst="10.0.0.2", len=0) / UDP(sport=5, dport=53) / b"payload"
+    flows = flows_of([packet])
+    assert flows.X[0, 42:49].tobytes() == b"payload"
+    assert flows.payload_forward.tolist() == [7]
+
+
+@pytest.mark.parametrize(("captured", "truncated"), [(1000, False), (80, False), (79, True)])
+def test_truncated_says_that_the_row_lacks_bytes(captured, truncated):
+    capture = pcap([udp(payload=b"x" * 200)], captured=[captured])
+    flows = FlowSampler().flows(io.BytesIO(capture))
+    assert flows.truncated.tolist() == [truncated]
+    assert flows.payload_forward.tolist() == [200]
+    assert flows.kept_bytes[0].tolist() == [min(captured, 80), 0, 0, 0]
+
+
+def test_protocols_can_be_left_out():
+    counters = flows_of([tcp(), udp()], protocols=("udp",)).counters[0]
+    assert (counters["flows"], counters["other_protocol"]) == (1, 1)
+
+
+def test_the_same_five_tuple_on_two_link_types_is_two_flows():
+    capture = section() + interface(1) + interface(101)
+    capture += enhanced(Ether() / RAW, number=0) + enhanced(RAW, number=1)
+    assert FlowSampler().flows(io.BytesIO(capture)).link_type.tolist() == [1, 101]
+
+
+def test_ipv4_and_mapped_ipv6_addresses_are_not_mixed_up():
+    mapped = IPv6(src="::a00:1", dst="::a00:2") / UDP(sport=5, dport=53)
+    flows = flows_of([Ether() / RAW, Ether() / mapped])
+    assert flows.src_ip.tolist() == ["10.0.0.1", "::a00:1"]
+
+
+def test_an_endpoint_that_talks_to_itself_is_one_forward_flow():
+    packet = udp(5, 5, src="10.0.0.1", dst="10.0.0.1")
+    assert flows_of([packet, packet]).packets_forward.tolist() == [2]
+
+
+def test_max_live_flows_ends_the_longest_idle_flow_and_counts_it():
+    packets = [udp(sport=1), udp(sport=2), udp(sport=1), udp(sport=3), udp(sport=1), udp(sport=2)]
+    flows = flows_of(packets, max_live_flows=2)
+    assert list(zip(flows.src_port, flows.packets_forward, strict=True)) == [(1, 3), (2, 1), (3, 1), (2, 1)]
+    assert flows.counters[0]["flows_evicted"] == 2
+
+
+def test_more_flows_than_any_queue_or_table_starts_with_come_out_in_order():
+    n_flows = 3 * QUEUE_LENGTH + 5
+    header = bytes(udp())
+    packets = [header[:26] + i.to_bytes(4, "big") + header[30:] for i in range(n_flows)]
+    flows = flows_of(packets, times=np.arange(n_flows) / 1000)
+    assert [int.from_bytes(row[26:30].tobytes(), "big") for row in flows.X] == list(range(n_flows))
+    assert (flows.packets_forward == 1).all()
+
+
+def test_interleaving_flows_changes_their_order_alone():
+    dialogues = [[tcp(sport=s, flags=f, payload=bytes([s] * 5)) for f in ("S", "A", "PA", "FA")] for s in range(1, 6)]
+    one_by_one = flows_of([p for dialogue in dialogues for p in dialogue], times=[0.0] * 20)
+    in_turn = flows_of([p for turn in zip(*dialogues, strict=True) for p in turn], times=[0.0] * 20)
+    assert (one_by_one.X == in_turn.X).all()
+
+
+def test_tcp_flags_and_payload_of_a_header_cut_by_the_capture_do_not_read_beyond_it():
+    flows = FlowSampler().flows(io.BytesIO(pcap([tcp(flags="SA", payload=b"x" * 10)], captured=[40])))
+    assert flows.tcp_flags_forward.tolist() == [0]
+    assert flows.payload_forward.tolist() == [10]
+
+
+def test_tcp_data_offset_that_lies_gives_no_negative_payload():
+    packet = Ether() / IP(src="10.0.0.1", dst="10.0.0.2") / TCP(dataofs=15)
+    assert flows_of([packet]).payload_forward.tolist() == [0]
+
+
+def test_community_id_is_that_of_the_reference_package():
+    communityid = pytest.importorskip("communityid")
+    flows = flows_of([tcp(), udp(src="10.0.0.9"), udp6(), udp6(src="fd00::9", dst="fd00::1")])
+    make = {6: communityid.FlowTuple.make_tcp, 17: communityid.FlowTuple.make_udp}
+    columns = (flows[name].tolist() for name in ("protocol", "src_ip", "dst_ip", "src_port", "dst_port"))
+    expected = [communityid.CommunityID().calc(make[p](s, d, sp, dp)) for p, s, d, sp, dp in zip(*columns, strict=True)]
+    assert flows.community_id.tolist() == expected
