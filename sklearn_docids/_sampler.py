@@ -178,7 +178,7 @@ class FlowSampler(TransformerMixin, BaseEstimator):
         CaptureError
             No input is a capture, or one is damaged and ``on_error="raise"``.
         """
-        return self._output("transform", captures, self.flows(captures).X)
+        return self._output(captures, self.flows(captures).X)
 
     def fit_transform(self, captures: Any, y: Any = None) -> Any:
         """Return the flow bytes of captures as training data: fields with action ``"randomize"`` are random.
@@ -195,7 +195,7 @@ class FlowSampler(TransformerMixin, BaseEstimator):
         ndarray of uint8, shape (n_flows, n_packets * n_bytes)
             One row per flow.
         """
-        return self._output("fit_transform", captures, self._sampled(captures, training=True).X)
+        return self._output(captures, self._sampled(captures, training=True).X)
 
     def flows(self, captures: Any) -> FlowTable:
         """Return the flows of captures with their columns, bytes as in `transform`.
@@ -348,9 +348,9 @@ class FlowSampler(TransformerMixin, BaseEstimator):
             ignored = counters["packets"] - counters["sampled"]
             print(f"{name}: {counters['packets']} packets, {ignored} ignored, {counters['flows']} flows", flush=True)
 
-    def _output(self, method: str, captures: Any, X: np.ndarray) -> Any:
+    def _output(self, captures: Any, X: np.ndarray) -> Any:
         """Return X with an index of its own where scikit-learn would copy that of a Series of paths."""
-        if hasattr(captures, "iloc") and _get_output_config(method, self)["dense"] == "pandas":
+        if hasattr(captures, "iloc") and _get_output_config("transform", self)["dense"] == "pandas":
             import pandas
 
             return pandas.DataFrame(X, columns=self.get_feature_names_out())

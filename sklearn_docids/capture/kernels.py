@@ -100,6 +100,7 @@ LINK_DTYPE = np.dtype(
         ("newer", np.int32),
         ("hash", np.uint32),
         ("state", np.uint8),
+        ("tcp_flags", np.uint8),  # of both directions; goes on in a tombstone, whose record must not change
     ],
     align=True,
 )
@@ -602,6 +603,7 @@ def start_flow(flows, links, X, kept, table, cursor, hash32):
     link_as_newest(links, cursor, slot)
     links[slot].hash = np.uint32(hash32)
     links[slot].state = LIVE
+    links[slot].tcp_flags = 0
     mask = len(table) - 1
     at = np.int64(hash32) & mask
     while table[at] != 0:
@@ -720,8 +722,7 @@ def add_packets(data, records, first, last, flows, links, X, kept, table, finish
             protocol, version, link_type, rules.bidirectional,
         )  # fmt: skip
         if slot >= 0 and rules.tcp_restart and flags & (SYN | ACK) == SYN:
-            seen = flows[slot].tcp_flags_forward | flows[slot].tcp_flags_backward
-            if seen & (FIN | RST):
+            if links[slot].tcp_flags & (FIN | RST):
                 finish(slot, links, table, finished, cursor)
                 slot, forward = np.int64(-1), True
         if slot < 0:
@@ -743,8 +744,11 @@ def add_packets(data, records, first, last, flows, links, X, kept, table, finish
             unlink(links, cursor, slot)
             link_as_newest(links, cursor, slot)
 
-        flow = flows[slot]
         links[slot].last_active = cursor[0].clock
+        links[slot].tcp_flags |= np.uint8(flags)
+        if links[slot].state != LIVE:
+            continue
+        flow = flows[slot]
         number = np.int64(flow.packets_forward) + np.int64(flow.packets_backward)
         count_packet(flow, forward, time, end - ip, n_payload, flags)
         if number < kept.shape[1]:

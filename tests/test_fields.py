@@ -1,0 +1,190 @@
+"""Header-field policies: what they touch, what they leave, and that randomisation keeps a flow consistent."""
+
+import io
+
+import numpy as np
+import pytest
+from captures import pcap, tcp, udp, udp6
+from scapy.layers.inet import IP, TCP, UDP
+from scapy.layers.inet6 import IPv6
+from scapy.layers.l2 import CookedLinux, CookedLinuxV2, Dot1Q, Ether
+from scapy.utils import checksum
+
+from sklearn_docids import FlowSampler
+from sklearn_docids.capture.fields import FIELDS
+
+OPTIONS = [("MSS", 1460), ("NOP", None), ("NOP", None), ("Timestamp", (1111, 2222))]
+DIALOGUE = [
+    tcp(1000, 80, "S", seq=100, options=OPTIONS),
+    tcp(80, 1000, "SA", src="10.0.0.2", dst="10.0.0.1", seq=500, ack=101, options=OPTIONS),
+    tcp(1000, 80, "A", seq=101, ack=501),
+    tcp(1000, 80, "PA", b"hello", seq=101, ack=501),
+]
+DIALOGUE[1].src, DIALOGUE[1].dst = DIALOGUE[0].dst, DIALOGUE[0].src
+# Byte ranges of the fields in an Ethernet frame with IPv4 and TCP without IP options.
+SPANS = {
+    "mac": [(0, 12)], "ip": [(26, 34)], "ports": [(34, 38)], "ip_id": [(18, 20)], "ttl": [(22, 23)],
+    "checksums": [(24, 26), (50, 52)], "tcp_seq": [(38, 46)], "tcp_window": [(48, 50)], "tcp_options": [(54, 70)],
+    "tcp_timestamps": [(62, 70)],
+}  # fmt: skip
+
+
+def rows(packets, fields, training=True, seed=0, link_type=1, captured=None):
+    sampler = FlowSampler(fields=fields, random_state=seed)
+    capture = io.BytesIO(pcap(packets, link_type=link_type, captured=captured))
+    return sampler.fit_transform(capture) if training else sampler.transform(capture)
+
+
+def changed(before, after):
+    return set(np.flatnonzero((before != after).any(axis=0)).tolist())
+
+
+def in_spans(spans):
+    return {i for first, last in spans for i in range(first, last)}
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_zero_changes_its_field_and_the_checksums_that_cover_it_only(name):
+    raw, zeroed = rows(DIALOGUE, "raw"), rows(DIALOGUE, {name: "zero"}, training=False)
+    first = changed(raw[:, :80], zeroed[:, :80])
+    assert first <= in_spans(SPANS[name]) | in_spans(SPANS["checksums"])
+    for start, stop in SPANS[name]:
+        assert not zeroed[0, start:stop].any()
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_randomize_changes_its_field_in_training_only(name):
+    raw = rows(DIALOGUE, "raw")
+    assert (rows(DIALOGUE, {name: "randomize"}, training=False) == raw).all()
+    first = changed(raw[:, :80], rows(DIALOGUE, {name: "randomize"})[:, :80])
+    assert first & in_spans(SPANS[name])
+    assert first <= in_spans(SPANS[name]) | in_spans(SPANS["checksums"])
+
+
+def test_the_paper_policy_randomises_training_data_and_keeps_scoring_data():
+    sampler = FlowSampler(random_state=0)
+    capture = pcap(DIALOGUE)
+    raw = FlowSampler(fields="raw").transform(io.BytesIO(capture))
+    assert (sampler.transform(io.BytesIO(capture)) == raw).all()
+    assert (sampler.flows(io.BytesIO(capture)).X == raw).all()
+    trained = sampler.fit_transform(io.BytesIO(capture))
+    assert changed(raw[:, :80], trained[:, :80]) <= in_spans(SPANS["mac"] + SPANS["ip"] + SPANS["checksums"])
+    assert (sampler.sample(io.BytesIO(capture))[0] == trained).all()
+
+
+def test_random_addresses_are_swapped_between_directions():
+    row = rows(DIALOGUE, "paper")[0]
+    forward, backward = row[:80], row[80:160]
+    assert (forward[26:30] == backward[30:34]).all()
+    assert (forward[30:34] == backward[26:30]).all()
+    assert (forward[0:6] == backward[6:12]).all()
+    assert (forward[26:30] != forward[30:34]).any()
+    assert (forward[26:34] == row[160:][26:34]).all()
+
+
+def test_an_address_becomes_another_one_in_each_flow():
+    X = rows([tcp(sport=s) for s in range(1, 200)], "paper")
+    assert len(np.unique(X[:, 26:30], axis=0)) == 199
+    # Every byte value turns up somewhere: uniform bytes, not a shifted copy.
+    assert len(np.unique(X[:, 26:30])) > 200
+
+
+def test_a_seed_gives_the_same_addresses_again_and_another_seed_others():
+    assert (rows(DIALOGUE, "paper", seed=3) == rows(DIALOGUE, "paper", seed=3)).all()
+    assert (rows(DIALOGUE, "paper", seed=3) != rows(DIALOGUE, "paper", seed=4)).any()
+
+
+def valid_checksums(frame):
+    """Whether the sums over header and pseudo-header come out as zero (RFC 1071), by scapy's arithmetic."""
+    ip = frame[14:]
+    if ip[0] >> 4 == 4:
+        header, protocol, addresses = 4 * (ip[0] & 15), ip[9], ip[12:20]
+        if checksum(ip[:header]):
+            return False
+    else:
+        header, protocol, addresses = 40, ip[6], ip[8:40]
+    segment = ip[header:]
+    return checksum(addresses + len(segment).to_bytes(4, "big") + bytes([0, 0, 0, protocol]) + segment) == 0
+
+
+@pytest.mark.parametrize("action", ["zero", "randomize"])
+@pytest.mark.parametrize("name", ["ip", "ports", "ip_id", "ttl", "tcp_seq", "tcp_window", "tcp_options", "tcp_timestamps"])
+def test_valid_checksums_stay_valid(name, action):
+    raw, row = rows(DIALOGUE, "raw")[0], rows(DIALOGUE, {name: action})[0]
+    assert (raw != row).any()
+    for number, packet in enumerate(DIALOGUE):
+        assert valid_checksums(row[80 * number : 80 * number + len(bytes(packet))].tobytes())
+
+
+@pytest.mark.parametrize("packet", [udp(payload=b"abc"), udp6(payload=b"abcd"), udp6(payload=b"odd")])
+def test_valid_udp_checksums_stay_valid(packet):
+    row = rows([packet], "paper")[0]
+    assert valid_checksums(row[: len(bytes(packet))].tobytes())
+
+
+def test_a_udp_checksum_of_zero_means_none_and_stays():
+    packet = udp(payload=b"abc")
+    packet[UDP].chksum = 0
+    assert rows([packet], "paper")[0, 40:42].tolist() == [0, 0]
+
+
+def test_ipv6_addresses_flow_label_and_hop_limit():
+    packet = Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02") / IPv6(src="fd00::1", dst="fd00::2", tc=0xAB, fl=0x12345)
+    packet = packet / TCP(sport=5, dport=80)
+    row = rows([packet], "portable")[0]
+    assert not row[22:54].any()
+    assert row[14:18].tolist() == [0x6A, 0xB0, 0, 0]  # version and traffic class stay
+    assert row[21] == 0
+    assert row[54:58].tolist() == [0, 5, 0, 80]
+
+
+@pytest.mark.parametrize(
+    ("link_type", "packet", "header"),
+    [
+        (1, Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02") / Dot1Q(vlan=7) / IP(src="10.0.0.1", dst="10.0.0.2") / UDP(), 18),
+        (113, CookedLinux(proto=0x0800, lladdrlen=6, src=b"\1\2\3\4\5\6") / IP(src="10.0.0.1", dst="10.0.0.2") / UDP(), 16),
+        (276, CookedLinuxV2(proto=0x0800, lladdrlen=6, src=b"\1\2\3\4\5\6") / IP(src="10.0.0.1", dst="10.0.0.2") / UDP(), 20),
+        (101, IP(src="10.0.0.1", dst="10.0.0.2") / UDP(), 0),
+    ],
+    ids=["vlan", "linux cooked", "linux cooked 2", "raw"],
+)  # fmt: skip
+def test_addresses_are_found_behind_every_link_header(link_type, packet, header):
+    row = rows([packet], {"mac": "zero", "ip": "zero"}, link_type=link_type)[0]
+    assert not row[header + 12 : header + 20].any()
+    link_addresses = {1: (0, 12), 113: (6, 14), 276: (12, 20), 101: (0, 0)}[link_type]
+    assert not row[slice(*link_addresses)].any()
+
+
+def test_padding_behind_a_cut_packet_stays_zero():
+    for length in range(43):
+        X = rows([tcp()], dict.fromkeys(FIELDS, "randomize"), captured=[length])
+        assert not X[:, length:].any()
+
+
+@pytest.mark.parametrize("options", [b"\x08\x00", b"\x08\x0a\x01", b"\x02", b"\x01" * 40, b"\x08\xff" + bytes(38)])
+def test_option_lengths_that_lie_end_the_walk(options):
+    header = bytearray(bytes(tcp())[:54] + options.ljust(40, b"\0"))
+    header[46] = 0xF0
+    header[16:18] = (94 - 14).to_bytes(2, "big")
+    raw, zeroed = rows([bytes(header)], "raw"), rows([bytes(header)], {"tcp_timestamps": "zero"})
+    assert changed(raw, zeroed) <= set(range(54, 80)) | {50, 51}
+
+
+def test_a_result_does_not_depend_on_the_number_of_threads(write):
+    paths = [write(pcap([tcp(sport=s) for s in range(1, 20 + i)]), f"{i}.pcap") for i in range(5)]
+    one = FlowSampler(random_state=0).fit_transform(paths)
+    assert (FlowSampler(random_state=0, n_jobs=3).fit_transform(paths) == one).all()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ("public", "fields"),
+        ({"macs": "zero"}, r"names \['macs'\]"),
+        ({"mac": "erase"}, r"actions \['erase'\]"),
+        (5, "fields"),
+    ],
+)
+def test_a_wrong_policy_is_named(fields, message):
+    with pytest.raises(ValueError, match=message):
+        FlowSampler(fields=fields).fit([])

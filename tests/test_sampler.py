@@ -1,0 +1,227 @@
+"""FlowSampler as a scikit-learn transformer: shapes, names, labels, output containers, parameters."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from captures import pcap, tcp, udp
+from sklearn.base import clone
+from sklearn.utils.estimator_checks import check_estimator
+
+from sklearn_docids import FlowSampler
+from sklearn_docids.capture.flows import COLUMNS, FlowTable
+
+
+@pytest.fixture
+def captures(write):
+    return [write(pcap([tcp(sport=s) for s in range(1, n)]), f"{n}.pcap") for n in (4, 6)]
+
+
+def test_rows_are_bytes_in_order_of_capture_then_of_first_packet(captures):
+    X = FlowSampler().transform(captures)
+    assert (X.shape, X.dtype) == ((8, 320), np.uint8)
+    assert X[:, 35].tolist() == [1, 2, 3, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("source", ["path", "str", "bytes", "file", "list", "tuple", "array"])
+def test_every_kind_of_input_gives_the_same_rows(captures, source):
+    path = captures[1]
+    given = {
+        "path": path, "str": str(path), "bytes": str(path).encode(), "file": io.BytesIO(path.read_bytes()),
+        "list": [path], "tuple": (path,), "array": np.array([str(path)], dtype=object),
+    }[source]  # fmt: skip
+    assert (FlowSampler().transform(given) == FlowSampler().transform(path)).all()
+
+
+def test_no_method_needs_fit_and_clone_keeps_the_parameters(captures):
+    sampler = clone(FlowSampler(2, 40, random_state=1))
+    assert sampler.transform(captures).shape == (8, 80)
+    assert sampler.fit(captures).get_params() == FlowSampler(2, 40, random_state=1).get_params()
+
+
+@pytest.mark.filterwarnings("ignore:Can't test estimator:sklearn.exceptions.SkipTestWarning")
+def test_estimator_checks_for_estimators_that_take_no_array():
+    results = check_estimator(FlowSampler(), on_fail=None, on_skip=None)
+    assert [result["status"] for result in results] == ["passed"]
+
+
+def test_column_names_say_packet_and_byte():
+    names = FlowSampler().get_feature_names_out()
+    assert (len(names), names[0], names[81], names[-1]) == (320, "p0_b00", "p1_b01", "p3_b79")
+
+
+def test_pandas_output_has_one_row_per_flow(captures):
+    pandas = pytest.importorskip("pandas")
+    sampler = FlowSampler(random_state=0).set_output(transform="pandas")
+    for given in (captures, pandas.Series(captures, index=[7, 8])):
+        for frame in (sampler.transform(given), sampler.fit_transform(given)):
+            assert frame.shape == (8, 320)
+            assert frame.columns[0] == "p0_b00"
+            assert (frame.dtypes == np.uint8).all()
+
+
+def test_sample_takes_a_label_per_capture(captures):
+    X, y, groups = FlowSampler().sample(captures, ["dns", "tls"])
+    assert y.tolist() == ["dns"] * 3 + ["tls"] * 5
+    assert groups.tolist() == [0] * 3 + [1] * 5
+    assert len(X) == 8
+
+
+def test_sample_takes_an_array_per_capture(captures):
+    _, y, _ = FlowSampler().sample(captures, [[1, 2, 3], np.arange(5)])
+    assert y.tolist() == [1, 2, 3, 0, 1, 2, 3, 4]
+
+
+def test_sample_takes_a_function_of_the_flow_table(captures):
+    _, y, _ = FlowSampler().sample(captures, lambda flows: flows.src_port % 2)
+    assert y.tolist() == [1, 0, 1, 1, 0, 1, 0, 1]
+
+
+def test_sample_without_labels_returns_none(captures):
+    assert FlowSampler().sample(captures)[1] is None
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        (["dns"], "1 entries for 2 captures"),
+        ([[1, 2], np.arange(5)], "2 labels for the 3 flows of .*4.pcap"),
+        (lambda flows: flows.src_port[1:], "shape"),
+    ],
+)
+def test_labels_that_do_not_fit_are_named(captures, y, message):
+    with pytest.raises(ValueError, match=message):
+        FlowSampler().sample(captures, y)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"n_packets": 0}, "'n_packets' parameter"),
+        ({"n_bytes": 70_000}, "'n_bytes' parameter"),
+        ({"idle_timeout": 0}, "'idle_timeout' parameter"),
+        ({"on_error": "ignore"}, "'on_error' parameter"),
+        ({"protocols": ("icmp",)}, "protocols must name"),
+        ({"protocols": ()}, "protocols must name"),
+        ({"max_live_flows": 0}, "'max_live_flows' parameter"),
+        ({"random_state": "x"}, "'random_state' parameter"),
+    ],
+)
+def test_a_wrong_parameter_is_named(captures, parameters, message):
+    for method in ("fit", "transform", "flows", "sample"):
+        with pytest.raises(ValueError, match=message):
+            getattr(FlowSampler(**parameters), method)(captures)
+
+
+def test_an_empty_list_raises():
+    with pytest.raises(ValueError, match="empty list"):
+        FlowSampler().transform([])
+
+
+def test_counters_are_those_of_the_last_call(captures):
+    sampler = FlowSampler()
+    sampler.flows(captures)
+    assert [c["packets"] for c in sampler.counters_] == [3, 5]
+    sampler.transform(captures[0])
+    assert [c["flows"] for c in sampler.counters_] == [3]
+
+
+def test_verbose_prints_a_line_per_capture(captures, capsys):
+    FlowSampler(verbose=1).transform(captures)
+    out = capsys.readouterr().out.splitlines()
+    assert [line.split(": ", 1)[1] for line in out] == ["3 packets, 0 ignored, 3 flows", "5 packets, 0 ignored, 5 flows"]
+
+
+def test_the_flow_table_has_the_columns_of_the_contract(captures):
+    flows = FlowSampler().flows(captures)
+    assert all(len(flows[name]) == 8 for name in COLUMNS)
+    assert all((flows[name] == getattr(flows, name)).all() for name in COLUMNS)
+    with pytest.raises(KeyError):
+        flows["nothing"]
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = flows.nothing
+
+
+def test_a_mask_selects_flows(captures):
+    flows = FlowSampler().flows(captures)
+    assert flows[flows.src_port > 3].src_port.tolist() == [4, 5]
+    assert flows[-1].src_port.tolist() == [5]
+    assert flows[2:5].capture.tolist() == [0, 1, 1]
+
+
+def test_to_pandas_has_a_row_per_flow_and_real_times(captures):
+    pandas = pytest.importorskip("pandas")
+    frame = FlowSampler().flows(captures).to_pandas()
+    assert list(frame.columns) == list(COLUMNS)
+    assert frame["time_first"][1] == pandas.Timestamp("1970-01-01 00:00:01", tz="UTC")
+
+
+def test_write_puts_the_flows_on_disk_as_flows_returns_them(captures, tmp_path):
+    sampler = FlowSampler(fields="portable")
+    flows = sampler.flows(captures)
+    counters = sampler.write(captures, tmp_path / "out")
+    assert (np.load(tmp_path / "out" / "X.npy") == flows.X).all()
+    assert (np.load(tmp_path / "out" / "flows.npy")["src_port"] == flows.src_port).all()
+    assert (np.load(tmp_path / "out" / "kept_bytes.npy") == flows.kept_bytes).all()
+    described = json.loads((tmp_path / "out" / "captures.json").read_text())
+    assert [d["flows"] for d in described] == [3, 5]
+    assert counters == flows.counters
+
+
+def test_write_finishes_flows_out_of_order_into_their_rows(write, tmp_path):
+    # The first flow lives longest; the others idle out around it.
+    times = np.arange(400) * 50.0
+    path = write(pcap([udp(sport=1 if i % 2 == 0 else i) for i in range(400)], times=times))
+    FlowSampler().write(path, tmp_path / "X.npy")
+    X = np.load(tmp_path / "X.npy")
+    assert (X == FlowSampler().transform(path)).all()
+    assert len(X) == 200
+
+
+def test_write_of_no_flows_is_an_empty_array(write, tmp_path):
+    FlowSampler().write(write(pcap([])), tmp_path / "X.npy")
+    assert np.load(tmp_path / "X.npy").shape == (0, 320)
+
+
+def test_write_leaves_no_partial_file_when_a_capture_is_refused(write, tmp_path):
+    with pytest.raises(ValueError, match="not a capture"):
+        FlowSampler().write(write(b"nothing"), tmp_path / "X.npy")
+    assert [p.name for p in tmp_path.iterdir()] == ["capture.pcap"]
+
+
+def test_a_stream_gives_a_flow_with_its_nth_packet_and_absorbs_later_ones(write):
+    packets = [udp()] * 6 + [udp(sport=7)]
+    tables = list(FlowSampler(n_packets=2).iter_flows(write(pcap(packets))))
+    flows = [(int(t.src_port[i]), int(t.packets_forward[i])) for t in tables for i in range(len(t))]
+    assert flows == [(1000, 2), (7, 1)]
+    assert all(isinstance(table, FlowTable) for table in tables)
+
+
+def test_a_stream_gives_a_flow_before_its_source_ends():
+    class Endless(io.RawIOBase):
+        """Yields one record at a time; reading on after the fifth fails the test."""
+
+        def __init__(self):
+            capture = pcap([udp()] * 5)
+            self.parts = [capture[:24]] + [capture[24 + 58 * i : 82 + 58 * i] for i in range(5)]
+
+        def readinto(self, buffer):
+            part = self.parts.pop(0)
+            buffer[: len(part)] = part
+            return len(part)
+
+    stream = FlowSampler(n_packets=2).iter_flows(Endless())
+    assert next(stream).packets_forward.tolist() == [2]
+
+
+def test_a_tombstone_ends_with_the_idle_timeout(write):
+    path = write(pcap([udp()] * 5, times=[0.0, 1.0, 2.0, 500.0, 501.0]))
+    tables = list(FlowSampler(n_packets=2).iter_flows(path))
+    assert [n for t in tables for n in t.packets_forward] == [2, 2]
+
+
+def test_streamed_rows_are_those_of_the_whole_capture(write):
+    path = write(pcap([udp(sport=i % 50, payload=bytes([i % 7])) for i in range(500)]))
+    streamed = np.concatenate([t.X for t in FlowSampler().iter_flows(path)])
+    assert sorted(map(bytes, streamed)) == sorted(map(bytes, FlowSampler().transform(path)))
