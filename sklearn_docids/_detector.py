@@ -342,7 +342,8 @@ class DOCIDSDetector(OutlierMixin, BaseEstimator):
         ndarray of float64, shape (n_flows,)
             Mean squared difference between the 256 features and their reconstruction.
         """
-        return _scoring.evaluate(_scoring.reconstruction_error_of, self.network_, self._check_rows(X))
+        X = self._check_rows(X)
+        return _scoring.evaluate(_scoring.reconstruction_error_of, self.network_, X)
 
     def embed(self, X: Any) -> np.ndarray:
         """Return the features g.
@@ -357,7 +358,8 @@ class DOCIDSDetector(OutlierMixin, BaseEstimator):
         ndarray of float64, shape (n_flows, 256)
             Features.
         """
-        return _scoring.evaluate(_scoring.features_of, self.network_, self._check_rows(X))
+        X = self._check_rows(X)
+        return _scoring.evaluate(_scoring.features_of, self.network_, X)
 
     def save(self, path: str | os.PathLike[str], *, sampler: FlowSampler | None = None) -> None:
         """Write the fitted detector as one safetensors file with JSON metadata; no code is stored.
@@ -453,7 +455,7 @@ class DOCIDSDetector(OutlierMixin, BaseEstimator):
             raise ValueError(f"reference X has {X.shape[1]} columns, but the target X has {self.n_features_in_}")
         self.reference_classes_, numbers = np.unique(y, return_inverse=True)
         if len(self.reference_classes_) < 2:
-            raise ValueError(f"reference y needs at least 2 classes, got only {self.reference_classes_[0]!r}")
+            raise ValueError(f"reference y needs at least 2 classes, got only {self.reference_classes_.tolist()}")
         return X, numbers
 
     def _set_threshold(self, X: np.ndarray, rng: np.random.RandomState) -> None:
@@ -463,9 +465,8 @@ class DOCIDSDetector(OutlierMixin, BaseEstimator):
         if self.score_method == "knn":
             order = rng.permutation(len(X))
             n_templates = min(self.n_templates, max(1, (len(X) - 1) // 2))
-            self.templates_ = _scoring.evaluate(
-                _scoring.class_scores_of, self.network_, X[np.sort(order[:n_templates])]
-            )
+            templates = X[np.sort(order[:n_templates])]
+            self.templates_ = _scoring.evaluate(_scoring.class_scores_of, self.network_, templates)
             X = X[np.sort(order[n_templates:])]
         self.offset_ = float(np.percentile(self._score(X), 100 * share))
 

@@ -25,8 +25,9 @@ SECONDS_BETWEEN_LINES = 2.0
 
 
 def rows_to_tensor(rows: np.ndarray) -> Tensor:
-    """Return a batch as a tensor: bytes stay bytes, all other numbers become float32."""
-    return torch.from_numpy(rows if rows.dtype == np.uint8 else rows.astype(np.float32))
+    """Return a copy of a batch as a tensor: bytes stay bytes, all other numbers become float32."""
+    # A copy, because torch takes neither read-only memory nor negative strides.
+    return torch.from_numpy(np.array(rows, np.uint8 if rows.dtype == np.uint8 else np.float32, order="C"))
 
 
 class PairedFlows(Dataset):

@@ -1,0 +1,318 @@
+"""DOCIDSDetector: scikit-learn's contract, scores, thresholds, and inputs that must fail well."""
+
+import pickle
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
+from sklearn.utils.estimator_checks import check_estimator, parametrize_with_checks
+
+from sklearn_docids import DOCIDSDetector, ReferenceData, paper
+from sklearn_docids._scoring import CHUNK_ROWS
+
+NO_REFERENCE = "ignore:fit without a reference:UserWarning"
+
+
+def blobs(n=60, n_columns=24, seed=0):
+    """Target rows around one centre, reference rows around three, and rows far from all."""
+    rng = np.random.default_rng(seed)
+    centres = rng.integers(40, 200, (4, n_columns))
+    noise = rng.integers(-10, 11, (5, n, n_columns))
+    X = (centres[0] + noise[0]).astype(np.uint8)
+    X_reference = np.concatenate([centres[i] + noise[i] for i in (1, 2, 3)]).astype(np.uint8)
+    far = rng.integers(0, 256, (n, n_columns), dtype=np.uint8)
+    return X, (X_reference, np.repeat(["dns", "http", "tls"], n)), far
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    X, reference, _ = blobs()
+    return DOCIDSDetector(max_epochs=10, batch_size=16, random_state=0).fit(X, reference=reference)
+
+
+@pytest.mark.filterwarnings(NO_REFERENCE)
+@parametrize_with_checks([DOCIDSDetector(max_epochs=2)], xfail_strict=True)
+def test_scikit_learn_estimator_checks(estimator, check):
+    check(estimator)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_estimator_checks_pass_for_other_seeds_and_options(seed):
+    detector = paper.detector(max_epochs=1, random_state=seed, dense_activation="relu", batch_norm="joint")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        results = check_estimator(detector, on_fail=None, on_skip=None)
+    assert [r["check_name"] for r in results if r["status"] == "failed"] == []
+    assert sum(r["status"] == "passed" for r in results) >= 46
+
+
+def test_far_rows_score_lower_than_target_rows(fitted):
+    X, _, far = blobs()
+    assert np.median(fitted.score_samples(far)) < fitted.score_samples(X).min()
+
+
+def test_knn_scores_are_distances_to_templates_and_find_far_rows():
+    X, reference, far = blobs()
+    detector = DOCIDSDetector(score_method="knn", n_templates=20, max_epochs=10, batch_size=16, random_state=0)
+    scores = detector.fit(X, reference=reference).score_samples(far)
+    class_scores = detector.network_.eval().h_c(detector.network_.features(torch.from_numpy(far)))
+    distances = np.linalg.norm(class_scores.detach().numpy()[:, None] - detector.templates_[None], axis=2).min(axis=1)
+    assert detector.templates_.shape == (20, 3)
+    assert scores == pytest.approx(-distances, rel=1e-4)
+    assert np.median(scores) < np.quantile(detector.score_samples(X), 0.01)
+
+
+def test_templates_are_fewer_than_half_of_the_rows_and_set_no_threshold():
+    X, reference, _ = blobs()
+    detector = DOCIDSDetector(score_method="knn", max_epochs=1, random_state=0, contamination=0.5)
+    scores = detector.fit(X, reference=reference).score_samples(X)
+    assert len(detector.templates_) == 29
+    assert np.sum(scores == 0) == 29
+    assert detector.offset_ == pytest.approx(np.median(scores[scores < 0]))
+
+
+def test_decision_is_score_minus_offset_and_predict_its_sign(fitted):
+    X, _, far = blobs()
+    rows = np.concatenate([X, far])
+    decision = fitted.decision_function(rows)
+    assert (decision == fitted.score_samples(rows) - fitted.offset_).all()
+    assert (fitted.predict(rows) == np.where(decision < 0, -1, 1)).all()
+    assert decision.dtype == np.float64
+
+
+def test_the_paper_score_is_the_reconstruction_error_of_the_features(fitted):
+    X, _, _ = blobs()
+    features = fitted.embed(X)
+    rebuilt = fitted.network_.autoencoder(torch.from_numpy(features).float()).detach().numpy()
+    assert features.shape == (60, 256)
+    assert fitted.reconstruction_error(X) == pytest.approx(((rebuilt - features) ** 2).mean(axis=1), rel=1e-4)
+    assert (fitted.score_samples(X) == -fitted.reconstruction_error(X)).all()
+
+
+def test_a_score_does_not_depend_on_its_neighbours(fitted):
+    rows = np.concatenate([blobs(seed=s)[2] for s in range(3)])
+    together = fitted.score_samples(rows)
+    assert (fitted.score_samples(rows[::-1])[::-1] == together).all()
+    assert [fitted.score_samples(rows[i : i + 1])[0] for i in (0, CHUNK_ROWS, 179)] == together[[0, CHUNK_ROWS, 179]].tolist()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
+def test_bytes_score_alike_in_every_number_type(fitted, dtype):
+    X, _, _ = blobs()
+    assert (fitted.score_samples(X.astype(dtype)) == fitted.score_samples(X)).all()
+
+
+@pytest.mark.parametrize(("contamination", "n_flagged"), [("auto", 6), (0.1, 60), (0.25, 150)])
+def test_contamination_is_the_share_of_training_rows_flagged(contamination, n_flagged):
+    X, reference, _ = blobs(n=600)
+    detector = DOCIDSDetector(contamination=contamination, max_epochs=1, random_state=0).fit(X, reference=reference)
+    assert np.sum(detector.predict(X) == -1) == n_flagged
+
+
+def test_equal_rows_are_not_flagged_beyond_contamination():
+    X = np.repeat(np.arange(4, dtype=np.uint8)[:, None] * 50, 12, axis=1).repeat(100, axis=0)
+    detector = DOCIDSDetector(lambda_descriptiveness=0, contamination=0.1, max_epochs=1, random_state=0).fit(X)
+    assert np.mean(detector.predict(X) == -1) <= 0.1
+
+
+def test_a_seed_gives_the_same_detector_again():
+    X, reference, far = blobs()
+    first, second, other = (
+        DOCIDSDetector(max_epochs=2, random_state=seed).fit(X, reference=reference).score_samples(far) for seed in (1, 1, 2)
+    )
+    assert (first == second).all()
+    assert (first != other).any()
+
+
+def test_history_has_the_three_losses_of_each_epoch(fitted):
+    assert [epoch["epoch"] for epoch in fitted.history_] == list(range(1, 11))
+    assert set(fitted.history_[0]) == {"epoch", "pairs", "descriptiveness_loss", "compactness_loss", "reconstruction_loss"}
+    assert fitted.n_iter_ == 10
+    assert fitted.history_[0]["pairs"] == 60
+
+
+@pytest.mark.parametrize(("n_rows", "batch_size", "n_epochs"), [(100, 50, 250), (1000, 2, 1), (300, 100, 167)])
+def test_max_epochs_auto_gives_about_500_steps(monkeypatch, n_rows, batch_size, n_epochs):
+    from sklearn_docids import _training
+
+    asked = {}
+    original = _training.make_net
+
+    def two_epochs(*args, **kwargs):
+        asked.update(kwargs)
+        return original(*args, **{**kwargs, "max_epochs": 1})
+
+    monkeypatch.setattr(_training, "make_net", two_epochs)
+    X = np.zeros((n_rows, 1), np.uint8)
+    DOCIDSDetector(lambda_descriptiveness=0, batch_size=batch_size).fit(X)
+    assert asked["max_epochs"] == n_epochs
+
+
+def test_verbose_prints_the_losses(capsys):
+    X, reference, _ = blobs()
+    DOCIDSDetector(max_epochs=2, verbose=1, random_state=0).fit(X, reference=reference)
+    out = capsys.readouterr().out
+    assert out.splitlines()[-1].startswith("epoch 2/2: descriptiveness ")
+    DOCIDSDetector(max_epochs=2, random_state=0).fit(X, reference=reference)
+    assert capsys.readouterr().out == ""
+
+
+def test_reference_data_and_tuple_are_the_same():
+    X, reference, far = blobs()
+    scores = [
+        DOCIDSDetector(max_epochs=1, random_state=0).fit(X, reference=given).score_samples(far)
+        for given in (reference, ReferenceData(*reference))
+    ]
+    assert (scores[0] == scores[1]).all()
+
+
+def test_reference_classes_are_sorted_labels(fitted):
+    assert fitted.reference_classes_.tolist() == ["dns", "http", "tls"]
+    assert fitted.network_.h_c.out_features == 3
+
+
+def test_pickle_and_clone(fitted):
+    _, _, far = blobs()
+    again = pickle.loads(pickle.dumps(fitted))
+    assert (again.score_samples(far) == fitted.score_samples(far)).all()
+    assert clone(fitted).get_params() == fitted.get_params()
+
+
+def test_no_rows_are_kept_in_a_fitted_detector():
+    X, reference, _ = blobs(n=3000)
+    small = DOCIDSDetector(max_epochs=1, random_state=0).fit(X[:10], reference=reference)
+    large = DOCIDSDetector(max_epochs=1, random_state=0).fit(X, reference=reference)
+    assert len(pickle.dumps(large)) < len(pickle.dumps(small)) + 2000
+
+
+def test_feature_names_are_checked(fitted):
+    pandas = pytest.importorskip("pandas")
+    X, reference, _ = blobs()
+    frame = pandas.DataFrame(X, columns=[f"p0_b{i:02d}" for i in range(24)])
+    detector = DOCIDSDetector(max_epochs=1, random_state=0).fit(frame, reference=reference)
+    assert detector.feature_names_in_.tolist() == list(frame.columns)
+    with pytest.raises(ValueError, match="feature names should match"):
+        detector.predict(frame[frame.columns[::-1]])
+
+
+# Inputs that must fail well
+
+
+def fit(X, reference, **parameters):
+    return DOCIDSDetector(**{"max_epochs": 1, "random_state": 0, **parameters}).fit(X, reference=reference)
+
+
+def test_a_reference_with_other_columns_is_named():
+    X, (X_reference, y), _ = blobs()
+    with pytest.raises(ValueError, match="reference X has 23 columns, but the target X has 24"):
+        fit(X, (X_reference[:, 1:], y))
+
+
+def test_a_one_class_reference_is_refused():
+    X, (X_reference, _), _ = blobs()
+    with pytest.raises(ValueError, match=r"reference y needs at least 2 classes, got only \['dns'\]"):
+        fit(X, (X_reference, ["dns"] * len(X_reference)))
+
+
+@pytest.mark.parametrize("reference", ["dns", [1, 2], np.zeros((3, 24)), (1, 2, 3)])
+def test_what_is_no_reference_is_named(reference):
+    with pytest.raises(ValueError, match="reference must be ReferenceData or a tuple"):
+        fit(blobs()[0], reference)
+
+
+def test_reference_labels_must_fit_its_rows():
+    X, (X_reference, y), _ = blobs()
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        fit(X, (X_reference, y[1:]))
+    with pytest.raises(ValueError, match="one label per row"):
+        fit(X, (X_reference, np.zeros((len(X_reference), 2))))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_nan_and_infinity_are_refused_in_target_reference_and_scoring(fitted, bad):
+    X, (X_reference, y), _ = blobs()
+    X_bad, reference_bad = X.astype(float), X_reference.astype(float)
+    X_bad[3, 3] = reference_bad[3, 3] = bad
+    with pytest.raises(ValueError, match="Input X contains"):
+        fit(X_bad, (X_reference, y))
+    with pytest.raises(ValueError, match="Input reference X contains"):
+        fit(X, (reference_bad, y))
+    with pytest.raises(ValueError, match="Input X contains"):
+        fitted.score_samples(X_bad)
+
+
+@pytest.mark.parametrize("method", ["score_samples", "decision_function", "predict", "embed", "reconstruction_error"])
+def test_wrong_width_and_unfitted_use_are_refused(fitted, method):
+    X, _, _ = blobs()
+    with pytest.raises(ValueError, match="X has 23 features, but DOCIDSDetector is expecting 24"):
+        getattr(fitted, method)(X[:, 1:])
+    with pytest.raises(NotFittedError):
+        getattr(DOCIDSDetector(), method)(X)
+
+
+@pytest.mark.parametrize("n_rows", [0, 1])
+def test_a_target_of_less_than_two_rows_is_refused(n_rows):
+    X, reference, _ = blobs()
+    with pytest.raises(ValueError, match="minimum of 2 is required"):
+        fit(X[:n_rows], reference)
+
+
+@pytest.mark.parametrize("n_target", [2, 3, 5, 9])
+@pytest.mark.parametrize("n_reference", [2, 7])
+@pytest.mark.parametrize("batch_size", [2, 4, 8])
+@pytest.mark.parametrize("parameters", [{}, {"score_method": "knn"}, {"batch_norm": "joint", "schedule": None, "optimizer": "sgd"}])
+def test_small_inputs_and_batch_remainders_of_one_fit(n_target, n_reference, batch_size, parameters):
+    X, (X_reference, _), _ = blobs()
+    detector = fit(X[:n_target], (X_reference[:n_reference], np.arange(n_reference) % 2), batch_size=batch_size, **parameters)
+    assert np.isfinite(detector.score_samples(X)).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("batch_size", 1), ("max_epochs", 0), ("lr", 0), ("lambda_compactness", -1), ("contamination", 0.6),
+        ("optimizer", "adam"), ("score_method", "error"), ("batch_norm", "shared"), ("dense_activation", "tanh"),
+        ("schedule", "cosine"), ("n_templates", 0), ("scale", 0), ("momentum", 1.0), ("weight_decay", -1),
+    ],
+)  # fmt: skip
+def test_a_wrong_parameter_is_named(name, value):
+    X, reference, _ = blobs()
+    with pytest.raises(ValueError, match=f"The '{name}' parameter of DOCIDSDetector"):
+        fit(X, reference, **{name: value})
+
+
+def test_fit_without_a_reference_warns_unless_it_is_meant():
+    X, _, _ = blobs()
+    with pytest.warns(UserWarning, match="fit without a reference"):
+        detector = fit(X, None)
+    assert detector.reference_classes_ is None
+    assert detector.history_[0]["descriptiveness_loss"] == 0
+    fit(X, None, lambda_descriptiveness=0)
+
+
+def test_a_loss_that_is_not_finite_stops_training_with_its_place_and_finite_weights():
+    X, reference, far = blobs()
+    with pytest.warns(ConvergenceWarning, match=r"not finite in epoch \d+, batch \d+ .*the weights of step \d+ are kept"):
+        detector = fit(X, reference, optimizer="sgd", schedule=None, lr=1e6, max_epochs=30)
+    assert np.isfinite(detector.score_samples(far)).all()
+    assert detector.n_iter_ < 30
+
+
+def test_large_numbers_stay_finite(fitted):
+    X, reference, _ = blobs()
+    detector = fit(X.astype(float) * 1e30, (reference[0].astype(float), reference[1]))
+    assert np.isfinite(detector.score_samples(X.astype(float) * 1e30)).all()
+
+
+def test_paper_settings_are_those_stated():
+    stated = {
+        "lambda_descriptiveness": 1.0, "lambda_compactness": 0.1, "lambda_reconstruction": 10.0, "optimizer": "sgd",
+        "lr": 5e-5, "weight_decay": 5e-4, "score_method": "reconstruction", "schedule": None,
+    }  # fmt: skip
+    assert stated.items() <= paper.detector().get_params().items()
+    sampler = paper.sampler().get_params()
+    assert {"n_packets": 4, "n_bytes": 80, "idle_timeout": None, "tcp_restart": False, "fields": "paper"}.items() <= sampler.items()
+    assert paper.detector(lr=1e-3).lr == 1e-3
