@@ -2,7 +2,7 @@
 """Models as files that cannot execute anything: safetensors with JSON metadata, never pickle.
 
 A model is one safetensors file. Its metadata holds ``docids``, a JSON object with everything but the weights, and
-``sha256`` of the weights. Nothing in the file is used before names, types, shapes and size fit the network that the
+``sha256``, the checksum of the whole file with zeros in its place. Nothing in the file is used before names, types, shapes and size fit the network that the
 JSON describes.
 """
 
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 
 from sklearn_docids import __version__
 from sklearn_docids._detector import DOCIDSDetector
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 # A longer header is no model of ours: the longest part of it, the history, has 150 bytes per epoch.
 MAX_HEADER = 16 * 2**20
+UNSEALED = "0" * 64
 CONFIG_KEYS = {
     "format", "estimator", "versions", "parameters", "sampler", "n_features_in", "feature_names_in",
     "reference_classes", "n_templates", "offset", "n_iter", "history",
@@ -43,16 +45,18 @@ def save_detector(detector: DOCIDSDetector, path: str, sampler: FlowSampler | No
     if detector.templates_ is not None:
         tensors["templates"] = torch.from_numpy(detector.templates_)
     config = json.dumps(_config(detector, sampler), allow_nan=False, default=_plain)
-    data = safetensors.torch.save(tensors, {"docids": config, "sha256": "0" * 64})
-    start = 8 + int.from_bytes(data[:8], "little")
-    # The digest has the length of its placeholder, so the header keeps its size.
-    digest = hashlib.sha256(data[start:]).hexdigest()
-    data = safetensors.torch.save(tensors, {"docids": config, "sha256": digest})
+    data = safetensors.torch.save(tensors, {"docids": config, "sha256": UNSEALED})
+    data = data.replace(_seal(UNSEALED), _seal(hashlib.sha256(data).hexdigest()), 1)
     with open(f"{path}.part", "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
     os.replace(f"{path}.part", path)
+
+
+def _seal(digest: str) -> bytes:
+    """Return the checksum as it stands in the header; inside a JSON string, its quotes would be escaped."""
+    return f'"sha256":"{digest}"'.encode()
 
 
 def _config(detector: DOCIDSDetector, sampler: FlowSampler | None) -> dict[str, Any]:
@@ -131,7 +135,7 @@ def load_detector(path: str | os.PathLike[str]) -> DOCIDSDetector:
     path = os.fspath(path)
     try:
         return _read(path)
-    except (_ModelError, UnicodeDecodeError, RecursionError) as error:
+    except (_ModelError, SafetensorError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path}: not a usable DOC-IDS model: {error}") from None
 
 
@@ -149,11 +153,11 @@ def _read(path: str) -> DOCIDSDetector:
         config = _parse_json(metadata["docids"])
         detector, network = _skeleton(config)
         _check_tensors(header, _expected_tensors(config, network), size - file.tell())
-        start = file.tell()
         file.seek(0)
         data = file.read()
-    if hashlib.sha256(data[start:]).hexdigest() != metadata.get("sha256"):
-        raise _ModelError("the checksum of its weights is wrong")
+    digest = str(metadata.get("sha256"))
+    if hashlib.sha256(data.replace(_seal(digest), _seal(UNSEALED), 1)).hexdigest() != digest:
+        raise _ModelError("its checksum is wrong")
     _fill(detector, network, config, safetensors.torch.load(data))
     _warn_of_versions(path, config["versions"])
     return detector

@@ -1,0 +1,214 @@
+"""Model files: bit-equal round trips, and nothing executed or believed from a hostile file."""
+
+import hashlib
+import json
+import os
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from sklearn_docids import DOCIDSDetector, FlowSampler, load_detector
+
+rng = np.random.default_rng(0)
+X = rng.integers(0, 256, (30, 12), dtype=np.uint8)
+REFERENCE = rng.integers(0, 256, (20, 12), dtype=np.uint8), np.arange(20) % 2
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "model"
+    detector = DOCIDSDetector(max_epochs=1, random_state=0).fit(X, reference=REFERENCE)
+    detector.save(path, sampler=FlowSampler(2, 6, fields={"ttl": "zero"}))
+    return path
+
+
+@pytest.mark.parametrize("parameters", [{}, {"score_method": "knn"}, {"dense_activation": "relu", "batch_norm": "joint"}])
+@pytest.mark.parametrize("labels", [np.arange(20) % 2, np.array(["dns", "tls"] * 10), np.array([True, False] * 10)])
+def test_a_loaded_detector_scores_bit_for_bit_alike(tmp_path, parameters, labels):
+    detector = DOCIDSDetector(max_epochs=1, random_state=0, **parameters).fit(X, reference=(REFERENCE[0], labels))
+    detector.save(tmp_path / "model")
+    loaded = load_detector(tmp_path / "model")
+    assert (loaded.score_samples(X) == detector.score_samples(X)).all()
+    assert (loaded.predict(X) == detector.predict(X)).all()
+    assert loaded.get_params() == detector.get_params()
+    assert loaded.history_ == detector.history_
+    assert (loaded.offset_, loaded.n_iter_, loaded.n_features_in_) == (detector.offset_, 1, 12)
+    assert (loaded.reference_classes_ == detector.reference_classes_).all()
+    assert loaded.sampler_ is None
+
+
+def test_a_detector_without_reference_is_saved_too(tmp_path):
+    detector = DOCIDSDetector(max_epochs=1, lambda_descriptiveness=0).fit(X)
+    detector.save(tmp_path / "model")
+    assert load_detector(tmp_path / "model").reference_classes_ is None
+
+
+def test_the_sampler_travels_with_the_model(model):
+    assert load_detector(model).sampler_.get_params() == FlowSampler(2, 6, fields={"ttl": "zero"}).get_params()
+
+
+def test_feature_names_travel_with_the_model(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(X, columns=[f"b{i}" for i in range(12)])
+    DOCIDSDetector(max_epochs=1).fit(frame, reference=REFERENCE).save(tmp_path / "model")
+    assert load_detector(tmp_path / "model").feature_names_in_.tolist() == list(frame.columns)
+
+
+def test_a_generator_as_random_state_is_not_stored(tmp_path):
+    detector = DOCIDSDetector(max_epochs=1, random_state=np.random.RandomState(0)).fit(X, reference=REFERENCE)
+    detector.save(tmp_path / "model")
+    assert load_detector(tmp_path / "model").random_state is None
+
+
+def test_labels_that_json_cannot_hold_are_refused(tmp_path):
+    detector = DOCIDSDetector(max_epochs=1).fit(X, reference=(REFERENCE[0], np.arange(20) % 2 / 2))
+    with pytest.raises(TypeError, match="strings or integers"):
+        detector.save(tmp_path / "model")
+    assert os.listdir(tmp_path) == []
+
+
+def test_saving_replaces_a_model_as_a_whole(model, tmp_path):
+    shutil.copy(model, tmp_path / "model")
+    DOCIDSDetector(max_epochs=2, random_state=0).fit(X, reference=REFERENCE).save(tmp_path / "model")
+    assert load_detector(tmp_path / "model").n_iter_ == 2
+    assert os.listdir(tmp_path) == ["model"]
+
+
+def rewritten(model, path, change_config=lambda config: None, change_tensors=lambda tensors: None):
+    """Write the model again with changes, and a checksum that fits them."""
+    with safetensors.safe_open(model, "pt") as file:
+        config = json.loads(file.metadata()["docids"])
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    text = change_config(config)
+    change_tensors(tensors)
+    if not isinstance(text, str):
+        text = json.dumps(config)
+    data = safetensors.torch.save(tensors, {"docids": text, "sha256": "0" * 64})
+    path.write_bytes(data.replace(b"0" * 64, hashlib.sha256(data).hexdigest().encode(), 1))
+    return path
+
+
+def test_another_version_warns(model, tmp_path):
+    path = rewritten(model, tmp_path / "m", lambda c: c["versions"].update(sklearn_docids="0.0.1"))
+    with pytest.warns(UserWarning, match=r"saved with sklearn_docids 0.0.1.*scores may differ"):
+        load_detector(path)
+
+
+HOSTILE_CONFIGS = {
+    "newer format": ({"format": 2}, "reads format 1"),
+    "unknown key": ({"code": "import os"}, "other keys"),
+    "other estimator": ({"estimator": "os.system"}, "holds a 'os.system'"),
+    "unknown parameter": ({"parameters": {"command": "x"}}, "refuses its parameters"),
+    "parameters no object": ({"parameters": 5}, "parameters"),
+    "huge width": ({"n_features_in": 10**9}, "tensor|tensors"),
+    "wide beyond counting": ({"n_features_in": 10**30}, "n_features_in"),
+    "negative width": ({"n_features_in": -1}, "n_features_in"),
+    "width a string": ({"n_features_in": "12"}, "n_features_in"),
+    "offset a string": ({"offset": "0"}, "offset"),
+    "one class": ({"reference_classes": [1]}, "reference_classes"),
+    "more classes": ({"reference_classes": [1, 2, 3]}, "tensor"),
+    "mixed classes": ({"reference_classes": [1, "a"]}, "reference_classes"),
+    "nested classes": ({"reference_classes": [[1], [2]]}, "reference_classes"),
+    "templates without tensor": ({"n_templates": 5}, "tensors"),
+    "history no list": ({"history": {}}, "history"),
+    "names of other width": ({"feature_names_in": ["a"]}, "feature_names_in"),
+    "sampler of other parameters": ({"sampler": {"path": "x"}}, "FlowSampler"),
+    "sampler of wrong values": ({"sampler": {"n_packets": 0, "protocols": ["tcp"]}}, "FlowSampler"),
+    "sampler of wrong fields": ({"sampler": {"fields": {"mac": "erase"}}}, "FlowSampler"),
+    "sampler no object": ({"sampler": [1]}, "FlowSampler"),
+    "negative epochs": ({"n_iter": -1}, "n_iter"),
+    "versions no object": ({"versions": None}, "versions"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), HOSTILE_CONFIGS.values(), ids=HOSTILE_CONFIGS)
+def test_a_config_that_does_not_fit_is_refused(model, tmp_path, change, message):
+    path = rewritten(model, tmp_path / "m", lambda config: config.update(change))
+    with pytest.raises(ValueError, match=f"m: not a usable DOC-IDS model: .*({message})"):
+        load_detector(path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "5", '{"format": 1, "format": 1}', '{"format": NaN}', "[" * 100_000])
+def test_a_config_that_is_no_plain_json_object_is_refused(model, tmp_path, text):
+    with pytest.raises(ValueError, match="not a usable DOC-IDS model"):
+        load_detector(rewritten(model, tmp_path / "m", lambda config: text))
+
+
+def missing(tensors):
+    del tensors["network.h_c.bias"]
+
+
+def transposed(tensors):
+    tensors["network.h_c.weight"] = tensors["network.h_c.weight"].T.contiguous()
+
+
+def double(tensors):
+    tensors["network.h_c.weight"] = tensors["network.h_c.weight"].double()
+
+
+def nan(tensors):
+    tensors["network.h_c.weight"][0, 0] = float("nan")
+
+
+def extra(tensors):
+    tensors["network.more"] = torch.zeros(1)
+
+
+@pytest.mark.parametrize("change", [missing, transposed, double, nan, extra])
+def test_tensors_that_do_not_fit_are_refused(model, tmp_path, change):
+    with pytest.raises(ValueError, match="not a usable DOC-IDS model: .*tensor"):
+        load_detector(rewritten(model, tmp_path / "m", change_tensors=change))
+
+
+def test_a_pickle_by_another_name_is_not_executed(tmp_path):
+    class Canary:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "canary"),)
+
+    for name, data in {"pickle": pickle.dumps(Canary()), "short": b"", "text": b"hello world, no model"}.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(ValueError, match="not a usable DOC-IDS model"):
+            load_detector(tmp_path / name)
+    torch.save({"a": Canary()}, tmp_path / "torch")
+    with pytest.raises(ValueError, match="not a usable DOC-IDS model"):
+        load_detector(tmp_path / "torch")
+    assert not (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize("length", [0, 2**63, 2**64 - 1, 10**9])
+def test_a_header_length_that_lies_is_refused(model, tmp_path, length):
+    (tmp_path / "m").write_bytes(length.to_bytes(8, "little") + model.read_bytes()[8:])
+    with pytest.raises(ValueError, match="not a usable DOC-IDS model"):
+        load_detector(tmp_path / "m")
+
+
+@pytest.mark.parametrize("cut", [1, 7, 8, 9, 500, -1])
+def test_a_cut_file_is_refused(model, tmp_path, cut):
+    (tmp_path / "m").write_bytes(model.read_bytes()[:cut])
+    with pytest.raises(ValueError, match="not a usable DOC-IDS model"):
+        load_detector(tmp_path / "m")
+
+
+def test_flipped_bits_are_refused(model, tmp_path):
+    data = bytearray(model.read_bytes())
+    n_header = 8 + int.from_bytes(data[:8], "little")
+    places = [*np.random.default_rng(1).integers(0, n_header, 60), *np.random.default_rng(2).integers(n_header, len(data), 20)]
+    for place in places:
+        flipped = bytearray(data)
+        flipped[place] ^= 1 << (int(place) % 8)
+        (tmp_path / "m").write_bytes(flipped)
+        with pytest.raises(ValueError, match="not a usable DOC-IDS model"):
+            load_detector(tmp_path / "m")
+
+
+def test_a_missing_file_and_an_unfitted_detector_raise_the_usual_errors(tmp_path):
+    from sklearn.exceptions import NotFittedError
+
+    with pytest.raises(FileNotFoundError, match="nothing"):
+        load_detector(tmp_path / "nothing")
+    with pytest.raises(NotFittedError):
+        DOCIDSDetector().save(tmp_path / "m")
