@@ -29,7 +29,9 @@ DEMO_BATCH_SIZE = 64
 def run(folder: str, seed: int) -> None:
     """Write traffic, train, score and report; everything follows from ``seed``."""
     print(f"Writing synthetic captures to {folder} (seed {seed}) ...", flush=True)
-    traffic = make_traffic(os.path.join(folder, "traffic"), n_flows=500, n_reference=50, n_attacks=30, random_state=seed)
+    traffic = make_traffic(
+        os.path.join(folder, "traffic"), n_flows=500, n_reference=50, n_attacks=30, random_state=seed
+    )
 
     print("Sampling flows: the first 80 bytes of the first 4 packets, addresses zeroed ...", flush=True)
     # Addresses are zeroed in training and scoring alike: here they carry nothing that a detector should learn.
@@ -58,10 +60,9 @@ def run(folder: str, seed: int) -> None:
     }
     _print_report(scores, y_test, kinds)
     flagged = detector.predict(test.X) == -1
-    print(
-        f"\nAt its threshold, which flags 1 % of the training flows, DOC-IDS flags {np.mean(flagged[y_test == 1]):.1%} of "
-        f"the normal test flows and {np.mean(flagged[y_test == -1]):.1%} of the attacks."
-    )
+    normal, attacks = np.mean(flagged[y_test == 1]), np.mean(flagged[y_test == -1])
+    print("\nThe threshold flags 1 % of the training flows. Of the test flows it flags", end=" ")
+    print(f"{normal:.1%} of the normal ones and {attacks:.1%} of the attacks.")
     _print_most_abnormal(test, scores["DOC-IDS"], kinds)
     _draw(Path(folder) / "demo.png", scores, y_test, detector.offset_)
 

@@ -169,7 +169,7 @@ class DOCIDSDetector(OutlierMixin, BaseEstimator):
     # scikit-learn's metadata routing: fit takes the reference without being asked to.
     __metadata_request__fit: ClassVar[dict[str, bool]] = {"reference": True}
 
-    _parameter_constraints: dict[str, list[Any]] = {
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "lambda_descriptiveness": [Interval(Real, 0, None, closed="left")],
         "lambda_compactness": [Interval(Real, 0, None, closed="left")],
         "lambda_reconstruction": [Interval(Real, 0, None, closed="left")],
@@ -279,7 +279,7 @@ class DOCIDSDetector(OutlierMixin, BaseEstimator):
         self.network_ = net.module_
         self.history_ = _training.epoch_history(net)
         self.n_iter_ = len(self.history_)
-        self.sampler_ = None
+        self.sampler_: FlowSampler | None = None
         self._set_threshold(flows.target, rng)
         return self
 
@@ -393,7 +393,7 @@ class DOCIDSDetector(OutlierMixin, BaseEstimator):
                 "reconstruction": self.lambda_reconstruction,
                 "detach_target": self.detach_target,
             },
-            max_epochs=max(1, round(AUTO_STEPS / steps_per_epoch)) if self.max_epochs == "auto" else self.max_epochs,
+            max_epochs=self._n_epochs(steps_per_epoch),
             batch_size=self.batch_size,
             steps_per_epoch=steps_per_epoch,
             optimizer=self.optimizer,
@@ -420,6 +420,11 @@ class DOCIDSDetector(OutlierMixin, BaseEstimator):
             "dense_activation": self.dense_activation,
             "scale": self.scale,
         }
+
+    def _n_epochs(self, steps_per_epoch: int) -> int:
+        if self.max_epochs == "auto":
+            return max(1, round(AUTO_STEPS / steps_per_epoch))
+        return int(self.max_epochs)
 
     def _device(self) -> str:
         if self.device == "auto":
@@ -460,7 +465,7 @@ class DOCIDSDetector(OutlierMixin, BaseEstimator):
 
     def _set_threshold(self, X: np.ndarray, rng: np.random.RandomState) -> None:
         """Set ``offset_`` from the scores of training rows that are no templates."""
-        share = AUTO_CONTAMINATION if self.contamination == "auto" else self.contamination
+        share = AUTO_CONTAMINATION if self.contamination == "auto" else float(self.contamination)
         self.templates_ = None
         if self.score_method == "knn":
             order = rng.permutation(len(X))

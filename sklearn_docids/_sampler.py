@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from joblib import Parallel, delayed
@@ -96,7 +96,7 @@ class FlowSampler(TransformerMixin, BaseEstimator):
     ((20, 320), dtype('uint8'))
     """
 
-    _parameter_constraints: dict[str, list[Any]] = {
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "n_packets": [Interval(Integral, 1, 1024, closed="both")],
         "n_bytes": [Interval(Integral, 1, 65_535, closed="both")],
         "bidirectional": ["boolean"],

@@ -33,9 +33,7 @@ def reconstruction_error_of(network: DOCIDSNetwork, flows: Tensor) -> Tensor:
     return (network.autoencoder(features) - features).square().mean(dim=1)
 
 
-def evaluate(
-    function: Callable[[DOCIDSNetwork, Tensor], Tensor], network: DOCIDSNetwork, X: np.ndarray
-) -> np.ndarray:
+def evaluate(function: Callable[[DOCIDSNetwork, Tensor], Tensor], network: DOCIDSNetwork, X: np.ndarray) -> np.ndarray:
     """Return ``function`` of all rows, as float64."""
     device = network.h_c.weight.device
     network.eval()

@@ -174,7 +174,9 @@ class Progress(Callback):
 
     def _print(self, net: PairedNet) -> None:
         means = np.mean(self._seen, axis=0)
-        losses = ", ".join(f"{name.removesuffix('_loss')} {mean:.4f}" for name, mean in zip(LOSS_TERMS, means, strict=True))
+        losses = ", ".join(
+            f"{name.removesuffix('_loss')} {mean:.4f}" for name, mean in zip(LOSS_TERMS, means, strict=True)
+        )
         print(f"epoch {len(net.history)}/{net.max_epochs}: {losses}", flush=True)
         self._printed, self._seen = time.monotonic(), []
 

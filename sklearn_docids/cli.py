@@ -66,7 +66,10 @@ def _parser() -> argparse.ArgumentParser:
     fit = commands.add_parser("fit", help="train a detector on captures of normal traffic")
     fit.add_argument("captures", nargs="+", metavar="CAPTURE", help="normal traffic")
     fit.add_argument(
-        "--reference", required=True, metavar="DIR", help="one capture, or folder of captures, per class, named after it"
+        "--reference",
+        required=True,
+        metavar="DIR",
+        help="one capture, or folder of captures, per class, named after it",
     )
     fit.add_argument("--model", required=True, metavar="M", help="model file to write")
     fit.add_argument("--max-epochs", type=_epochs, default="auto", metavar="N", help="passes over the traffic")

@@ -2,8 +2,8 @@
 """Models as files that cannot execute anything: safetensors with JSON metadata, never pickle.
 
 A model is one safetensors file. Its metadata holds ``docids``, a JSON object with everything but the weights, and
-``sha256``, the checksum of the whole file with zeros in its place. Nothing in the file is used before names, types, shapes and size fit the network that the
-JSON describes.
+``sha256``, the checksum of the whole file with zeros in its place. Nothing in the file is used before names, types,
+shapes and size fit the network that the JSON describes.
 """
 
 from __future__ import annotations
@@ -297,9 +297,8 @@ def _load_sampler(parameters: Any) -> FlowSampler | None:
         return None
     if isinstance(parameters, dict) and isinstance(parameters.get("protocols"), list):
         parameters = {**parameters, "protocols": tuple(parameters["protocols"])}
-    sampler: FlowSampler = _make(FlowSampler, parameters)
     try:
-        return sampler.fit([])
+        return _make(FlowSampler, parameters).fit([])
     except (TypeError, ValueError) as error:
         raise _ModelError(f"FlowSampler refuses its parameters: {error}") from None
 

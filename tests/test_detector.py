@@ -96,7 +96,9 @@ def test_a_score_does_not_depend_on_its_neighbours(fitted):
     rows = np.concatenate([blobs(seed=s)[2] for s in range(3)])
     together = fitted.score_samples(rows)
     assert (fitted.score_samples(rows[::-1])[::-1] == together).all()
-    assert [fitted.score_samples(rows[i : i + 1])[0] for i in (0, CHUNK_ROWS, 179)] == together[[0, CHUNK_ROWS, 179]].tolist()
+    assert [fitted.score_samples(rows[i : i + 1])[0] for i in (0, CHUNK_ROWS, 179)] == together[
+        [0, CHUNK_ROWS, 179]
+    ].tolist()
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
@@ -121,7 +123,8 @@ def test_equal_rows_are_not_flagged_beyond_contamination():
 def test_a_seed_gives_the_same_detector_again():
     X, reference, far = blobs()
     first, second, other = (
-        DOCIDSDetector(max_epochs=2, random_state=seed).fit(X, reference=reference).score_samples(far) for seed in (1, 1, 2)
+        DOCIDSDetector(max_epochs=2, random_state=seed).fit(X, reference=reference).score_samples(far)
+        for seed in (1, 1, 2)
     )
     assert (first == second).all()
     assert (first != other).any()
@@ -129,7 +132,13 @@ def test_a_seed_gives_the_same_detector_again():
 
 def test_history_has_the_three_losses_of_each_epoch(fitted):
     assert [epoch["epoch"] for epoch in fitted.history_] == list(range(1, 11))
-    assert set(fitted.history_[0]) == {"epoch", "pairs", "descriptiveness_loss", "compactness_loss", "reconstruction_loss"}
+    assert set(fitted.history_[0]) == {
+        "epoch",
+        "pairs",
+        "descriptiveness_loss",
+        "compactness_loss",
+        "reconstruction_loss",
+    }
     assert fitted.n_iter_ == 10
     assert fitted.history_[0]["pairs"] == 60
 
@@ -263,10 +272,14 @@ def test_a_target_of_less_than_two_rows_is_refused(n_rows):
 @pytest.mark.parametrize("n_target", [2, 3, 5, 9])
 @pytest.mark.parametrize("n_reference", [2, 7])
 @pytest.mark.parametrize("batch_size", [2, 4, 8])
-@pytest.mark.parametrize("parameters", [{}, {"score_method": "knn"}, {"batch_norm": "joint", "schedule": None, "optimizer": "sgd"}])
+@pytest.mark.parametrize(
+    "parameters", [{}, {"score_method": "knn"}, {"batch_norm": "joint", "schedule": None, "optimizer": "sgd"}]
+)
 def test_small_inputs_and_batch_remainders_of_one_fit(n_target, n_reference, batch_size, parameters):
     X, (X_reference, _), _ = blobs()
-    detector = fit(X[:n_target], (X_reference[:n_reference], np.arange(n_reference) % 2), batch_size=batch_size, **parameters)
+    detector = fit(
+        X[:n_target], (X_reference[:n_reference], np.arange(n_reference) % 2), batch_size=batch_size, **parameters
+    )
     assert np.isfinite(detector.score_samples(X)).all()
 
 
@@ -295,7 +308,9 @@ def test_fit_without_a_reference_warns_unless_it_is_meant():
 
 def test_a_loss_that_is_not_finite_stops_training_with_its_place_and_finite_weights():
     X, reference, far = blobs()
-    with pytest.warns(ConvergenceWarning, match=r"not finite in epoch \d+, batch \d+ .*the weights of step \d+ are kept"):
+    with pytest.warns(
+        ConvergenceWarning, match=r"not finite in epoch \d+, batch \d+ .*the weights of step \d+ are kept"
+    ):
         detector = fit(X, reference, optimizer="sgd", schedule=None, lr=1e6, max_epochs=30)
     assert np.isfinite(detector.score_samples(far)).all()
     assert detector.n_iter_ < 30
@@ -314,5 +329,11 @@ def test_paper_settings_are_those_stated():
     }  # fmt: skip
     assert stated.items() <= paper.detector().get_params().items()
     sampler = paper.sampler().get_params()
-    assert {"n_packets": 4, "n_bytes": 80, "idle_timeout": None, "tcp_restart": False, "fields": "paper"}.items() <= sampler.items()
+    assert {
+        "n_packets": 4,
+        "n_bytes": 80,
+        "idle_timeout": None,
+        "tcp_restart": False,
+        "fields": "paper",
+    }.items() <= sampler.items()
     assert paper.detector(lr=1e-3).lr == 1e-3

@@ -25,7 +25,6 @@ from sklearn_docids import FlowSampler
 from sklearn_docids.capture.flows import QUEUE_LENGTH
 
 
-
 def Ether(**fields):
     """Return an Ethernet header with addresses given: scapy asks the network for missing ones."""
     return EtherLayer(src="02:00:00:00:00:01", dst="02:00:00:00:00:02", **fields)
@@ -195,7 +194,9 @@ def test_what_is_not_sampled_is_counted_by_its_reason(packet, fate):
 
 def test_counts_by_fate_add_up_to_the_packets_read():
     counters = flows_of([packet for packet, _ in NOT_SAMPLED.values()]).counters[0]
-    assert sum(n for name, n in counters.items() if name not in ("packets", "flows", "flows_evicted")) == len(NOT_SAMPLED)
+    assert sum(n for name, n in counters.items() if name not in ("packets", "flows", "flows_evicted")) == len(
+        NOT_SAMPLED
+    )
 
 
 @pytest.mark.parametrize("packet", [tcp(payload=b"x" * 40), udp6(payload=b"y" * 40)])
@@ -211,7 +212,11 @@ def test_every_captured_length_gives_a_prefix_of_the_whole_row(packet):
 def test_both_directions_are_one_flow_named_after_its_first_packet():
     back = tcp(80, 1000, "SA", src="10.0.0.2", dst="10.0.0.1")
     flows = flows_of([tcp(), back, tcp(flags="A")])
-    assert (flows.src_port.tolist(), flows.packets_forward.tolist(), flows.packets_backward.tolist()) == ([1000], [2], [1])
+    assert (flows.src_port.tolist(), flows.packets_forward.tolist(), flows.packets_backward.tolist()) == (
+        [1000],
+        [2],
+        [1],
+    )
     assert (flows.tcp_flags_forward[0], flows.tcp_flags_backward[0]) == (0x12, 0x12)
 
 

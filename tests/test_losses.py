@@ -54,7 +54,9 @@ def test_compactness_needs_two_rows(n):
 
 def test_descriptiveness_is_cross_entropy():
     scores, labels = torch.tensor([[1.0, 2.0, 0.5], [0.0, -1.0, 3.0]]), torch.tensor([1, 0])
-    expected = -np.mean([math.log(math.exp(2) / sum(map(math.exp, (1, 2, 0.5)))), math.log(1 / sum(map(math.exp, (0, -1, 3))))])
+    expected = -np.mean(
+        [math.log(math.exp(2) / sum(map(math.exp, (1, 2, 0.5)))), math.log(1 / sum(map(math.exp, (0, -1, 3))))]
+    )
     assert float(descriptiveness_loss(scores, labels)) == pytest.approx(expected, rel=1e-6)
 
 

@@ -48,7 +48,9 @@ def routing(request):
 
 
 def searched(detector):
-    search = GridSearchCV(NormalOnly(detector), GRID, scoring=make_flow_scorer(attack_roc_auc_score), cv=StratifiedKFold(3))
+    search = GridSearchCV(
+        NormalOnly(detector), GRID, scoring=make_flow_scorer(attack_roc_auc_score), cv=StratifiedKFold(3)
+    )
     return search.fit(X, Y, reference=ReferenceData(X_REFERENCE, Y_REFERENCE))
 
 
@@ -101,7 +103,9 @@ def test_a_search_may_run_in_processes():
     assert (results[0] == results[1]).all()
 
 
-@pytest.mark.parametrize(("y", "message"), [(np.zeros(40), r"must be \+1 \(normal\) and -1"), (-np.ones(40), "no normal row")])
+@pytest.mark.parametrize(
+    ("y", "message"), [(np.zeros(40), r"must be \+1 \(normal\) and -1"), (-np.ones(40), "no normal row")]
+)
 def test_labels_that_leave_nothing_to_fit_on_raise(y, message):
     with pytest.raises(ValueError, match=message):
         NormalOnly(IsolationForest()).fit(X, y)

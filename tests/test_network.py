@@ -84,5 +84,7 @@ def test_momentum_comes_back_after_the_reference():
 
 def test_dense_activation_stands_behind_the_dense_layers_of_g_only():
     plain, relu = DOCIDSNetwork(12, 2), DOCIDSNetwork(12, 2, dense_activation="relu")
-    assert sum(isinstance(layer, nn.ReLU) for layer in relu.g) - sum(isinstance(layer, nn.ReLU) for layer in plain.g) == 2
+    assert (
+        sum(isinstance(layer, nn.ReLU) for layer in relu.g) - sum(isinstance(layer, nn.ReLU) for layer in plain.g) == 2
+    )
     assert len(relu.autoencoder) == len(plain.autoencoder)

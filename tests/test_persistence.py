@@ -26,7 +26,9 @@ def model(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("parameters", [{}, {"score_method": "knn"}, {"dense_activation": "relu", "batch_norm": "joint"}])
+@pytest.mark.parametrize(
+    "parameters", [{}, {"score_method": "knn"}, {"dense_activation": "relu", "batch_norm": "joint"}]
+)
 @pytest.mark.parametrize("labels", [np.arange(20) % 2, np.array(["dns", "tls"] * 10), np.array([True, False] * 10)])
 def test_a_loaded_detector_scores_bit_for_bit_alike(tmp_path, parameters, labels):
     detector = DOCIDSDetector(max_epochs=1, random_state=0, **parameters).fit(X, reference=(REFERENCE[0], labels))
@@ -160,7 +162,7 @@ def extra(tensors):
 
 @pytest.mark.parametrize("change", [missing, transposed, double, nan, extra])
 def test_tensors_that_do_not_fit_are_refused(model, tmp_path, change):
-    with pytest.raises(ValueError, match="not a usable DOC-IDS model: .*tensor"):
+    with pytest.raises(ValueError, match=r"not a usable DOC-IDS model: .*tensor"):
         load_detector(rewritten(model, tmp_path / "m", change_tensors=change))
 
 
@@ -196,7 +198,10 @@ def test_a_cut_file_is_refused(model, tmp_path, cut):
 def test_flipped_bits_are_refused(model, tmp_path):
     data = bytearray(model.read_bytes())
     n_header = 8 + int.from_bytes(data[:8], "little")
-    places = [*np.random.default_rng(1).integers(0, n_header, 60), *np.random.default_rng(2).integers(n_header, len(data), 20)]
+    places = [
+        *np.random.default_rng(1).integers(0, n_header, 60),
+        *np.random.default_rng(2).integers(n_header, len(data), 20),
+    ]
     for place in places:
         flipped = bytearray(data)
         flipped[place] ^= 1 << (int(place) % 8)

@@ -130,7 +130,10 @@ def test_counters_are_those_of_the_last_call(captures):
 def test_verbose_prints_a_line_per_capture(captures, capsys):
     FlowSampler(verbose=1).transform(captures)
     out = capsys.readouterr().out.splitlines()
-    assert [line.split(": ", 1)[1] for line in out] == ["3 packets, 0 ignored, 3 flows", "5 packets, 0 ignored, 5 flows"]
+    assert [line.split(": ", 1)[1] for line in out] == [
+        "3 packets, 0 ignored, 3 flows",
+        "5 packets, 0 ignored, 5 flows",
+    ]
 
 
 def test_the_flow_table_has_the_columns_of_the_contract(captures):
@@ -175,7 +178,7 @@ def test_write_finishes_flows_out_of_order_into_their_rows(write, tmp_path):
     path = write(pcap([udp(sport=1 if i % 2 == 0 else i) for i in range(400)], times=times))
     FlowSampler().write(path, tmp_path / "X.npy")
     X = np.load(tmp_path / "X.npy")
-    assert (X == FlowSampler().transform(path)).all()
+    assert (FlowSampler().transform(path) == X).all()
     assert len(X) == 200
 
 

@@ -31,7 +31,9 @@ def paired(n_target=50, counts=(5, 100, 20), batch_size=16):
 def test_an_epoch_sees_each_target_row_once_with_as_many_reference_rows():
     flows, batch_size = paired()
     batches = list(PairedBatches(flows, batch_size, np.random.default_rng(0)))
-    assert sorted(b for batch, _ in batches for b in batch["target"][:, 0].tolist()) == sorted(flows.target[:, 0].tolist())
+    assert sorted(b for batch, _ in batches for b in batch["target"][:, 0].tolist()) == sorted(
+        flows.target[:, 0].tolist()
+    )
     assert all(len(batch["target"]) == len(batch["reference"]) == len(labels) for batch, labels in batches)
 
 
@@ -61,7 +63,9 @@ def test_a_weight_of_zero_switches_its_loss_off_exactly(switched_off):
     weights[switched_off] = 0.0
     out = output()
     total, terms = CompositeLoss(*weights, detach_target=False)(out, torch.arange(6) % 3)
-    assert float(total.detach()) == pytest.approx(sum(w * t.item() for w, t in zip(weights, terms, strict=True)), rel=1e-6)
+    assert float(total.detach()) == pytest.approx(
+        sum(w * t.item() for w, t in zip(weights, terms, strict=True)), rel=1e-6
+    )
     total.backward()
     inputs = (out.reference_class_scores, out.target_class_scores, out.reconstruction)
     assert [tensor.grad is None for tensor in inputs] == [i == switched_off for i in range(3)]

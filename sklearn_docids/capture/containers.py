@@ -79,7 +79,7 @@ def opened(source: Any) -> Iterator[BinaryIO]:
     elif isinstance(source, str | bytes | os.PathLike):
         # FileIO directly: open() would say "directory" only on reading, and a path is all that is allowed here.
         with io.FileIO(os.fspath(source), "rb") as file:
-            yield file  # type: ignore[misc]
+            yield file
     else:
         raise TypeError(f"a capture is a path or an open binary file, got {type(source).__name__}")
 
@@ -100,7 +100,7 @@ class Window:
         while self.stop - self.start < n_bytes:
             if self.start + n_bytes > len(self.data) or self.start > len(self.data) // 2:
                 self._move_to_front(n_bytes)
-            n_read = self._readinto(memoryview(self.data)[self.stop :])
+            n_read = self._readinto(self.data[self.stop :].data)
             if not n_read:  # None: a non-blocking stream without data is at its end for us
                 return False
             self.stop += n_read
@@ -119,6 +119,7 @@ class Window:
         self.start = position
 
     def peek(self, n_bytes: int) -> bytes:
+        """Return the next bytes without consuming them."""
         return self.data[self.start : self.start + n_bytes].tobytes()
 
 

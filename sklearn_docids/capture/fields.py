@@ -105,6 +105,7 @@ def change(row, first, last, stop, field, actions, seed):
 
 @kernel
 def change_link(row, start, stop, link_type, actions, seed):
+    """Apply the action of MAC addresses to the link header."""
     if link_type == LINK_ETHERNET:
         change(row, start, start + 6, stop, MAC, actions, seed)
         change(row, start + 6, start + 12, stop, MAC, actions, seed)
@@ -116,6 +117,7 @@ def change_link(row, start, stop, link_type, actions, seed):
 
 @kernel
 def change_ip(row, ip, stop, version, actions, seed):
+    """Apply actions to the IP header."""
     if version == 4:
         change(row, ip + 4, ip + 6, stop, IP_ID, actions, seed)
         change(row, ip + 8, ip + 9, stop, TTL, actions, seed)
@@ -133,6 +135,7 @@ def change_ip(row, ip, stop, version, actions, seed):
 
 @kernel
 def change_timestamps(row, options, last, actions, seed):
+    """Apply the action of timestamps to the options in ``row[options:last]``."""
     at = options
     while at < last and row[at] != 0:  # 0 ends the list
         if row[at] == 1:  # padding of one byte
@@ -148,6 +151,7 @@ def change_timestamps(row, options, last, actions, seed):
 
 @kernel
 def tcp_header_end(row, tcp, stop):
+    """Return the end of a TCP header, as far as it was captured."""
     if tcp + 13 > stop:
         return stop
     return min(stop, tcp + max(20, (np.int64(row[tcp + 12]) >> 4) * 4))
@@ -155,6 +159,7 @@ def tcp_header_end(row, tcp, stop):
 
 @kernel
 def change_transport(row, at, stop, protocol, actions, seed):
+    """Apply actions to the TCP or UDP header."""
     change(row, at, at + 2, stop, PORTS, actions, seed)
     change(row, at + 2, at + 4, stop, PORTS, actions, seed)
     if protocol == TCP:
@@ -194,6 +199,7 @@ def patch_checksum(row, at, stop, before, after, actions, seed):
 
 @kernel
 def apply_to_packet(row, start, stop, link_type, actions, seed):
+    """Apply actions to the packet in ``row[start:stop]``."""
     change_link(row, start, stop, link_type, actions, seed)
     fate, ip, version = find_ip(row, start, stop, link_type)
     if fate != SAMPLED:
@@ -202,7 +208,7 @@ def apply_to_packet(row, start, stop, link_type, actions, seed):
     addresses = ip + 12 if version == 4 else ip + 8
     ip_end = min(stop, ip + 20 if version == 4 else ip + 40)
     transport_end = transport
-    if fate == SAMPLED and (protocol == TCP or protocol == UDP):
+    if fate == SAMPLED and protocol in (TCP, UDP):
         transport_end = tcp_header_end(row, transport, stop) if protocol == TCP else min(stop, transport + 8)
 
     ip_before = sum_words(row, ip, ip_end)
@@ -220,6 +226,7 @@ def apply_to_packet(row, start, stop, link_type, actions, seed):
 
 @kernel
 def apply_to_rows(X, kept, link_types, actions, seed):
+    """Apply actions to all packets of all flows."""
     n_bytes = X.shape[1] // kept.shape[1]
     for flow in range(len(X)):
         flow_seed = mix(seed + np.uint64(flow) * np.uint64(0xD1342543DE82EF95))

@@ -21,7 +21,8 @@ from sklearn_docids.capture.containers import Capture, capture_name, link_name, 
 # Finished flows are copied out in groups of this size; the group stays in the processor's cache.
 QUEUE_LENGTH = 4096
 FIRST_CAPACITY = 1024
-NUMERIC_COLUMNS = tuple(name for name in kernels.FLOW_DTYPE.names or () if name[:3] not in ("src", "dst", "row")) + (
+NUMERIC_COLUMNS = (
+    *(name for name in kernels.FLOW_DTYPE.names or () if name[:3] not in ("src", "dst", "row")),
     "src_port",
     "dst_port",
 )
@@ -297,22 +298,27 @@ class FlowTable:
 
     @property
     def X(self) -> np.ndarray:
+        """Bytes of the first packets."""
         return self._rows.X
 
     @property
     def kept_bytes(self) -> np.ndarray:
+        """Bytes kept of each packet."""
         return self._rows.kept_bytes
 
     @cached_property
     def src_ip(self) -> np.ndarray:
+        """Addresses of the senders of the first packets."""
         return _addresses(self._rows.records, "src")
 
     @cached_property
     def dst_ip(self) -> np.ndarray:
+        """Addresses of the other sides."""
         return _addresses(self._rows.records, "dst")
 
     @cached_property
     def community_id(self) -> np.ndarray:
+        """Community IDs, version 1."""
         return community_id(self._rows.records)
 
     def __getattr__(self, name: str) -> np.ndarray:
@@ -391,9 +397,7 @@ def read_capture(
     return capture_name(source), rows, counters
 
 
-def concatenate(
-    parts: Sequence[tuple[str, FlowRows, dict[str, int]] | CaptureError], rules: FlowRules
-) -> FlowTable:
+def concatenate(parts: Sequence[tuple[str, FlowRows, dict[str, int]] | CaptureError], rules: FlowRules) -> FlowTable:
     """Return one table of the flows of captures that could be read, with a warning for each that could not.
 
     If none could be read, the first error is raised: there is nothing to go on with.
@@ -404,7 +408,9 @@ def concatenate(
     for error in errors:
         warn(f"{error}; it is left out")
     # A capture that was left out keeps its number and has no flows.
-    read = [part if not isinstance(part, CaptureError) else (part.capture, FlowRows.empty(0, rules), {}) for part in parts]
+    read = [
+        part if not isinstance(part, CaptureError) else (part.capture, FlowRows.empty(0, rules), {}) for part in parts
+    ]
     rows = [part[1] for part in read]
     if len(rows) == 1:
         joined = rows[0]

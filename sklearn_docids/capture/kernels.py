@@ -22,10 +22,10 @@ import numpy as np
 
 LINK_NULL, LINK_ETHERNET, LINK_RAW_BSD, LINK_RAW_OPENBSD, LINK_RAW = 0, 1, 12, 14, 101
 LINK_LOOP, LINK_LINUX_SLL, LINK_IPV4, LINK_IPV6, LINK_LINUX_SLL2 = 108, 113, 228, 229, 276
-LINK_TYPES = frozenset(
-    (LINK_NULL, LINK_ETHERNET, LINK_RAW_BSD, LINK_RAW_OPENBSD, LINK_RAW)
-    + (LINK_LOOP, LINK_LINUX_SLL, LINK_IPV4, LINK_IPV6, LINK_LINUX_SLL2)
-)
+LINK_TYPES = frozenset({
+    LINK_NULL, LINK_ETHERNET, LINK_RAW_BSD, LINK_RAW_OPENBSD, LINK_RAW, LINK_LOOP, LINK_LINUX_SLL, LINK_IPV4,
+    LINK_IPV6, LINK_LINUX_SLL2,
+})  # fmt: skip
 
 TCP, UDP = 6, 17
 FIN, SYN, RST, ACK = 0x01, 0x02, 0x04, 0x10
@@ -148,11 +148,13 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @kernel
 def u16(data, at):
+    """Return a big-endian number of two bytes."""
     return (np.int64(data[at]) << 8) | np.int64(data[at + 1])
 
 
 @kernel
 def u32(data, at):
+    """Return a big-endian number of four bytes."""
     return (u16(data, at) << 16) | u16(data, at + 2)
 
 
@@ -171,6 +173,7 @@ def file_u32(data, at, big_endian):
 
 @kernel
 def u64(data, at):
+    """Return a big-endian number of eight bytes."""
     return (np.uint64(u32(data, at)) << np.uint64(32)) | np.uint64(u32(data, at + 4))
 
 
@@ -308,7 +311,7 @@ def find_ip(data, start, stop, link_type):
         at = start + 14
     elif link_type == LINK_LINUX_SLL2:
         at = start
-    elif link_type == LINK_NULL or link_type == LINK_LOOP:
+    elif link_type in (LINK_NULL, LINK_LOOP):
         if start + 4 > stop:
             return SHORT, start, 0
         family = u32(data, start)
@@ -442,6 +445,7 @@ def hash_five_tuple(keys, version, a_high, a_low, a_port, b_high, b_low, b_port,
 
 @kernel
 def unlink(links, cursor, slot):
+    """Take a flow out of the list of live flows."""
     idler, newer = links[slot].idler, links[slot].newer
     if idler >= 0:
         links[idler].newer = newer
@@ -455,6 +459,7 @@ def unlink(links, cursor, slot):
 
 @kernel
 def link_as_newest(links, cursor, slot):
+    """Put a flow at the active end of the list of live flows."""
     newest = cursor[0].newest
     links[slot].idler = newest
     links[slot].newer = -1
@@ -487,12 +492,14 @@ def drop_entry(table, slot, hash32):
 
 @kernel
 def free(slot, links, cursor):
+    """Give a slot back."""
     links[slot].newer = cursor[0].free
     cursor[0].free = slot
 
 
 @kernel
 def enqueue(slot, finished, cursor):
+    """Queue a flow to be copied out."""
     finished[cursor[0].n_finished] = slot
     cursor[0].n_finished += 1
 
@@ -525,12 +532,14 @@ def release(links, finished, cursor):
 
 @kernel
 def add_free_slots(links, cursor, first):
+    """Give out the slots from ``first`` on."""
     for slot in range(len(links) - 1, first - 1, -1):
         free(slot, links, cursor)
 
 
 @kernel
 def rehash(old, new):
+    """Enter all flows of one table into a larger, empty one."""
     mask = len(new) - 1
     for entry in old:
         if entry != 0:
@@ -637,6 +646,7 @@ def keep_bytes(flow, X, kept, slot, number, data, start, stop, end):
 
 @kernel
 def count_packet(flow, forward, time, n_bytes, n_payload, flags):
+    """Add a packet to the counts of its flow."""
     if time > flow.time_last:
         flow.time_last = time
     if forward:
@@ -721,10 +731,10 @@ def add_packets(data, records, first, last, flows, links, X, kept, table, finish
             flows, table, hash32, src_high, src_low, src_port, dst_high, dst_low, dst_port,
             protocol, version, link_type, rules.bidirectional,
         )  # fmt: skip
-        if slot >= 0 and rules.tcp_restart and flags & (SYN | ACK) == SYN:
-            if links[slot].tcp_flags & (FIN | RST):
-                finish(slot, links, table, finished, cursor)
-                slot, forward = np.int64(-1), True
+        opens = rules.tcp_restart and flags & (SYN | ACK) == SYN
+        if slot >= 0 and opens and links[slot].tcp_flags & (FIN | RST):
+            finish(slot, links, table, finished, cursor)
+            slot, forward = np.int64(-1), True
         if slot < 0:
             if cursor[0].n_live >= rules.max_live_flows:
                 finish(cursor[0].idlest, links, table, finished, cursor)

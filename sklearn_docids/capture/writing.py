@@ -27,7 +27,7 @@ class ArrayFile:
         self.dtype = dtype
         self.row_shape = row_shape
         self.n_rows = 0
-        self._file = open(f"{path}.part", "w+b")
+        self._file = open(f"{path}.part", "w+b")  # noqa: SIM115 - closed by `close`
         self._write_header()
         self._data_start = self._file.tell()
 
@@ -87,8 +87,8 @@ def write_flows(
             file.close(keep=complete)
     if len(files) > 1:
         described = [{"name": capture_name(s), **c} for s, c in zip(sources, counters, strict=True)]
-        with open(os.path.join(out, "captures.json"), "w", encoding="utf-8") as file:
-            json.dump(described, file, indent=1)
+        with open(os.path.join(out, "captures.json"), "w", encoding="utf-8") as table:
+            json.dump(described, table, indent=1)
     return counters
 
 
@@ -124,6 +124,6 @@ def _write_captures(
         counters.append(counts)
     if len(refused) == len(sources):
         raise refused[0]
-    for error in refused:
-        warn(f"{error}; it is left out")
+    for refusal in refused:
+        warn(f"{refusal}; it is left out")
     return counters

@@ -1,0 +1,153 @@
+"""The command line: sample, fit, score, demo, and messages for unusable input."""
+
+import csv
+import sys
+
+import numpy as np
+import pytest
+from captures import pcap, udp
+
+from sklearn_docids import FlowSampler, load_detector
+from sklearn_docids.cli import class_captures, main
+from sklearn_docids.datasets import make_traffic
+
+
+@pytest.fixture(scope="module")
+def traffic(tmp_path_factory):
+    return make_traffic(tmp_path_factory.mktemp("traffic"), n_flows=30, n_reference=4, n_attacks=2, random_state=0)
+
+
+@pytest.fixture(scope="module")
+def model(traffic, tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "model"
+    reference = str(traffic.reference[0].parent)
+    arguments = ["fit", str(traffic.train), "--reference", reference, "--model", str(path), "--max-epochs", "2"]
+    assert main([*arguments, "--fields", "portable"]) == 0
+    return path
+
+
+def test_sample_writes_the_array(traffic, tmp_path, capsys):
+    assert main(["sample", str(traffic.train), "-o", str(tmp_path / "X.npy")]) == 0
+    assert (np.load(tmp_path / "X.npy") == FlowSampler().transform(traffic.train)).all()
+    assert "30 flows written to" in capsys.readouterr().out
+
+
+def test_fit_stores_the_sampler_it_used(model):
+    detector = load_detector(model)
+    assert detector.sampler_.fields == "portable"
+    assert detector.n_iter_ == 2
+    assert detector.reference_classes_[:3].tolist() == ["dns", "ftp", "http"]
+
+
+def test_score_writes_a_row_per_flow(traffic, model, tmp_path, capsys):
+    assert main(["score", str(traffic.test), "--model", str(model), "--output", str(tmp_path / "scores.csv")]) == 0
+    with open(tmp_path / "scores.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    detector = load_detector(model)
+    flows = detector.sampler_.flows(traffic.test)
+    scores = detector.score_samples(flows.X)
+    assert [float(row["score"]) for row in rows] == scores.tolist()
+    assert [row["verdict"] for row in rows] == np.where(detector.predict(flows.X) == 1, "normal", "abnormal").tolist()
+    assert [row["src_ip"] for row in rows] == flows.src_ip.tolist()
+    assert {row["protocol"] for row in rows} == {"tcp", "udp"}
+    assert rows[0]["capture"] == str(traffic.test)
+    assert all(row["time_first"] <= row["time_last"] and row["time_first"].startswith("2025-10-09T") for row in rows)
+    out = capsys.readouterr().out
+    assert f"40 flows, {np.sum(detector.predict(flows.X) == -1)} abnormal" in out
+    ranked = out.split("most abnormal flows:\n")[1].splitlines()
+    assert [float(line.split()[0]) for line in ranked] == pytest.approx(np.sort(scores)[:10], rel=1e-4)
+
+
+def test_score_without_output_prints_the_table_alone(traffic, model, capsys):
+    assert main(["score", str(traffic.test), "--model", str(model)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 41
+    assert lines[0].split(",")[-2:] == ["score", "verdict"]
+
+
+def test_a_capture_without_flows_gives_a_table_without_rows(model, write, capsys):
+    assert main(["score", str(write(pcap([]))), "--model", str(model)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
+def test_a_damaged_capture_is_scored_up_to_the_damage_with_a_warning(model, write, capsys):
+    capture = write(pcap([udp(sport=s) for s in range(1, 6)])[:-3])
+    assert main(["score", str(capture), "--model", str(model)]) == 0
+    streams = capsys.readouterr()
+    assert len(streams.out.splitlines()) == 5
+    assert "docids: warning: " in streams.err
+    assert "record 5: record cut after 55 of 58 bytes" in streams.err
+
+
+def test_unusable_input_gives_one_line_and_status_one(model, traffic, tmp_path, capsys):
+    text = tmp_path / "text.pcap"
+    text.write_text("no capture")
+    (tmp_path / "empty").mkdir()
+    reference = str(traffic.reference[0].parent)
+    for arguments, message in [
+        (["score", "missing.pcap", "--model", str(model)], "missing.pcap"),
+        (["score", str(text), "--model", str(model)], "not a capture"),
+        (["score", str(traffic.test), "--model", str(text)], "not a usable DOC-IDS model"),
+        (["sample", str(tmp_path), "-o", str(tmp_path / "x.npy")], "Is a directory"),
+        (["fit", str(traffic.train), "--reference", "missing", "--model", "m"], "missing"),
+        (["fit", str(traffic.train), "--reference", str(tmp_path / "empty"), "--model", "m"], "holds no captures"),
+        (["fit", str(text), "--reference", reference, "--model", "m"], "not a capture"),
+    ]:
+        assert main(arguments) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("docids: error: ")
+        assert message in error
+        assert len(error.splitlines()) == 1
+
+
+def test_a_model_without_sampler_cannot_read_captures(model, traffic, tmp_path, capsys):
+    load_detector(model).save(tmp_path / "bare")
+    assert main(["score", str(traffic.test), "--model", str(tmp_path / "bare")]) == 1
+    assert "holds no sampler" in capsys.readouterr().err
+
+
+def test_reference_classes_are_files_or_folders(tmp_path):
+    (tmp_path / "tls").mkdir()
+    for name in ("dns.pcap", "tls/a.pcap", "tls/b.pcap", ".hidden"):
+        (tmp_path / name).touch()
+    paths, labels = class_captures(tmp_path)
+    assert labels == ["dns", "tls", "tls"]
+    assert [path.name for path in paths] == ["dns.pcap", "a.pcap", "b.pcap"]
+
+
+@pytest.fixture
+def short_demo(monkeypatch):
+    from sklearn_docids import _demo
+
+    monkeypatch.setattr(_demo, "DEMO_EPOCHS", 1)
+    monkeypatch.setattr(_demo, "make_traffic", lambda folder, random_state, **_: make_traffic(
+        folder, n_flows=40, n_reference=3, n_attacks=3, random_state=random_state
+    ))  # fmt: skip
+
+
+def test_demo_prints_figures_a_ranking_and_a_picture_that_follow_the_seed(short_demo, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    outputs = []
+    for run, seed in enumerate(["0", "0", "1"]):
+        assert main(["demo", "--seed", seed, "--output", str(tmp_path / str(run))]) == 0
+        outputs.append(capsys.readouterr().out.split("Attacks are")[1].split("Picture")[0])
+    assert outputs[0] == outputs[1] != outputs[2]
+    for name in ("DOC-IDS", "IsolationForest", "OneClassSVM", "number of packets"):
+        assert any(line.startswith(name) for line in outputs[0].splitlines())
+    assert len(outputs[0].split("most abnormal flows:\n")[1].strip().splitlines()) == 10
+    assert (tmp_path / "0" / "demo.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_demo_without_matplotlib_says_so_and_succeeds(short_demo, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert main(["demo", "--output", str(tmp_path)]) == 0
+    assert "No picture: matplotlib is not installed" in capsys.readouterr().out
+    assert not (tmp_path / "demo.png").exists()
+
+
+def test_version_and_help(capsys):
+    for argument in ("--version", "--help"):
+        with pytest.raises(SystemExit) as stopped:
+            main([argument])
+        assert stopped.value.code == 0
+    assert "demo" in capsys.readouterr().out
