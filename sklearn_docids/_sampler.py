@@ -339,7 +339,7 @@ class FlowSampler(TransformerMixin, BaseEstimator):
             delayed(read_capture)(source, rules, self.on_error, self._progress) for source in _as_list(captures)
         )
         flows = concatenate(parts, rules)
-        field_policies.apply_fields(flows._rows, self._actions(training=training), self._seed())
+        field_policies.apply_fields(flows.rows, self._actions(training=training), self._seed())
         self.counters_ = flows.counters
         return flows
 

@@ -29,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return its exit status: 0, or 1 for unusable input."""
     args = _parser().parse_args(arguments)
     with warnings.catch_warnings():
+        warnings.filterwarnings("always", category=UserWarning)  # each damaged capture, not only the first
         warnings.showwarning = _show_warning
         try:
             args.command(args)

@@ -159,12 +159,12 @@ def make_flow_scorer(metric: Callable[..., float], **metric_params: Any) -> Call
     Examples
     --------
     >>> import numpy as np
-    >>> from sklearn.ensemble import IsolationForest
+    >>> from sklearn.svm import OneClassSVM
     >>> from sklearn_docids.metrics import attack_roc_auc_score
     >>> from sklearn_docids.model_selection import make_flow_scorer
     >>> X, y = np.array([[0.0], [0.1], [9.0]]), np.array([1, 1, -1])
     >>> scorer = make_flow_scorer(attack_roc_auc_score)
-    >>> scorer(IsolationForest(random_state=0).fit(X[:2]), X, y)
+    >>> scorer(OneClassSVM().fit(X[:2]), X, y)
     1.0
     """
 

@@ -59,7 +59,8 @@ def detector(**parameters: Any) -> DOCIDSDetector:
     --------
     >>> from sklearn_docids import paper
     >>> paper.detector(random_state=0)
-    DOCIDSDetector(lr=5e-05, optimizer='sgd', random_state=0, schedule=None)
+    DOCIDSDetector(batch_norm='separate', lr=5e-05, optimizer='sgd', random_state=0,
+                   schedule=None)
     """
     from sklearn_docids._detector import DOCIDSDetector
 

@@ -85,12 +85,24 @@ def test_exported_names_are_those_of_the_contract():
 
 
 PUBLIC = [
-    sklearn_docids.FlowSampler, sklearn_docids.DOCIDSDetector, sklearn_docids.ReferenceData,
-    sklearn_docids.load_detector, sklearn_docids.CaptureError, model_selection.NormalOnly, model_selection.make_flow_scorer, plotting.RocDisplay,
-    plotting.ScoreHistogramDisplay, metrics.is_attack, metrics.attack_roc_auc_score,
-    metrics.attack_average_precision_score, metrics.recall_at_fpr_score, paper.sampler, paper.detector, make_traffic,
+    sklearn_docids.FlowSampler,
+    sklearn_docids.DOCIDSDetector,
+    sklearn_docids.ReferenceData,
+    sklearn_docids.load_detector,
+    sklearn_docids.CaptureError,
+    model_selection.NormalOnly,
+    model_selection.make_flow_scorer,
+    plotting.RocDisplay,
+    plotting.ScoreHistogramDisplay,
+    metrics.is_attack,
+    metrics.attack_roc_auc_score,
+    metrics.attack_average_precision_score,
+    metrics.recall_at_fpr_score,
+    paper.sampler,
+    paper.detector,
+    make_traffic,
     FlowTable,
-]  # fmt: skip
+]
 
 
 def public_functions():
@@ -103,7 +115,7 @@ def public_functions():
                     yield f"{thing.__name__}.{name}", function
 
 
-@pytest.mark.parametrize(("name", "thing"), public_functions(), ids=[name for name, _ in public_functions()])
+@pytest.mark.parametrize(("name", "thing"), list(public_functions()), ids=[name for name, _ in public_functions()])
 def test_docstrings_describe_the_parameters_of_the_signature(name, thing):
     parameters = [p.name for p in inspect.signature(thing).parameters.values() if p.name not in ("self", "cls")]
     sections = re.split(r"^\s*(\w[\w ]+)\n\s*-{3,}\s*$", inspect.cleandoc(thing.__doc__), flags=re.MULTILINE)

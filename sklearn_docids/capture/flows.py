@@ -107,6 +107,7 @@ class FlowAssembler:
         self._links = np.zeros(0, kernels.LINK_DTYPE)
         self._table = np.zeros(0, np.uint64)
         self._finished = np.empty(QUEUE_LENGTH, np.int64)
+        self._packet = np.zeros(1, kernels.PACKET_DTYPE)
         self._fates = np.zeros(len(kernels.PACKET_FATES), np.int64)
         self._cursor = np.zeros(1, kernels.CURSOR_DTYPE)
         self._cursor["idlest"] = self._cursor["newest"] = self._cursor["free"] = -1
@@ -122,7 +123,6 @@ class FlowAssembler:
                 data,
                 records,
                 done,
-                len(records),
                 live.records,
                 self._links,
                 live.X,
@@ -132,6 +132,7 @@ class FlowAssembler:
                 self._cursor,
                 self._settings,
                 self._keys,
+                self._packet,
                 self._fates,
             )
             if done == len(records):
@@ -291,7 +292,7 @@ class FlowTable:
     def __init__(
         self, rows: FlowRows, capture: np.ndarray, captures: Sequence[str], counters: Sequence[dict[str, int]]
     ):
-        self._rows = rows
+        self.rows = rows
         self.capture = capture
         self.captures = list(captures)
         self.counters = list(counters)
@@ -299,32 +300,32 @@ class FlowTable:
     @property
     def X(self) -> np.ndarray:
         """Bytes of the first packets."""
-        return self._rows.X
+        return self.rows.X
 
     @property
     def kept_bytes(self) -> np.ndarray:
         """Bytes kept of each packet."""
-        return self._rows.kept_bytes
+        return self.rows.kept_bytes
 
     @cached_property
     def src_ip(self) -> np.ndarray:
         """Addresses of the senders of the first packets."""
-        return _addresses(self._rows.records, "src")
+        return _addresses(self.rows.records, "src")
 
     @cached_property
     def dst_ip(self) -> np.ndarray:
         """Addresses of the other sides."""
-        return _addresses(self._rows.records, "dst")
+        return _addresses(self.rows.records, "dst")
 
     @cached_property
     def community_id(self) -> np.ndarray:
         """Community IDs, version 1."""
-        return community_id(self._rows.records)
+        return community_id(self.rows.records)
 
     def __getattr__(self, name: str) -> np.ndarray:
         if name not in NUMERIC_COLUMNS:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        column = self._rows.records[name]
+        column = self.rows.records[name]
         # Small unsigned integers wrap around in a user's arithmetic.
         return column.copy() if column.dtype == np.bool_ else column.astype(np.int64)
 
@@ -332,7 +333,7 @@ class FlowTable:
         return [*super().__dir__(), *NUMERIC_COLUMNS]
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.rows)
 
     def __repr__(self) -> str:
         return f"<FlowTable: {len(self)} flows of {len(self.captures)} captures>"
@@ -344,11 +345,16 @@ class FlowTable:
             return getattr(self, key)
         if isinstance(key, int | np.integer):
             key = [key]
-        rows = FlowRows(self._rows.records[key], self._rows.X[key], self._rows.kept_bytes[key])
+        rows = FlowRows(self.rows.records[key], self.rows.X[key], self.rows.kept_bytes[key])
         return FlowTable(rows, self.capture[key], self.captures, self.counters)
 
     def to_pandas(self) -> Any:
-        """Return the columns as a pandas DataFrame, one row per flow; times as UTC timestamps.
+        """Return the columns as a pandas DataFrame.
+
+        Returns
+        -------
+        pandas.DataFrame
+            One row per flow, the columns of the table, times as UTC timestamps.
 
         Raises
         ------

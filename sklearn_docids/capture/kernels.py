@@ -91,6 +91,28 @@ FLOW_DTYPE = np.dtype(
     ],
     align=True,
 )
+# One packet whose headers have been read.
+PACKET_DTYPE = np.dtype(
+    [
+        ("start", np.int64),  # first byte in the buffer
+        ("captured_end", np.int64),
+        ("ip_end", np.int64),  # by the IP length; may lie beyond the captured end
+        ("time", np.int64),
+        ("src_high", np.uint64),
+        ("src_low", np.uint64),
+        ("dst_high", np.uint64),
+        ("dst_low", np.uint64),
+        ("src_port", np.int64),
+        ("dst_port", np.int64),
+        ("protocol", np.int64),
+        ("ip_version", np.int64),
+        ("link_type", np.int64),
+        ("tcp_flags", np.int64),
+        ("ip_bytes", np.int64),
+        ("payload_bytes", np.int64),
+    ],
+    align=True,
+)
 # What the flow table needs beside: the list of live flows from longest idle to last active, and the free slots,
 # both chained through slot numbers (-1: end).
 LINK_DTYPE = np.dtype(
@@ -421,7 +443,7 @@ def find_transport(data, start, stop, link_type):
 
 
 @kernel
-def hash_words(keys, at, high, low, version):
+def hash_address(keys, at, high, low, version):
     """Return the share of one address: multilinear over its 32-bit words."""
     h = keys[at] * (low & np.uint64(0xFFFFFFFF))
     if version == 6:
@@ -432,14 +454,28 @@ def hash_words(keys, at, high, low, version):
 
 
 @kernel
-def hash_five_tuple(keys, version, a_high, a_low, a_port, b_high, b_low, b_port, protocol, link_type):
+def destination_first(packet):
+    """Whether the destination is the smaller endpoint: then both directions of a flow hash alike."""
+    if packet.src_high != packet.dst_high:
+        return packet.src_high > packet.dst_high
+    if packet.src_low != packet.dst_low:
+        return packet.src_low > packet.dst_low
+    return packet.src_port > packet.dst_port
+
+
+@kernel
+def hash_five_tuple(keys, packet, bidirectional):
     """Return 32 bits that an attacker who does not know the keys cannot make collide.
 
     Multilinear hashing is strongly universal: any two five-tuples collide with probability 2**-32 over the keys.
     """
-    h = keys[0] + hash_words(keys, 1, a_high, a_low, version) + hash_words(keys, 5, b_high, b_low, version)
-    h += keys[9] * np.uint64((a_port << 16) | b_port)
-    h += keys[10] * np.uint64((link_type << 16) | (version << 8) | protocol)
+    swap = bidirectional and destination_first(packet)
+    version = packet.ip_version
+    h = keys[0] + hash_address(keys, 5 if swap else 1, packet.src_high, packet.src_low, version)
+    h += hash_address(keys, 1 if swap else 5, packet.dst_high, packet.dst_low, version)
+    first, second = (packet.dst_port, packet.src_port) if swap else (packet.src_port, packet.dst_port)
+    h += keys[9] * np.uint64((first << 16) | second)
+    h += keys[10] * np.uint64((packet.link_type << 16) | (version << 8) | packet.protocol)
     return h >> np.uint64(32)
 
 
@@ -575,9 +611,16 @@ def advance_clock(cursor, time, idle_timeout):
 
 
 @kernel
-def find_flow(
-    flows, table, hash32, src_high, src_low, src_port, dst_high, dst_low, dst_port, protocol, version, link_type, both
-):
+def expire(links, table, finished, cursor, idle_timeout):
+    """Finish the flows that have idled out by now, as far as the queue has room."""
+    while cursor[0].n_live > 0 and cursor[0].n_finished < len(finished):
+        if cursor[0].clock - links[cursor[0].idlest].last_active <= idle_timeout:
+            return
+        finish(cursor[0].idlest, links, table, finished, cursor)
+
+
+@kernel
+def find_flow(flows, table, hash32, packet, bidirectional):
     """Return (slot, packet goes forward); slot -1: no live flow of this five-tuple."""
     mask = len(table) - 1
     at = np.int64(hash32) & mask
@@ -585,18 +628,22 @@ def find_flow(
         if table[at] >> np.uint64(32) == hash32:
             slot = np.int64(table[at] & np.uint64(0xFFFFFFFF)) - 1
             flow = flows[slot]
-            if flow.protocol == protocol and flow.ip_version == version and flow.link_type == link_type:
+            if (
+                flow.protocol == packet.protocol
+                and flow.ip_version == packet.ip_version
+                and flow.link_type == packet.link_type
+            ):
                 if (
-                    (flow.src_low == src_low and flow.dst_low == dst_low)
-                    and (flow.src_port == src_port and flow.dst_port == dst_port)
-                    and (flow.src_high == src_high and flow.dst_high == dst_high)
+                    (flow.src_low == packet.src_low and flow.dst_low == packet.dst_low)
+                    and (flow.src_port == packet.src_port and flow.dst_port == packet.dst_port)
+                    and (flow.src_high == packet.src_high and flow.dst_high == packet.dst_high)
                 ):
                     return slot, True
                 if (
-                    both
-                    and (flow.src_low == dst_low and flow.dst_low == src_low)
-                    and (flow.src_port == dst_port and flow.dst_port == src_port)
-                    and (flow.src_high == dst_high and flow.dst_high == src_high)
+                    bidirectional
+                    and (flow.src_low == packet.dst_low and flow.dst_low == packet.src_low)
+                    and (flow.src_port == packet.dst_port and flow.dst_port == packet.src_port)
+                    and (flow.src_high == packet.dst_high and flow.dst_high == packet.src_high)
                 ):
                     return slot, False
         at = (at + 1) & mask
@@ -604,7 +651,7 @@ def find_flow(
 
 
 @kernel
-def start_flow(flows, links, X, kept, table, cursor, hash32):
+def start_flow(flows, links, X, kept, table, cursor, hash32, packet):
     """Take a free slot, enter it in the table and return it with its row zeroed."""
     slot = cursor[0].free
     cursor[0].free = links[slot].newer
@@ -623,6 +670,10 @@ def start_flow(flows, links, X, kept, table, cursor, hash32):
     flow = flows[slot]
     flow.row = cursor[0].n_rows
     cursor[0].n_rows += 1
+    flow.time_first = flow.time_last = packet.time
+    flow.src_high, flow.src_low, flow.src_port = packet.src_high, packet.src_low, packet.src_port
+    flow.dst_high, flow.dst_low, flow.dst_port = packet.dst_high, packet.dst_low, packet.dst_port
+    flow.protocol, flow.ip_version, flow.link_type = packet.protocol, packet.ip_version, packet.link_type
     flow.bytes_forward = flow.bytes_backward = 0
     flow.payload_forward = flow.payload_backward = 0
     flow.packets_forward = flow.packets_backward = 0
@@ -632,42 +683,33 @@ def start_flow(flows, links, X, kept, table, cursor, hash32):
 
 
 @kernel
-def keep_bytes(flow, X, kept, slot, number, data, start, stop, end):
+def keep_bytes(flow, X, kept, slot, number, data, packet):
     """Copy the first bytes of the flow's packet ``number``: from the link header to the end of the IP packet."""
     n_bytes = X.shape[1] // kept.shape[1]
-    length = min(n_bytes, min(stop, end) - start)
+    length = min(n_bytes, min(packet.captured_end, packet.ip_end) - packet.start)
     column = number * n_bytes
     for i in range(length):
-        X[slot, column + i] = data[start + i]
+        X[slot, column + i] = data[packet.start + i]
     kept[slot, number] = length
-    if stop < end and stop - start < n_bytes:
+    if packet.captured_end < packet.ip_end and packet.captured_end - packet.start < n_bytes:
         flow.truncated = True
 
 
 @kernel
-def count_packet(flow, forward, time, n_bytes, n_payload, flags):
+def count_packet(flow, packet, forward):
     """Add a packet to the counts of its flow."""
-    if time > flow.time_last:
-        flow.time_last = time
+    if packet.time > flow.time_last:
+        flow.time_last = packet.time
     if forward:
         flow.packets_forward += np.uint32(1)
-        flow.bytes_forward += n_bytes
-        flow.payload_forward += n_payload
-        flow.tcp_flags_forward |= np.uint8(flags)
+        flow.bytes_forward += packet.ip_bytes
+        flow.payload_forward += packet.payload_bytes
+        flow.tcp_flags_forward |= np.uint8(packet.tcp_flags)
     else:
         flow.packets_backward += np.uint32(1)
-        flow.bytes_backward += n_bytes
-        flow.payload_backward += n_payload
-        flow.tcp_flags_backward |= np.uint8(flags)
-
-
-@kernel
-def read_endpoints(data, ip, version):
-    """Return source and destination address as 64-bit halves."""
-    zero = np.uint64(0)
-    if version == 4:
-        return zero, np.uint64(u32(data, ip + 12)), zero, np.uint64(u32(data, ip + 16))
-    return u64(data, ip + 8), u64(data, ip + 16), u64(data, ip + 24), u64(data, ip + 32)
+        flow.bytes_backward += packet.ip_bytes
+        flow.payload_backward += packet.payload_bytes
+        flow.tcp_flags_backward |= np.uint8(packet.tcp_flags)
 
 
 @kernel
@@ -681,57 +723,53 @@ def read_transport(data, protocol, transport, stop, end):
 
 
 @kernel
-def add_packets(data, records, first, last, flows, links, X, kept, table, finished, cursor, settings, keys, fates):
-    """File ``records[first:last]`` under their flows; return the first record that was not filed.
+def read_packet(data, record, rules, packet):
+    """Read the headers of a record into ``packet``; return its fate."""
+    start = record.start
+    stop = start + record.captured_length
+    fate, version, ip, protocol, transport, end = find_transport(data, start, stop, record.link_type)
+    if fate != SAMPLED:
+        return fate
+    if not ((protocol == TCP and rules.tcp) or (protocol == UDP and rules.udp)):
+        return OTHER_PROTOCOL
+    if transport + 4 > min(stop, end):
+        return SHORT
+    packet.start, packet.captured_end, packet.ip_end, packet.time = start, stop, end, record.time
+    packet.ip_version, packet.protocol, packet.link_type = version, protocol, record.link_type
+    if version == 4:
+        packet.src_high, packet.src_low = 0, np.uint64(u32(data, ip + 12))
+        packet.dst_high, packet.dst_low = 0, np.uint64(u32(data, ip + 16))
+    else:
+        packet.src_high, packet.src_low = u64(data, ip + 8), u64(data, ip + 16)
+        packet.dst_high, packet.dst_low = u64(data, ip + 24), u64(data, ip + 32)
+    packet.src_port, packet.dst_port = u16(data, transport), u16(data, transport + 2)
+    packet.ip_bytes = end - ip
+    packet.tcp_flags, packet.payload_bytes = read_transport(data, protocol, transport, min(stop, end), end)
+    return SAMPLED
+
+
+@kernel
+def add_packets(data, records, first, flows, links, X, kept, table, finished, cursor, settings, keys, packets, fates):
+    """File records from ``first`` on under their flows; return the first one that was not filed.
 
     It stops early when fewer than three places are left in the queue (a packet can finish two flows: by a restart
     or an eviction, and by giving its own out early) or when no slot is free.
     """
-    rules = settings[0]
-    for r in range(first, last):
-        start = records[r].start
-        stop = start + records[r].captured_length
-        time = records[r].time
-        link_type = records[r].link_type
+    rules, packet = settings[0], packets[0]
+    for r in range(first, len(records)):
         if rules.idle_timeout >= 0:
-            advance_clock(cursor, time, rules.idle_timeout)
-            while cursor[0].n_live > 0 and cursor[0].n_finished < len(finished):
-                if cursor[0].clock - links[cursor[0].idlest].last_active <= rules.idle_timeout:
-                    break
-                finish(cursor[0].idlest, links, table, finished, cursor)
+            advance_clock(cursor, records[r].time, rules.idle_timeout)
+            expire(links, table, finished, cursor, rules.idle_timeout)
         if cursor[0].free < 0 or cursor[0].n_finished > len(finished) - 3:
             return r
-
-        fate, version, ip, protocol, transport, end = find_transport(data, start, stop, link_type)
-        if fate == SAMPLED:
-            if not ((protocol == TCP and rules.tcp) or (protocol == UDP and rules.udp)):
-                fate = OTHER_PROTOCOL
-            elif transport + 4 > min(stop, end):
-                fate = SHORT
-        fates[fate] += 1
+        fate = read_packet(data, records[r], rules, packet)
         if fate != SAMPLED:
+            fates[fate] += 1
             continue
 
-        src_high, src_low, dst_high, dst_low = read_endpoints(data, ip, version)
-        src_port, dst_port = u16(data, transport), u16(data, transport + 2)
-        flags, n_payload = read_transport(data, protocol, transport, min(stop, end), end)
-        swap = rules.bidirectional and (
-            src_high > dst_high
-            or (src_high == dst_high and (src_low > dst_low or (src_low == dst_low and src_port > dst_port)))
-        )
-        if swap:
-            hash32 = hash_five_tuple(
-                keys, version, dst_high, dst_low, dst_port, src_high, src_low, src_port, protocol, link_type
-            )
-        else:
-            hash32 = hash_five_tuple(
-                keys, version, src_high, src_low, src_port, dst_high, dst_low, dst_port, protocol, link_type
-            )
-        slot, forward = find_flow(
-            flows, table, hash32, src_high, src_low, src_port, dst_high, dst_low, dst_port,
-            protocol, version, link_type, rules.bidirectional,
-        )  # fmt: skip
-        opens = rules.tcp_restart and flags & (SYN | ACK) == SYN
+        hash32 = hash_five_tuple(keys, packet, rules.bidirectional)
+        slot, forward = find_flow(flows, table, hash32, packet, rules.bidirectional)
+        opens = rules.tcp_restart and packet.tcp_flags & (SYN | ACK) == SYN
         if slot >= 0 and opens and links[slot].tcp_flags & (FIN | RST):
             finish(slot, links, table, finished, cursor)
             slot, forward = np.int64(-1), True
@@ -742,28 +780,23 @@ def add_packets(data, records, first, last, flows, links, X, kept, table, finish
             if cursor[0].free < 0:
                 # The restarted or evicted flow still holds its slot; it is out of the table, so filing this
                 # record again starts the new flow.
-                fates[fate] -= 1
                 return r
-            slot = start_flow(flows, links, X, kept, table, cursor, hash32)
-            flow = flows[slot]
-            flow.time_first = flow.time_last = time
-            flow.src_high, flow.src_low, flow.dst_high, flow.dst_low = src_high, src_low, dst_high, dst_low
-            flow.src_port, flow.dst_port = src_port, dst_port
-            flow.protocol, flow.ip_version, flow.link_type = protocol, version, link_type
+            slot = start_flow(flows, links, X, kept, table, cursor, hash32, packet)
         elif slot != cursor[0].newest:
             unlink(links, cursor, slot)
             link_as_newest(links, cursor, slot)
+        fates[SAMPLED] += 1
 
         links[slot].last_active = cursor[0].clock
-        links[slot].tcp_flags |= np.uint8(flags)
+        links[slot].tcp_flags |= np.uint8(packet.tcp_flags)
         if links[slot].state != LIVE:
             continue
         flow = flows[slot]
         number = np.int64(flow.packets_forward) + np.int64(flow.packets_backward)
-        count_packet(flow, forward, time, end - ip, n_payload, flags)
+        count_packet(flow, packet, forward)
         if number < kept.shape[1]:
-            keep_bytes(flow, X, kept, slot, number, data, start, stop, end)
+            keep_bytes(flow, X, kept, slot, number, data, packet)
             if rules.emit_early and number == kept.shape[1] - 1:
                 links[slot].state = QUEUED_EARLY
                 enqueue(slot, finished, cursor)
-    return last
+    return len(records)
