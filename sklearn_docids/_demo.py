@@ -24,6 +24,7 @@ from sklearn_docids.metrics import attack_average_precision_score, attack_roc_au
 N_LISTED = 10
 DEMO_EPOCHS = 25
 DEMO_BATCH_SIZE = 64
+FALSE_ALARM_RATE = 0.05
 
 
 def run(folder: str, seed: int) -> None:
@@ -45,8 +46,15 @@ def run(folder: str, seed: int) -> None:
         f"training {len(train)} normal flows, test {len(test)} flows with {np.sum(y_test == -1)} attacks"
     )
 
-    detector = DOCIDSDetector(max_epochs=DEMO_EPOCHS, batch_size=DEMO_BATCH_SIZE, random_state=seed, verbose=1)
-    steps = DEMO_EPOCHS * len(batch_bounds(len(train), DEMO_BATCH_SIZE))
+    detector = DOCIDSDetector(
+        max_epochs=DEMO_EPOCHS,
+        batch_size=DEMO_BATCH_SIZE,
+        false_alarm_rate=FALSE_ALARM_RATE,
+        random_state=seed,
+        verbose=1,
+    )
+    n_trained = len(train) - round(detector.validation_fraction * len(train))
+    steps = DEMO_EPOCHS * len(batch_bounds(n_trained, DEMO_BATCH_SIZE))
     print(
         f"Training DOC-IDS for {steps} steps of {DEMO_BATCH_SIZE} pairs "
         f"(fewer than the default of about {AUTO_STEPS} steps of 128) ...",
@@ -61,8 +69,11 @@ def run(folder: str, seed: int) -> None:
     _print_report(scores, y_test, kinds)
     flagged = detector.predict(test.X) == -1
     normal, attacks = np.mean(flagged[y_test == 1]), np.mean(flagged[y_test == -1])
-    print("\nThe threshold flags 1 % of the training flows. Of the test flows it flags", end=" ")
-    print(f"{normal:.1%} of the normal ones and {attacks:.1%} of the attacks.")
+    n_held_out = len(train) - n_trained
+    print(
+        f"\nThe threshold for {FALSE_ALARM_RATE:.0%} false alarms was set with {n_held_out} flows kept out of training;"
+    )
+    print(f"it flags {normal:.1%} of the normal test flows and {attacks:.1%} of the attacks.")
     _print_most_abnormal(test, scores["DOC-IDS"], kinds)
     _draw(Path(folder) / "demo.png", scores, y_test, detector.offset_)
 

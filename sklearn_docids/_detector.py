@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from numbers import Integral, Real
@@ -87,7 +88,13 @@ class DOCIDSDetector(OutlierMixin, BaseEstimator):
         Most target flows kept as templates for ``"knn"``; always fewer than half of the rows.
     contamination : "auto" or float, default="auto"
         Share of training rows beyond the threshold, in (0, 0.5]; "auto" is 0.01. The training data is normal, so
-        this is a rate of false alarms, measured on rows that were trained on.
+        this is a rate of false alarms, but one measured on rows that were trained on: new rows are flagged more often.
+    false_alarm_rate : float or None, default=None
+        Rate of false alarms to hold on new normal flows, in (0, 0.5]. The threshold then comes from
+        ``validation_fraction`` of the rows, which are kept out of training (split conformal prediction): at most this
+        share of new rows is flagged on average, if they are drawn like the held-out ones. Excludes ``contamination``.
+    validation_fraction : float, default=0.2
+        Share of the rows kept out of training for ``false_alarm_rate``, in (0, 1). At least ceil(1/rate) - 1 rows.
     max_epochs : "auto" or int, default="auto"
         Passes over the target. "auto": as many as give about 500 steps, at least 1.
     batch_size : int, default=128
@@ -122,7 +129,7 @@ class DOCIDSDetector(OutlierMixin, BaseEstimator):
     Attributes
     ----------
     offset_ : float
-        Threshold on `score_samples`.
+        Threshold on `score_samples`: a flow that scores below it is abnormal.
     history_ : list of dict
         Per epoch: ``epoch``, ``pairs`` seen, and the means of ``descriptiveness_loss``, ``compactness_loss`` and
         ``reconstruction_loss``, unweighted.
@@ -152,6 +159,8 @@ class DOCIDSDetector(OutlierMixin, BaseEstimator):
        Sensors 22(12), 4405, 2022.
     .. [2] P. Perera and V. M. Patel, "Learning Deep Features for One-Class Classification", IEEE Transactions on
        Image Processing 28(11), 2019.
+    .. [3] R. Laxhammar and G. Falkman, "Inductive conformal anomaly detection for sequential detection of anomalous
+       sub-trajectories", Annals of Mathematics and Artificial Intelligence 74, 2015.
 
     Examples
     --------
@@ -177,6 +186,8 @@ class DOCIDSDetector(OutlierMixin, BaseEstimator):
         "score_method": [StrOptions({"reconstruction", "knn"})],
         "n_templates": [Interval(Integral, 1, None, closed="left")],
         "contamination": [StrOptions({"auto"}), Interval(Real, 0, 0.5, closed="right")],
+        "false_alarm_rate": [Interval(Real, 0, 0.5, closed="right"), None],
+        "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
         "max_epochs": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
         "batch_size": [Interval(Integral, 2, None, closed="left")],
         "optimizer": [StrOptions({"adamw", "sgd"})],
@@ -203,6 +214,8 @@ class DOCIDSDetector(OutlierMixin, BaseEstimator):
         score_method: str = "reconstruction",
         n_templates: int = 1000,
         contamination: str | float = "auto",
+        false_alarm_rate: float | None = None,
+        validation_fraction: float = 0.2,
         max_epochs: str | int = "auto",
         batch_size: int = 128,
         optimizer: str = "adamw",
@@ -225,6 +238,8 @@ class DOCIDSDetector(OutlierMixin, BaseEstimator):
         self.score_method = score_method
         self.n_templates = n_templates
         self.contamination = contamination
+        self.false_alarm_rate = false_alarm_rate
+        self.validation_fraction = validation_fraction
         self.max_epochs = max_epochs
         self.batch_size = batch_size
         self.optimizer = optimizer
@@ -275,12 +290,18 @@ class DOCIDSDetector(OutlierMixin, BaseEstimator):
         X = validate_data(self, X, ensure_min_samples=2)
         X_reference, y_reference = self._check_reference(reference)
         rng = check_random_state(self.random_state)
-        flows, net = self._train(X, X_reference, y_reference, seed=int(rng.randint(2**31 - 1)))
+        X, X_held_out = self._hold_out(X, rng)
+        net = self._train(X, X_reference, y_reference, seed=int(rng.randint(2**31 - 1)))
         self.network_ = net.module_
         self.history_ = _training.epoch_history(net)
         self.n_iter_ = len(self.history_)
         self.sampler_: FlowSampler | None = None
-        self._set_threshold(flows.target, rng)
+        X_scored = self._set_templates(X, rng)
+        if X_held_out is None or self.false_alarm_rate is None:
+            share = AUTO_CONTAMINATION if self.contamination == "auto" else float(self.contamination)
+            self.offset_ = float(np.percentile(self._score(X_scored), 100 * share))
+        else:
+            self.offset_ = _scoring.conformal_threshold(self._score(X_held_out), self.false_alarm_rate)
         return self
 
     def score_samples(self, X: Any) -> np.ndarray:
@@ -382,8 +403,7 @@ class DOCIDSDetector(OutlierMixin, BaseEstimator):
 
     def _train(
         self, X: np.ndarray, X_reference: np.ndarray | None, y_reference: np.ndarray | None, seed: int
-    ) -> tuple[_training.PairedFlows, _training.PairedNet]:
-        flows = _training.PairedFlows(X, X_reference, y_reference)
+    ) -> _training.PairedNet:
         steps_per_epoch = len(_training.batch_bounds(len(X), self.batch_size))
         net = _training.make_net(
             self._network_settings(X.shape[1]),
@@ -405,10 +425,10 @@ class DOCIDSDetector(OutlierMixin, BaseEstimator):
             seed=seed,
             verbose=self.verbose,
         )
-        stopped = _training.train(net, flows)
+        stopped = _training.train(net, _training.PairedFlows(X, X_reference, y_reference))
         if stopped:
             warnings.warn(stopped, ConvergenceWarning, stacklevel=3)
-        return flows, net
+        return net
 
     def _network_settings(self, n_columns: int) -> dict[str, Any]:
         """Return the arguments of `DOCIDSNetwork`."""
@@ -463,17 +483,32 @@ class DOCIDSDetector(OutlierMixin, BaseEstimator):
             raise ValueError(f"reference y needs at least 2 classes, got only {self.reference_classes_.tolist()}")
         return X, numbers
 
-    def _set_threshold(self, X: np.ndarray, rng: np.random.RandomState) -> None:
-        """Set ``offset_`` from the scores of training rows that are no templates."""
-        share = AUTO_CONTAMINATION if self.contamination == "auto" else float(self.contamination)
+    def _hold_out(self, X: np.ndarray, rng: np.random.RandomState) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return rows to train on and, for ``false_alarm_rate``, rows to set the threshold with."""
+        if self.false_alarm_rate is None:
+            return X, None
+        if self.contamination != "auto":
+            raise ValueError("contamination and false_alarm_rate both set the threshold: give one of them")
+        n_needed = math.ceil(1 / self.false_alarm_rate) - 1
+        n_held_out = round(self.validation_fraction * len(X))
+        if n_held_out < n_needed or len(X) - n_held_out < 2:
+            raise ValueError(
+                f"false_alarm_rate={self.false_alarm_rate} needs at least {n_needed} held-out rows and 2 rows to train "
+                f"on, but validation_fraction={self.validation_fraction} of {len(X)} rows holds out {n_held_out}"
+            )
+        order = rng.permutation(len(X))
+        return X[np.sort(order[n_held_out:])], X[np.sort(order[:n_held_out])]
+
+    def _set_templates(self, X: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
+        """Set ``templates_``; return the rows that are none, whose scores are not 0 by construction."""
         self.templates_ = None
-        if self.score_method == "knn":
-            order = rng.permutation(len(X))
-            n_templates = min(self.n_templates, max(1, (len(X) - 1) // 2))
-            templates = X[np.sort(order[:n_templates])]
-            self.templates_ = _scoring.evaluate(_scoring.class_scores_of, self.network_, templates)
-            X = X[np.sort(order[n_templates:])]
-        self.offset_ = float(np.percentile(self._score(X), 100 * share))
+        if self.score_method != "knn":
+            return X
+        order = rng.permutation(len(X))
+        n_templates = min(self.n_templates, max(1, (len(X) - 1) // 2))
+        templates = X[np.sort(order[:n_templates])]
+        self.templates_ = _scoring.evaluate(_scoring.class_scores_of, self.network_, templates)
+        return X[np.sort(order[n_templates:])]
 
     def _score(self, X: np.ndarray) -> np.ndarray:
         if self.templates_ is None:

@@ -75,6 +75,10 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--model", required=True, metavar="M", help="model file to write")
     fit.add_argument("--max-epochs", type=_epochs, default="auto", metavar="N", help="passes over the traffic")
     fit.add_argument("--score-method", default="reconstruction", choices=("reconstruction", "knn"))
+    fit.add_argument(
+        "--false-alarm-rate", type=float, metavar="R",
+        help="rate of false alarms to hold on new normal flows; keeps a fifth of the flows out of training",
+    )  # fmt: skip
     fit.add_argument("--seed", type=int, default=0, help="seed of sampling and training (default 0)")
     _add_fields_option(fit)
     fit.set_defaults(command=_fit)
@@ -118,7 +122,11 @@ def _fit(args: argparse.Namespace) -> None:
     X_reference, y_reference, _ = sampler.sample(paths, labels)
     X, _, _ = sampler.sample(args.captures)
     detector = DOCIDSDetector(
-        max_epochs=args.max_epochs, score_method=args.score_method, random_state=args.seed, verbose=1
+        max_epochs=args.max_epochs,
+        score_method=args.score_method,
+        false_alarm_rate=args.false_alarm_rate,
+        random_state=args.seed,
+        verbose=1,
     )
     detector.fit(X, reference=ReferenceData(X_reference, y_reference))
     detector.save(args.model, sampler=sampler.set_params(verbose=0))

@@ -22,7 +22,7 @@ def model(traffic, tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "model"
     reference = str(traffic.reference[0].parent)
     arguments = ["fit", str(traffic.train), "--reference", reference, "--model", str(path), "--max-epochs", "2"]
-    assert main([*arguments, "--fields", "portable"]) == 0
+    assert main([*arguments, "--fields", "portable", "--false-alarm-rate", "0.2"]) == 0
     return path
 
 
@@ -35,7 +35,7 @@ def test_sample_writes_the_array(traffic, tmp_path, capsys):
 def test_fit_stores_the_sampler_it_used(model):
     detector = load_detector(model)
     assert detector.sampler_.fields == "portable"
-    assert detector.n_iter_ == 2
+    assert (detector.n_iter_, detector.false_alarm_rate) == (2, 0.2)
     assert detector.reference_classes_[:3].tolist() == ["dns", "ftp", "http"]
 
 
@@ -121,7 +121,7 @@ def short_demo(monkeypatch):
 
     monkeypatch.setattr(_demo, "DEMO_EPOCHS", 1)
     monkeypatch.setattr(_demo, "make_traffic", lambda folder, random_state, **_: make_traffic(
-        folder, n_flows=40, n_reference=3, n_attacks=3, random_state=random_state
+        folder, n_flows=110, n_reference=3, n_attacks=3, random_state=random_state
     ))  # fmt: skip
 
 

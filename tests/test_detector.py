@@ -11,7 +11,7 @@ from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.utils.estimator_checks import check_estimator, parametrize_with_checks
 
 from sklearn_docids import DOCIDSDetector, ReferenceData, paper
-from sklearn_docids._scoring import CHUNK_ROWS
+from sklearn_docids._scoring import CHUNK_ROWS, conformal_threshold
 
 NO_REFERENCE = "ignore:fit without a reference:UserWarning"
 
@@ -112,6 +112,47 @@ def test_contamination_is_the_share_of_training_rows_flagged(contamination, n_fl
     X, reference, _ = blobs(n=600)
     detector = DOCIDSDetector(contamination=contamination, max_epochs=1, random_state=0).fit(X, reference=reference)
     assert np.sum(detector.predict(X) == -1) == n_flagged
+
+
+def test_false_alarm_rate_sets_the_threshold_with_rows_that_were_not_trained_on():
+    X, reference, _ = blobs(n=600)
+    detector = DOCIDSDetector(false_alarm_rate=0.05, max_epochs=2, random_state=0).fit(X, reference=reference)
+    assert detector.history_[0]["pairs"] == 480
+    scores = detector.score_samples(X)
+    assert np.sum(scores == detector.offset_) == 1
+    # 0.05 * 121 is 6: the threshold is the 6th lowest of 120 held-out scores.
+    assert np.sum(scores < detector.offset_) >= 5
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "rate", "k"), [(19, 0.05, 1), (99, 0.01, 1), (99, 0.29, 29), (120, 0.05, 6), (9, 0.5, 5)]
+)
+def test_conformal_threshold_is_the_kth_lowest_score(n_rows, rate, k):
+    scores = np.random.default_rng(0).permutation(n_rows).astype(float)
+    assert conformal_threshold(scores, rate) == k - 1
+
+
+def test_the_realised_rate_of_false_alarms_is_that_of_the_beta_binomial_distribution():
+    # The rate depends on ranks alone, so any continuous scores do; 2,000 draws put the mean within 0.002.
+    draws = np.random.default_rng(0).normal(size=(2000, 199 + 100))
+    rates = [np.mean(row[199:] < conformal_threshold(row[:199], 0.05)) for row in draws]
+    assert np.mean(rates) == pytest.approx(10 / 200, abs=0.002)
+
+
+@pytest.mark.parametrize(("n_rows", "rate", "needed"), [(100, 0.01, 99), (20, 0.2, 4), (3, 0.5, 1)])
+def test_too_few_rows_for_a_false_alarm_rate_are_named(n_rows, rate, needed):
+    X, reference, _ = blobs(n=600)
+    fits = n_rows * 0.2 >= needed
+    if fits:
+        fit(X[:n_rows], reference, false_alarm_rate=rate)
+    with pytest.raises(ValueError, match=f"false_alarm_rate={rate} needs at least {needed} held-out rows"):
+        fit(X[: n_rows - 1 if fits else n_rows], reference, false_alarm_rate=rate, validation_fraction=0.1)
+
+
+def test_two_rules_for_one_threshold_are_refused():
+    X, reference, _ = blobs()
+    with pytest.raises(ValueError, match="contamination and false_alarm_rate both"):
+        fit(X, reference, contamination=0.1, false_alarm_rate=0.5)
 
 
 def test_equal_rows_are_not_flagged_beyond_contamination():
@@ -288,7 +329,8 @@ def test_small_inputs_and_batch_remainders_of_one_fit(n_target, n_reference, bat
     [
         ("batch_size", 1), ("max_epochs", 0), ("lr", 0), ("lambda_compactness", -1), ("contamination", 0.6),
         ("optimizer", "adam"), ("score_method", "error"), ("batch_norm", "shared"), ("dense_activation", "tanh"),
-        ("schedule", "cosine"), ("n_templates", 0), ("scale", 0), ("momentum", 1.0), ("weight_decay", -1),
+        ("schedule", "cosine"), ("n_templates", 0), 
+        ("false_alarm_rate", 0.6), ("validation_fraction", 1.0), ("scale", 0), ("momentum", 1.0), ("weight_decay", -1),
     ],
 )  # fmt: skip
 def test_a_wrong_parameter_is_named(name, value):
