@@ -196,7 +196,7 @@ def format_flows(flows: FlowTable, scores: np.ndarray) -> Iterator[str]:
     width = max(map(len, sources)), max(map(len, destinations))
     rows = zip(scores, _times(flows.time_first), _protocols(flows), sources, destinations, strict=True)
     for score, time, protocol, source, destination in rows:
-        yield f"{score:12.5g}  {time}  {protocol}  {source:{width[0]}} -> {destination:{width[1]}}"
+        yield f"{score:12.6f}  {time}  {protocol}  {source:{width[0]}} -> {destination:{width[1]}}"
 
 
 def _times(times: np.ndarray) -> np.ndarray:

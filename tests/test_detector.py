@@ -329,7 +329,7 @@ def test_small_inputs_and_batch_remainders_of_one_fit(n_target, n_reference, bat
     [
         ("batch_size", 1), ("max_epochs", 0), ("lr", 0), ("lambda_compactness", -1), ("contamination", 0.6),
         ("optimizer", "adam"), ("score_method", "error"), ("batch_norm", "shared"), ("dense_activation", "tanh"),
-        ("schedule", "cosine"), ("n_templates", 0), 
+        ("schedule", "cosine"), ("n_templates", 0),
         ("false_alarm_rate", 0.6), ("validation_fraction", 1.0), ("scale", 0), ("momentum", 1.0), ("weight_decay", -1),
     ],
 )  # fmt: skip
