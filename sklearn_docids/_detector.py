@@ -382,6 +382,30 @@ class DOCIDSDetector(OutlierMixin, BaseEstimator):
         X = self._check_rows(X)
         return _scoring.evaluate(_scoring.features_of, self.network_, X)
 
+    def explain(self, X: Any) -> np.ndarray:
+        """Return how much each byte moves the score: the gradient of the abnormality (opposite of the score).
+
+        Parameters
+        ----------
+        X : array-like of shape (n_flows, n_columns)
+            Flow bytes.
+
+        Returns
+        -------
+        ndarray of float64, shape (n_flows, n_packets, n_columns // n_packets)
+            Positive where a greater byte would make the flow more abnormal; in score units per unit of the byte.
+
+        Raises
+        ------
+        ValueError
+            The columns do not divide into ``n_packets`` packets.
+        """
+        X = self._check_rows(X)
+        if X.shape[1] % self.n_packets:
+            raise ValueError(f"X has {X.shape[1]} columns, which do not divide into n_packets={self.n_packets} packets")
+        gradient = _scoring.gradient_of(_scoring.abnormality_of(self.templates_))
+        return _scoring.evaluate(gradient, self.network_, X).reshape(len(X), self.n_packets, -1)
+
     def save(self, path: str | os.PathLike[str], *, sampler: FlowSampler | None = None) -> None:
         """Write the fitted detector as one safetensors file with JSON metadata; no code is stored.
 
@@ -511,10 +535,7 @@ class DOCIDSDetector(OutlierMixin, BaseEstimator):
         return X[np.sort(order[n_templates:])]
 
     def _score(self, X: np.ndarray) -> np.ndarray:
-        if self.templates_ is None:
-            return -_scoring.evaluate(_scoring.reconstruction_error_of, self.network_, X)
-        class_scores = _scoring.evaluate(_scoring.class_scores_of, self.network_, X)
-        return -_scoring.nearest_template_distance(class_scores, self.templates_)
+        return -_scoring.evaluate(_scoring.abnormality_of(self.templates_), self.network_, X)
 
     def _check_rows(self, X: Any) -> np.ndarray:
         check_is_fitted(self)

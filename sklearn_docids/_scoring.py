@@ -33,12 +33,41 @@ def reconstruction_error_of(network: DOCIDSNetwork, flows: Tensor) -> Tensor:
     return (network.autoencoder(features) - features).square().mean(dim=1)
 
 
+def abnormality_of(templates: np.ndarray | None) -> Callable[[DOCIDSNetwork, Tensor], Tensor]:
+    """Return the function whose opposite is the score: reconstruction error, or distance to the nearest template."""
+    if templates is None:
+        return reconstruction_error_of
+    rows = torch.from_numpy(templates)
+
+    def distance_of(network: DOCIDSNetwork, flows: Tensor) -> Tensor:
+        # Differences, not the expanded square: the result of a row must not depend on the rows beside it.
+        differences = class_scores_of(network, flows).double()[:, None, :] - rows.to(flows.device)[None, :, :]
+        return differences.square().sum(dim=2).amin(dim=1).sqrt()
+
+    return distance_of
+
+
+def gradient_of(
+    function: Callable[[DOCIDSNetwork, Tensor], Tensor],
+) -> Callable[[DOCIDSNetwork, Tensor], Tensor]:
+    """Return the gradient of a function of each row by the bytes of the row."""
+
+    def gradient(network: DOCIDSNetwork, flows: Tensor) -> Tensor:
+        with torch.enable_grad():
+            flows = flows.to(network.h_c.weight.dtype).requires_grad_()
+            # Rows do not influence one another in evaluation, so the sum has the gradients of all of them.
+            (by_byte,) = torch.autograd.grad(function(network, flows).sum(), flows)
+        return by_byte
+
+    return gradient
+
+
 def evaluate(function: Callable[[DOCIDSNetwork, Tensor], Tensor], network: DOCIDSNetwork, X: np.ndarray) -> np.ndarray:
     """Return ``function`` of all rows, as float64."""
     device = network.h_c.weight.device
     network.eval()
     results = []
-    with torch.inference_mode():
+    with torch.no_grad():
         for first in range(0, len(X), CHUNK_ROWS):
             chunk = rows_to_tensor(X[first : first + CHUNK_ROWS])
             n_rows = len(chunk)
@@ -57,14 +86,3 @@ def conformal_threshold(scores: np.ndarray, rate: float) -> float:
     # The product may fall just short of the whole number it stands for: 0.29 * 100 < 29.
     k = int(rate * (len(scores) + 1) + 1e-9)
     return float(np.sort(scores)[k - 1])
-
-
-def nearest_template_distance(class_scores: np.ndarray, templates: np.ndarray) -> np.ndarray:
-    """Return the Euclidean distance of each row to the nearest template."""
-    distances = np.empty(len(class_scores))
-    for first in range(0, len(class_scores), CHUNK_ROWS):
-        chunk = class_scores[first : first + CHUNK_ROWS]
-        # Differences, not the expanded square: the result of a row must not depend on the rows beside it.
-        difference = chunk[:, None, :] - templates[None, :, :]
-        distances[first : first + CHUNK_ROWS] = np.sqrt(np.square(difference).sum(axis=2).min(axis=1))
-    return distances

@@ -237,11 +237,14 @@ def make_net(
 
 def train(net: PairedNet, flows: PairedFlows) -> str | None:
     """Fit the net; return why it stopped early, if it did."""
+    # Not partial_fit: it swallows Ctrl-C, and an interrupted fit would look finished.
+    net.notify("on_train_begin", X=flows, y=None)
     try:
-        net.partial_fit(flows, None)
+        net.fit_loop(flows)
     except NonFiniteLossError as error:
         step = dict(net.callbacks_)["snapshot"].restore(net)
         return f"{error}; training stops, the weights of step {step} are kept"
+    net.notify("on_train_end", X=flows, y=None)
     return None
 
 

@@ -124,6 +124,10 @@ def _fit(args: argparse.Namespace) -> None:
     detector.fit(X, reference=ReferenceData(X_reference, y_reference))
     detector.save(args.model, sampler=sampler.set_params(verbose=0))
     print(f"{len(X)} flows and {len(X_reference)} reference flows learned, model written to {args.model}")
+    if args.false_alarm_rate is None:
+        print(
+            "The threshold flags 1 % of these flows and more of new ones; --false-alarm-rate sets it with held-out flows."
+        )
 
 
 def class_captures(folder: Path) -> tuple[list[Path], list[str]]:

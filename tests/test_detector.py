@@ -74,6 +74,40 @@ def test_templates_are_fewer_than_half_of_the_rows_and_set_no_threshold():
     assert detector.offset_ == pytest.approx(np.median(scores[scores < 0]))
 
 
+@pytest.mark.parametrize("score_method", ["reconstruction", "knn"])
+def test_explain_is_the_gradient_of_the_abnormality_by_the_bytes(score_method):
+    X, reference, far = blobs()
+    detector = DOCIDSDetector(score_method=score_method, max_epochs=5, batch_size=16, random_state=0)
+    detector.fit(X, reference=reference)
+    attribution = detector.explain(far[:3])
+    assert attribution.shape == (3, 4, 6)
+    for byte in range(24):
+        step = np.zeros(24)
+        step[byte] = 0.05
+        rise = detector.score_samples(far[:3] - step) - detector.score_samples(far[:3] + step)
+        assert attribution.reshape(3, 24)[:, byte] == pytest.approx(
+            rise / 0.1, rel=0.1, abs=0.03 * np.abs(attribution).max()
+        )
+
+
+def test_explain_needs_columns_that_divide_into_packets(fitted):
+    detector = pickle.loads(pickle.dumps(fitted)).set_params(n_packets=5)
+    with pytest.raises(ValueError, match="24 columns, which do not divide into n_packets=5"):
+        detector.explain(blobs()[0])
+
+
+def test_an_interrupted_fit_does_not_look_finished(monkeypatch):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    X, reference, _ = blobs()
+    detector = DOCIDSDetector(max_epochs=1)
+    monkeypatch.setattr("sklearn_docids._training.PairedFlows.pair", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        detector.fit(X, reference=reference)
+    assert not hasattr(detector, "offset_")
+
+
 def test_decision_is_score_minus_offset_and_predict_its_sign(fitted):
     X, _, far = blobs()
     rows = np.concatenate([X, far])
@@ -294,7 +328,9 @@ def test_nan_and_infinity_are_refused_in_target_reference_and_scoring(fitted, ba
         fitted.score_samples(X_bad)
 
 
-@pytest.mark.parametrize("method", ["score_samples", "decision_function", "predict", "embed", "reconstruction_error"])
+@pytest.mark.parametrize(
+    "method", ["score_samples", "decision_function", "predict", "embed", "reconstruction_error", "explain"]
+)
 def test_wrong_width_and_unfitted_use_are_refused(fitted, method):
     X, _, _ = blobs()
     with pytest.raises(ValueError, match="X has 23 features, but DOCIDSDetector is expecting 24"):

@@ -3,6 +3,7 @@
 import io
 
 import naive
+import numba
 import numpy as np
 import pytest
 from captures import enhanced, interface, pcap, section, tcp, udp, udp6
@@ -23,6 +24,7 @@ from scapy.layers.l2 import Ether as EtherLayer
 
 from sklearn_docids import FlowSampler
 from sklearn_docids.capture.flows import QUEUE_LENGTH
+from sklearn_docids.capture.kernels import kernel
 
 
 def Ether(**fields):
@@ -332,3 +334,17 @@ def test_community_id_is_that_of_the_reference_package():
     columns = (flows[name].tolist() for name in ("protocol", "src_ip", "dst_ip", "src_port", "dst_port"))
     expected = [communityid.CommunityID().calc(make[p](s, d, sp, dp)) for p, s, d, sp, dp in zip(*columns, strict=True)]
     assert flows.community_id.tolist() == expected
+
+
+def test_kernels_compile_where_no_cache_can_be_written(monkeypatch):
+    compile_function = numba.njit
+
+    def read_only(*args, cache=False, **options):
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available for file")
+        return compile_function(*args, **options)
+
+    monkeypatch.setattr(numba, "njit", read_only)
+    with pytest.warns(UserWarning, match=r"compiled code is not cached.*no locator available"):
+        doubled = kernel(lambda x: 2 * x)
+    assert doubled(21) == 42
