@@ -126,7 +126,7 @@ def _fit(args: argparse.Namespace) -> None:
     print(f"{len(X)} flows and {len(X_reference)} reference flows learned, model written to {args.model}")
     if args.false_alarm_rate is None:
         print(
-            "The threshold flags 1 % of these flows and more of new ones; --false-alarm-rate sets it with held-out flows."
+            "The threshold flags 1 % of these flows, more of new ones; --false-alarm-rate sets it with held-out flows."
         )
 
 

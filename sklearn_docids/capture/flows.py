@@ -380,17 +380,13 @@ def _addresses(records: np.ndarray, side: str) -> np.ndarray:
     return np.array(texts, dtype="U39")[place.ravel()]
 
 
-def read_flows(
-    sources: Sequence[Any], rules: FlowRules, on_error: str, progress: Callable[[str, dict[str, int]], object]
-) -> FlowTable:
-    """Return the flows of captures, one after the other; `progress` is told of each."""
-    return concatenate([read_capture(source, rules, on_error, progress) for source in sources], rules)
-
-
 def read_capture(
     source: Any, rules: FlowRules, on_error: str, progress: Callable[[str, dict[str, int]], object]
 ) -> tuple[str, FlowRows, dict[str, int]] | CaptureError:
-    """Return (name, flows, counters) of one capture; the error itself if it is no capture and errors are warned of."""
+    """Return (name, flows, counters) of one capture, and tell ``progress`` of it.
+
+    What is no capture returns its error, where errors are warned of: others of the same call may be captures.
+    """
     rows = FlowRows.empty(0, rules)
     try:
         counters = assemble(source, rules, rows.put, on_error)
