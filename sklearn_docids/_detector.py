@@ -30,6 +30,9 @@ AUTO_CONTAMINATION = 0.01
 N_CLASSES_WITHOUT_REFERENCE = 20
 
 
+DEVICES = ("cpu", "cuda", "mps", "xpu")
+
+
 class ReferenceData:
     """Labelled reference flows for `DOCIDSDetector.fit`, which cross-validation hands on whole.
 
@@ -89,6 +92,7 @@ class DOCIDSDetector(OutlierMixin, BaseEstimator):
     contamination : "auto" or float, default="auto"
         Share of training rows beyond the threshold, in (0, 0.5]; "auto" is 0.01. The training data is normal, so
         this is a rate of false alarms, but one measured on rows that were trained on: new rows are flagged more often.
+        With ``"knn"`` it is the share of those training rows that are no templates.
     false_alarm_rate : float or None, default=None
         Rate of false alarms to hold on new normal flows, in (0, 0.5]. The threshold then comes from
         ``validation_fraction`` of the rows, which are kept out of training (split conformal prediction): at most this
@@ -122,7 +126,8 @@ class DOCIDSDetector(OutlierMixin, BaseEstimator):
     device : str, default="auto"
         torch device; "auto" is "cuda" where there is one, otherwise "cpu".
     random_state : int, RandomState instance or None, default=None
-        Source of initial weights, batches and templates. Global generators are left alone.
+        Source of initial weights, batches, templates and held-out rows. Global generators are left alone, but None
+        draws a seed from NumPy's, as everywhere in scikit-learn.
     verbose : int, default=0
         1 prints the losses every two seconds of training.
 
@@ -287,7 +292,10 @@ class DOCIDSDetector(OutlierMixin, BaseEstimator):
             A loss was not finite; training stopped and the last finite weights are kept.
         """
         self._validate_params()
-        X = validate_data(self, X, ensure_min_samples=2)
+        for name in ("network_", "offset_"):  # an earlier fit must not show through if this one fails
+            if hasattr(self, name):
+                delattr(self, name)
+        X = _check_range(validate_data(self, X, ensure_min_samples=2))
         X_reference, y_reference = self._check_reference(reference)
         rng = check_random_state(self.random_state)
         X, X_held_out = self._hold_out(X, rng)
@@ -302,6 +310,9 @@ class DOCIDSDetector(OutlierMixin, BaseEstimator):
             self.offset_ = float(np.percentile(self._score(X_scored), 100 * share))
         else:
             self.offset_ = _scoring.conformal_threshold(self._score(X_held_out), self.false_alarm_rate)
+        if not math.isfinite(self.offset_):
+            del self.offset_
+            raise ValueError("scores of the training rows are not finite; lower lr, or look for extreme values in X")
         return self
 
     def score_samples(self, X: Any) -> np.ndarray:
@@ -348,7 +359,7 @@ class DOCIDSDetector(OutlierMixin, BaseEstimator):
         ndarray of int64, shape (n_flows,)
             +1 for normal, -1 for abnormal.
         """
-        return np.where(self.decision_function(X) < 0, -1, 1)
+        return np.where(self.decision_function(X) >= 0, 1, -1)
 
     def reconstruction_error(self, X: Any) -> np.ndarray:
         """Return the paper's anomaly score: the higher, the more abnormal.
@@ -422,7 +433,7 @@ class DOCIDSDetector(OutlierMixin, BaseEstimator):
         """
         from sklearn_docids.persistence import save_detector
 
-        check_is_fitted(self)
+        check_is_fitted(self, "offset_")
         save_detector(self, os.fspath(path), sampler)
 
     def _train(
@@ -473,6 +484,8 @@ class DOCIDSDetector(OutlierMixin, BaseEstimator):
     def _device(self) -> str:
         if self.device == "auto":
             return "cuda" if torch.cuda.is_available() else "cpu"
+        if self.device.partition(":")[0] not in DEVICES:
+            raise ValueError(f"device must be 'auto' or one of {DEVICES}, perhaps with a number, got {self.device!r}")
         return self.device
 
     def _check_reference(self, reference: Any) -> tuple[np.ndarray | None, np.ndarray | None]:
@@ -495,10 +508,11 @@ class DOCIDSDetector(OutlierMixin, BaseEstimator):
             raise ValueError(
                 f"reference must be ReferenceData or a tuple (X_reference, y_reference), got {type(reference).__name__}"
             )
-        X = check_array(X, input_name="reference X", estimator=self)
-        y = np.asarray(y)
-        if y.ndim != 1:
-            raise ValueError(f"reference y must have one label per row, got shape {y.shape}")
+        names = getattr(self, "feature_names_in_", None)
+        if names is not None and hasattr(X, "columns") and list(X.columns) != list(names):
+            raise ValueError("reference X has other column names than the target X, or another order of them")
+        X = _check_range(check_array(X, input_name="reference X", estimator=self))
+        y = _check_labels(y)
         check_consistent_length(X, y)
         if X.shape[1] != self.n_features_in_:
             raise ValueError(f"reference X has {X.shape[1]} columns, but the target X has {self.n_features_in_}")
@@ -513,7 +527,7 @@ class DOCIDSDetector(OutlierMixin, BaseEstimator):
             return X, None
         if self.contamination != "auto":
             raise ValueError("contamination and false_alarm_rate both set the threshold: give one of them")
-        n_needed = math.ceil(1 / self.false_alarm_rate) - 1
+        n_needed = math.ceil(1 / self.false_alarm_rate - 1e-9) - 1  # 1 / (1 / 49) is more than 49
         n_held_out = round(self.validation_fraction * len(X))
         if n_held_out < n_needed or len(X) - n_held_out < 2:
             raise ValueError(
@@ -538,5 +552,26 @@ class DOCIDSDetector(OutlierMixin, BaseEstimator):
         return -_scoring.evaluate(_scoring.abnormality_of(self.templates_), self.network_, X)
 
     def _check_rows(self, X: Any) -> np.ndarray:
-        check_is_fitted(self)
-        return validate_data(self, X, reset=False)
+        check_is_fitted(self, "offset_")
+        return _check_range(validate_data(self, X, reset=False))
+
+
+def _check_labels(y: Any) -> np.ndarray:
+    """Return reference labels as an array of one type."""
+    y = np.asarray(y)
+    if y.ndim != 1:
+        raise ValueError(f"reference y must have one label per row, got shape {y.shape}")
+    if y.dtype == object:  # pandas keeps strings so
+        if len({type(label) for label in y}) > 1:
+            raise ValueError("reference y mixes labels of different types")
+        y = np.array(y.tolist())
+    if y.dtype.kind not in "iubUS" and not np.all(y == np.floor(y) if y.dtype.kind == "f" else False):
+        raise ValueError("reference y must hold strings or whole numbers")
+    return y
+
+
+def _check_range(X: np.ndarray) -> np.ndarray:
+    """Return X; refuse numbers that would be infinite in float32, in which the network computes."""
+    if X.dtype == np.float64 and X.size and max(abs(X.max()), abs(X.min())) > np.finfo(np.float32).max:
+        raise ValueError("Input X contains values too large for float32")
+    return X

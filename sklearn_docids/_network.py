@@ -79,6 +79,7 @@ class DOCIDSNetwork(nn.Module):
     ):
         super().__init__()
         self.batch_norm = batch_norm
+        self.dense_activation = dense_activation
         self.scale = scale
         self.g = FeatureExtractor(n_columns, dense_activation)
         self.h_c = nn.Linear(N_FEATURES_G, n_classes)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator, Mapping
 from numbers import Integral, Real
@@ -50,7 +51,7 @@ class FlowSampler(TransformerMixin, BaseEstimator):
         tcp_options, tcp_timestamps`` to ``"keep"``, ``"zero"`` or ``"randomize"``. ``"zero"`` holds everywhere;
         ``"randomize"`` holds for training data only, that is in `fit_transform` and `sample`: elsewhere the field is
         kept. ``"paper"`` randomises ``mac`` and ``ip`` (section 3.1), ``"raw"`` keeps all, ``"portable"`` zeroes
-        whatever betrays the capturing site: all but ``ports``.
+        what betrays the capturing site: all of these fields but ``ports``.
     on_error : {"warn", "raise"}, default="warn"
         A damaged capture: warn (`CaptureWarning`) and keep what was read before, or raise `CaptureError`. With
         ``"warn"``, a file that is no capture is left out of a list as long as another file of it can be read.
@@ -257,10 +258,10 @@ class FlowSampler(TransformerMixin, BaseEstimator):
         list of dict
             Counters per capture.
         """
-        rules, actions, seed = self._rules(), self._actions(training=False), self._seed()
+        rules, actions = self._rules(), self._actions(training=False)
         counters = write_flows(
-            _as_list(captures), rules, self.on_error, os.fspath(out), self._progress,
-            lambda rows: field_policies.apply_fields(rows, actions, seed),
+            _as_list(captures), rules, self.on_error, os.fsdecode(out), self._progress,
+            lambda rows: field_policies.apply_fields(rows, actions, seed=0),
         )  # fmt: skip
         self.counters_ = counters
         return counters
@@ -281,14 +282,14 @@ class FlowSampler(TransformerMixin, BaseEstimator):
         FlowTable
             One or more flows, in the order in which they were complete.
         """
-        rules, actions, seed = self._rules(emit_early=True), self._actions(training=False), self._seed()
+        rules, actions = self._rules(emit_early=True), self._actions(training=False)
         queue: list[FlowRows] = []
         name = capture_name(source)
         for assembler in assemble_blocks(source, rules, queue.append, self.on_error):
             assembler.flush()
             self.counters_ = [assembler.counters]
             for rows in queue:
-                field_policies.apply_fields(rows, actions, seed)
+                field_policies.apply_fields(rows, actions, seed=0)
                 yield FlowTable(rows, np.zeros(len(rows), np.int64), [name], self.counters_)
             queue.clear()
 
@@ -330,16 +331,15 @@ class FlowSampler(TransformerMixin, BaseEstimator):
     def _actions(self, *, training: bool) -> np.ndarray:
         return field_policies.policy_actions(self.fields, training=training)
 
-    def _seed(self) -> int:
-        return int(check_random_state(self.random_state).randint(2**63 - 1, dtype=np.int64))
-
     def _sampled(self, captures: Any, *, training: bool) -> FlowTable:
         rules = self._rules()
-        parts = Parallel(n_jobs=self.n_jobs, prefer="threads")(
+        parts = Parallel(n_jobs=self.n_jobs, require="sharedmem")(
             delayed(read_capture)(source, rules, self.on_error, self._progress) for source in _as_list(captures)
         )
         flows = concatenate(parts, rules)
-        field_policies.apply_fields(flows.rows, self._actions(training=training), self._seed())
+        # Outside training nothing is random, and no generator is touched.
+        seed = int(check_random_state(self.random_state).randint(2**63 - 1, dtype=np.int64)) if training else 0
+        field_policies.apply_fields(flows.rows, self._actions(training=training), seed)
         self.counters_ = flows.counters
         return flows
 
@@ -359,7 +359,7 @@ class FlowSampler(TransformerMixin, BaseEstimator):
 
 def _as_list(captures: Any) -> list[Any]:
     """Return a list of sources, whether one was given or several."""
-    if isinstance(captures, str | bytes | os.PathLike) or hasattr(captures, "read"):
+    if isinstance(captures, str | bytes | os.PathLike | io.IOBase) or hasattr(captures, "readinto"):
         return [captures]
     try:
         sources = list(captures)
@@ -378,6 +378,8 @@ def _flow_labels(y: Any, flows: FlowTable) -> np.ndarray | None:
         if labels.shape != (len(flows),):
             raise ValueError(f"y returned labels of shape {labels.shape} for {len(flows)} flows")
         return labels
+    if isinstance(y, str | bytes) or not hasattr(y, "__len__"):
+        raise ValueError(f"y must be a list with an entry per capture or a function of the flow table, got {y!r}")
     n_flows = np.bincount(flows.capture, minlength=len(flows.captures))
     if len(y) != len(n_flows):
         raise ValueError(f"y has {len(y)} entries for {len(n_flows)} captures")

@@ -42,7 +42,9 @@ def abnormality_of(templates: np.ndarray | None) -> Callable[[DOCIDSNetwork, Ten
     def distance_of(network: DOCIDSNetwork, flows: Tensor) -> Tensor:
         # Differences, not the expanded square: the result of a row must not depend on the rows beside it.
         differences = class_scores_of(network, flows).double()[:, None, :] - rows.to(flows.device)[None, :, :]
-        return differences.square().sum(dim=2).amin(dim=1).sqrt()
+        squares = differences.square().sum(dim=2).amin(dim=1)
+        # The gradient of the root is infinite at 0; a template is 0 from itself, and no byte takes it further off.
+        return torch.where(squares > 0, squares, 1.0).sqrt() * (squares > 0)
 
     return distance_of
 
@@ -73,7 +75,7 @@ def evaluate(function: Callable[[DOCIDSNetwork, Tensor], Tensor], network: DOCID
             n_rows = len(chunk)
             if n_rows < CHUNK_ROWS:
                 chunk = torch.cat([chunk, chunk.new_zeros(CHUNK_ROWS - n_rows, chunk.shape[1])])
-            results.append(function(network, chunk.to(device))[:n_rows].double().cpu().numpy())
+            results.append(function(network, chunk.to(device))[:n_rows].cpu().double().numpy())
     return np.concatenate(results)
 
 

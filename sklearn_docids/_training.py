@@ -22,6 +22,7 @@ LOSS_TERMS = ("descriptiveness_loss", "compactness_loss", "reconstruction_loss")
 # Copies of the weights to fall back on when a loss turns non-finite.
 STEPS_BETWEEN_SNAPSHOTS = 50
 SECONDS_BETWEEN_LINES = 2.0
+ROWS_CHECKED = 64
 
 
 def rows_to_tensor(rows: np.ndarray) -> Tensor:
@@ -127,6 +128,19 @@ class PairedNet(NeuralNet):
         return total
 
 
+def weights_are_finite(net: PairedNet) -> bool:
+    """Return whether no weight and no running statistic is NaN or infinite."""
+    return all(bool(torch.isfinite(value).all()) for value in net.module_.state_dict().values())
+
+
+def outputs_are_finite(net: PairedNet, flows: PairedFlows) -> bool:
+    """Return whether some target rows are reconstructed to finite numbers, as they will be scored."""
+    net.module_.eval()
+    with torch.no_grad():
+        output = net.module_(rows_to_tensor(flows.target[:ROWS_CHECKED]).to(net.device))
+        return bool(torch.isfinite(reconstruction_loss(output.reconstruction, output.target_features)))
+
+
 class Snapshot(Callback):
     """Keep a recent copy of the weights, all of them finite."""
 
@@ -142,9 +156,9 @@ class Snapshot(Callback):
         self.n_steps += 1
 
     def _take(self, net: PairedNet) -> None:
-        weights = {name: value.clone() for name, value in net.module_.state_dict().items()}
-        if all(bool(torch.isfinite(value).all()) for value in weights.values()):
-            self.weights, self.step = weights, self.n_steps
+        if weights_are_finite(net):
+            self.weights = {name: value.clone() for name, value in net.module_.state_dict().items()}
+            self.step = self.n_steps
 
     def restore(self, net: PairedNet) -> int:
         """Put the copy back; return the number of steps it had seen."""
@@ -228,9 +242,10 @@ def make_net(
         device=device,
         verbose=0,
     )
-    # torch draws the initial weights from its global generator: borrowed, and given back as it was.
-    with torch.random.fork_rng(devices=[torch.device(device)] if device.startswith("cuda") else []):
-        torch.manual_seed(seed)
+    # torch draws the initial weights from its global generator: borrowed, and given back as it was. They are drawn on
+    # the CPU whatever the device; torch.manual_seed would reseed the graphics cards too.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
         net.initialize()
     return net
 
@@ -241,6 +256,8 @@ def train(net: PairedNet, flows: PairedFlows) -> str | None:
     net.notify("on_train_begin", X=flows, y=None)
     try:
         net.fit_loop(flows)
+        if not outputs_are_finite(net, flows):  # the last step of all is followed by no loss that would show it
+            raise NonFiniteLossError("the reconstruction loss is not finite after the last step")
     except NonFiniteLossError as error:
         step = dict(net.callbacks_)["snapshot"].restore(net)
         return f"{error}; training stops, the weights of step {step} are kept"

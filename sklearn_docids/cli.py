@@ -19,7 +19,7 @@ N_LISTED = 10
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; return its exit status: 0, or 1 for unusable input."""
+    """Run a command; return its exit status: 0, 1 for unusable input, 130 for Ctrl-C."""
     args = _parser().parse_args(arguments)
     with warnings.catch_warnings():
         warnings.filterwarnings("always", category=UserWarning)  # each damaged capture, not only the first
@@ -31,6 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except (OSError, ValueError) as error:
             print(f"docids: error: {error}", file=sys.stderr)
             return 1
+        except KeyboardInterrupt:
+            print("docids: interrupted", file=sys.stderr)
+            return 130
     return 0
 
 
@@ -111,16 +114,17 @@ def _fit(args: argparse.Namespace) -> None:
     from sklearn_docids import DOCIDSDetector, FlowSampler, ReferenceData
 
     sampler = FlowSampler(fields=args.fields, random_state=args.seed, verbose=1)
+    detector = DOCIDSDetector(
+        max_epochs=args.max_epochs, score_method=args.score_method, false_alarm_rate=args.false_alarm_rate,
+        random_state=args.seed, verbose=1,
+    )  # fmt: skip
+    # What can be refused is refused before the work begins.
+    detector._validate_params()
+    if not Path(args.model).absolute().parent.is_dir():
+        raise FileNotFoundError(f"the folder of --model {args.model} does not exist")
     paths, labels = class_captures(Path(args.reference))
     X_reference, y_reference, _ = sampler.sample(paths, labels)
     X, _, _ = sampler.sample(args.captures)
-    detector = DOCIDSDetector(
-        max_epochs=args.max_epochs,
-        score_method=args.score_method,
-        false_alarm_rate=args.false_alarm_rate,
-        random_state=args.seed,
-        verbose=1,
-    )
     detector.fit(X, reference=ReferenceData(X_reference, y_reference))
     detector.save(args.model, sampler=sampler.set_params(verbose=0))
     print(f"{len(X)} flows and {len(X_reference)} reference flows learned, model written to {args.model}")
@@ -158,7 +162,8 @@ def _score(args: argparse.Namespace) -> None:
     detector = load_detector(args.model)
     if detector.sampler_ is None:
         raise ValueError(f"{args.model} holds no sampler, so captures cannot be read as it was trained; use docids fit")
-    flows = detector.sampler_.flows(args.captures)
+    # Standard output is the table's alone.
+    flows = detector.sampler_.set_params(verbose=0).flows(args.captures)
     scores = detector.score_samples(flows.X) if len(flows) else np.empty(0)
     if args.output is None:
         write_scores(sys.stdout, flows, scores, detector.offset_)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from sklearn.metrics import average_precision_score, roc_auc_score
-from sklearn.utils import check_consistent_length, column_or_1d
+from sklearn.utils import assert_all_finite, check_consistent_length, column_or_1d
 
 
 def is_attack(y_true: Any, pos_label: Any = None) -> np.ndarray:
@@ -150,6 +150,7 @@ def recall_at_fpr_score(y_true: Any, y_score: Any, *, max_fpr: float = 0.01, pos
         raise ValueError(f"max_fpr must be in [0, 1), got {max_fpr!r}")
     check_consistent_length(y_true, y_score)
     attack, scores = is_attack(y_true, pos_label), np.asarray(y_score, dtype=np.float64)
+    assert_all_finite(scores, input_name="y_score")
     normal = np.sort(scores[~attack])
     # The product may fall just short of the whole number it stands for: 0.29 * 100 < 29.
     threshold = normal[int(max_fpr * len(normal) + 1e-9)]

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from sklearn import get_config
 from sklearn.base import BaseEstimator, MetaEstimatorMixin, clone
 from sklearn.utils import _safe_indexing, column_or_1d
 from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping, process_routing
@@ -75,9 +77,10 @@ class NormalOnly(MetaEstimatorMixin, BaseEstimator):
         normal = np.flatnonzero(labels == 1)
         if len(normal) == 0:
             raise ValueError("y has no normal row (+1) to fit on")
-        routed = process_routing(self, "fit", **fit_params)
+        if get_config()["enable_metadata_routing"]:
+            fit_params = process_routing(self, "fit", **fit_params).estimator.fit
         self.n_normal_ = len(normal)
-        self.estimator_ = clone(self.estimator).fit(_safe_indexing(X, normal), **routed.estimator.fit)
+        self.estimator_ = clone(self.estimator).fit(_safe_indexing(X, normal), **fit_params)
         return self
 
     def score_samples(self, X: Any) -> np.ndarray:
@@ -167,15 +170,22 @@ def make_flow_scorer(metric: Callable[..., float], **metric_params: Any) -> Call
     >>> scorer(OneClassSVM().fit(X[:2]), X, y)
     1.0
     """
+    return _FlowScorer(metric, metric_params)
 
-    def scorer(estimator: Any, X: Any, y: Any) -> float:
+
+@dataclass(frozen=True)
+class _FlowScorer:
+    """A scorer that can be pickled, as a fitted search that holds it must be."""
+
+    metric: Callable[..., float]
+    metric_params: dict[str, Any]
+
+    def __call__(self, estimator: Any, X: Any, y: Any) -> float:
         scores = estimator.score_samples(X)
         labels = _joined_labels(y)
         if len(labels) != len(scores):
             raise ValueError(f"y has {len(labels)} labels, but X has {len(scores)} flows")
-        return metric(labels, scores, **metric_params)
-
-    return scorer
+        return self.metric(labels, scores, **self.metric_params)
 
 
 def _joined_labels(y: Any) -> np.ndarray:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 # A longer header is no model of ours: the longest part of it, the history, has 150 bytes per epoch.
 MAX_HEADER = 16 * 2**20
+MAX_LABEL = 1024
 UNSEALED = "0" * 64
 CONFIG_KEYS = {
     "format", "estimator", "versions", "parameters", "sampler", "n_features_in", "feature_names_in",
@@ -41,6 +42,7 @@ DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64"}
 
 def save_detector(detector: DOCIDSDetector, path: str, sampler: FlowSampler | None) -> None:
     """Write a fitted detector; see `DOCIDSDetector.save`."""
+    _check_savable(detector, sampler)
     tensors = {f"network.{name}": value.cpu().contiguous() for name, value in detector.network_.state_dict().items()}
     if detector.templates_ is not None:
         tensors["templates"] = torch.from_numpy(detector.templates_)
@@ -52,6 +54,29 @@ def save_detector(detector: DOCIDSDetector, path: str, sampler: FlowSampler | No
         file.flush()
         os.fsync(file.fileno())
     os.replace(f"{path}.part", path)
+
+
+def _check_savable(detector: DOCIDSDetector, sampler: FlowSampler | None) -> None:
+    """Refuse what would load as another detector than the one at hand."""
+    if type(detector) is not DOCIDSDetector:
+        raise TypeError(f"a model file holds a DOCIDSDetector, not its subclass {type(detector).__name__}")
+    network = detector.network_
+    fitted = {
+        "scale": network.scale,
+        "batch_norm": network.batch_norm,
+        "dense_activation": network.dense_activation,
+        "score_method": "reconstruction" if detector.templates_ is None else "knn",
+    }
+    changed = [name for name, value in fitted.items() if getattr(detector, name) != value]
+    if changed:
+        raise ValueError(f"{changed} were changed after fit; fit again before saving")
+    if sampler is not None and sampler.n_packets * sampler.n_bytes != detector.n_features_in_:
+        raise ValueError(_other_width(sampler, detector))
+
+
+def _other_width(sampler: FlowSampler, detector: DOCIDSDetector) -> str:
+    width = sampler.n_packets * sampler.n_bytes
+    return f"the sampler makes rows of {width} columns, the detector takes {detector.n_features_in_}"
 
 
 def _seal(digest: str) -> bytes:
@@ -135,7 +160,7 @@ def load_detector(path: str | os.PathLike[str]) -> DOCIDSDetector:
     path = os.fspath(path)
     try:
         return _read(path)
-    except (_ModelError, SafetensorError, UnicodeDecodeError, RecursionError) as error:
+    except (_ModelError, SafetensorError, UnicodeDecodeError, RecursionError, OverflowError) as error:
         raise ValueError(f"{path}: not a usable DOC-IDS model: {error}") from None
 
 
@@ -186,7 +211,7 @@ def _parse_json(text: str) -> Any:
 
     try:
         return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # a number of thousands of digits is one without being a JSONDecodeError
         raise _ModelError(f"its JSON is damaged: {error}") from None
 
 
@@ -203,7 +228,9 @@ def _skeleton(config: Any) -> tuple[DOCIDSDetector, DOCIDSNetwork]:
     _check_fields(config)
     detector = _make(DOCIDSDetector, config["parameters"])
     detector.n_features_in_ = config["n_features_in"]
-    detector.reference_classes_ = None if config["reference_classes"] is None else np.array(config["reference_classes"])
+    # As objects: an array of strings has the width of its longest one everywhere.
+    classes = config["reference_classes"]
+    detector.reference_classes_ = None if classes is None else np.array(classes, dtype=object)
     with torch.device("meta"):
         network = DOCIDSNetwork(**detector._network_settings(detector.n_features_in_))
     return detector, network
@@ -221,6 +248,8 @@ def _check_fields(config: dict[str, Any]) -> None:
     names, classes = config["feature_names_in"], config["reference_classes"]
     labels_alike = isinstance(classes, list) and len({type(c) for c in classes}) == 1
     same_kind = labels_alike and type(classes[0]) in (str, int, bool)
+    if same_kind and isinstance(classes[0], str):
+        same_kind = max(map(len, classes)) <= MAX_LABEL
     checks = {
         "n_features_in": is_count(config["n_features_in"]),
         "n_iter": type(config["n_iter"]) is int and config["n_iter"] >= 0,
@@ -280,7 +309,9 @@ def _fill(
     network.load_state_dict({name.removeprefix("network."): t for name, t in tensors.items()}, assign=True)
     if (templates is None) != (detector.score_method != "knn"):
         raise _ModelError(f"score_method={detector.score_method!r} does not fit its templates")
-    detector.network_ = network.to(detector._device()).eval()
+    detector.network_ = network.to(_available_device(detector)).eval()
+    if detector.reference_classes_ is not None:
+        detector.reference_classes_ = np.array(detector.reference_classes_.tolist())
     detector.templates_ = None if templates is None else templates.numpy()
     detector.offset_ = float(config["offset"])
     detector.n_iter_ = config["n_iter"]
@@ -288,6 +319,22 @@ def _fill(
     if config["feature_names_in"] is not None:
         detector.feature_names_in_ = np.array(config["feature_names_in"], dtype=object)
     detector.sampler_ = _load_sampler(config["sampler"])
+    if detector.sampler_ and detector.sampler_.n_packets * detector.sampler_.n_bytes != detector.n_features_in_:
+        raise _ModelError(_other_width(detector.sampler_, detector))
+
+
+def _available_device(detector: DOCIDSDetector) -> str:
+    """Return the device of the detector, or the CPU where that device is missing."""
+    try:
+        device = detector._device()
+    except ValueError as error:
+        raise _ModelError(str(error)) from None
+    try:
+        torch.zeros(1, device=device)
+    except (AssertionError, RuntimeError, NotImplementedError):
+        warnings.warn(f"device {device!r} of the model is not available here, the CPU is used", stacklevel=5)
+        return "cpu"
+    return device
 
 
 def _load_sampler(parameters: Any) -> FlowSampler | None:

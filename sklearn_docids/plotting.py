@@ -124,6 +124,9 @@ class ScoreHistogramDisplay:
         edges = (np.geomspace if logarithmic else np.linspace)(abnormality.min(), abnormality.max(), 51)
         # Rounding must not push the extremes out of the outermost bins.
         edges[0], edges[-1] = abnormality.min(), abnormality.max()
+        if np.any(np.diff(edges) <= 0):  # all scores alike, but for rounding
+            edges = np.array([abnormality.min() - 0.5, abnormality.max() + 0.5])
+            logarithmic = False
         for attack, label, colour in ((False, "normal", NORMAL_COLOUR), (True, "attack", ATTACK_COLOUR)):
             values = abnormality[self.attack == attack]
             weights = np.full(len(values), 1 / len(values))

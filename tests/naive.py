@@ -121,7 +121,7 @@ class Clock:
         if self.latest is None or time < self.latest - self.idle_timeout:
             self.latest = time
         elif time > self.latest:
-            self.now += time - self.latest
+            self.now += min(time - self.latest, self.idle_timeout + 1)
             self.latest = time
 
 

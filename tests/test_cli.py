@@ -92,12 +92,30 @@ def test_unusable_input_gives_one_line_and_status_one(model, traffic, tmp_path, 
         (["fit", str(traffic.train), "--reference", "missing", "--model", "m"], "missing"),
         (["fit", str(traffic.train), "--reference", str(tmp_path / "empty"), "--model", "m"], "holds no captures"),
         (["fit", str(text), "--reference", reference, "--model", "m"], "not a capture"),
+        (["fit", "missing.pcap", "--reference", reference, "--model", "/nowhere/m"], "folder of --model /nowhere/m"),
+        (["fit", "missing.pcap", "--reference", reference, "--model", "m", "--max-epochs", "0"], "max_epochs"),
     ]:
         assert main(arguments) == 1
         error = capsys.readouterr().err
         assert error.startswith("docids: error: ")
         assert message in error
         assert len(error.splitlines()) == 1
+
+
+def test_a_talkative_sampler_does_not_spoil_the_table(model, traffic, tmp_path, capsys):
+    detector = load_detector(model)
+    detector.save(tmp_path / "m", sampler=detector.sampler_.set_params(verbose=1))
+    assert main(["score", str(traffic.test), "--model", str(tmp_path / "m")]) == 0
+    assert capsys.readouterr().out.startswith("capture,time_first,")
+
+
+def test_ctrl_c_gives_one_line(model, monkeypatch, capsys):
+    def interrupted(path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sklearn_docids.load_detector", interrupted, raising=False)
+    assert main(["score", "x.pcap", "--model", str(model)]) == 130
+    assert capsys.readouterr().err == "docids: interrupted\n"
 
 
 def test_a_model_without_sampler_cannot_read_captures(model, traffic, tmp_path, capsys):

@@ -190,12 +190,12 @@ def test_damage_raises_if_asked_to():
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (struct.pack("<II", 6, 13), "claims 13 bytes"),
-        (struct.pack("<II", 6, 8), "claims 8 bytes"),
-        (enhanced(PACKETS[0])[:-4] + b"\0\0\0\0", "claims"),
+        (struct.pack("<II", 6, 13), "length of 13 bytes"),
+        (struct.pack("<II", 6, 8), "length of 8 bytes"),
+        (enhanced(PACKETS[0])[:-4] + b"\0\0\0\0", "does not fit"),
         (enhanced(PACKETS[0], number=9), "interface 9, but the section has 1"),
-        (block(6, struct.pack("<IIIII", 0, 0, 0, 999, 999) + bytes(8)), "claims 999 bytes"),
-        (block(6, b"1234"), "claims 16 bytes"),
+        (block(6, struct.pack("<IIIII", 0, 0, 0, 999, 999) + bytes(8)), "length of 999 bytes"),
+        (block(6, b"1234"), "length of 16 bytes"),
         (block(1, b"1234"), "interface block of 16 bytes"),
         (block(0x0A0D0D0A, bytes(16)), "no byte-order mark"),
     ],
@@ -302,3 +302,13 @@ def test_the_timestamps_of_tcp_packets_may_run_backwards():
     flows = sampled(as_file(pcap([tcp(), tcp(flags="A"), tcp(flags="A")], times=[100.0, 40.0, 70.0])))
     assert flows.packets_forward.tolist() == [3]
     assert (flows.time_first[0], flows.time_last[0]) == (100 * 10**9, 100 * 10**9)
+
+
+def test_a_decompressing_stream_that_breaks_off_keeps_what_came_before():
+    import gzip
+
+    packed = gzip.compress(pcap([udp(sport=s, payload=os.urandom(30)) for s in range(1, 5000)]))
+    stream = gzip.GzipFile(fileobj=io.BytesIO(packed[: len(packed) // 2]))
+    with stream, pytest.warns(CaptureWarning, match="the stream is damaged: Compressed file ended"):
+        flows = sampled(stream)
+    assert len(flows) > 1000

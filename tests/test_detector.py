@@ -396,8 +396,79 @@ def test_a_loss_that_is_not_finite_stops_training_with_its_place_and_finite_weig
 
 def test_large_numbers_stay_finite(fitted):
     X, reference, _ = blobs()
-    detector = fit(X.astype(float) * 1e30, (reference[0].astype(float), reference[1]))
-    assert np.isfinite(detector.score_samples(X.astype(float) * 1e30)).all()
+    detector = fit(X.astype(float) * 1e15, (reference[0].astype(float), reference[1]))
+    assert np.isfinite(detector.score_samples(X.astype(float) * 1e15)).all()
+
+
+@pytest.mark.parametrize("lr", [3.0, 30.0])
+def test_weights_that_blow_up_in_the_last_step_are_noticed(lr):
+    X, reference, far = blobs()
+    settings = {"optimizer": "sgd", "schedule": None, "lr": lr * 1e6, "batch_size": 60}
+    with pytest.warns(
+        ConvergenceWarning, match="not finite after the last step; training stops, the weights of step 0"
+    ):
+        detector = fit(X, reference, **settings)
+    assert np.isfinite(detector.score_samples(far)).all()
+
+
+def test_numbers_that_float32_cannot_hold_are_refused(fitted):
+    X, reference, _ = blobs()
+    X = X.astype(float)
+    X[0, 0] = 1e39
+    for refused in (lambda: fit(X, reference), lambda: fitted.score_samples(X)):
+        with pytest.raises(ValueError, match="too large for float32"):
+            refused()
+
+
+def test_nan_is_never_a_normal_verdict(fitted):
+    detector = pickle.loads(pickle.dumps(fitted))
+    detector.offset_ = np.nan
+    assert (detector.predict(blobs()[0]) == -1).all()
+
+
+def test_explain_is_finite_at_templates():
+    X, reference, _ = blobs()
+    detector = fit(X, reference, score_method="knn")
+    assert np.isfinite(detector.explain(X)).all()
+
+
+def test_a_refused_refit_does_not_look_fitted():
+    X, (X_reference, y), _ = blobs()
+    detector = fit(X, (X_reference, y))
+    with pytest.raises(ValueError, match="at least 2 classes"):
+        detector.fit(X[:, :12], reference=(X_reference[:, :12], ["a"] * len(y)))
+    with pytest.raises(NotFittedError):
+        detector.predict(X[:, :12])
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([1.5, np.nan], "strings or whole numbers"),
+        ([None, "a"], "mixes labels"),
+        ([1.0, np.nan], "strings or whole numbers"),
+    ],
+)
+def test_labels_that_name_no_class_are_refused(labels, message):
+    X, (X_reference, _), _ = blobs()
+    y = np.array(labels * (len(X_reference) // 2), dtype=object if None in labels else float)
+    with pytest.raises(ValueError, match=message):
+        fit(X, (X_reference, y))
+
+
+def test_reference_columns_in_another_order_are_refused():
+    pandas = pytest.importorskip("pandas")
+    X, (X_reference, y), _ = blobs()
+    names = [f"b{i}" for i in range(24)]
+    reversed_reference = pandas.DataFrame(X_reference, columns=names)[names[::-1]]
+    with pytest.raises(ValueError, match="other column names"):
+        fit(pandas.DataFrame(X, columns=names), (reversed_reference, y))
+
+
+def test_an_unknown_device_is_named():
+    X, reference, _ = blobs()
+    with pytest.raises(ValueError, match="device must be 'auto' or one of"):
+        fit(X, reference, device="nonsense")
 
 
 def test_paper_settings_are_those_stated():

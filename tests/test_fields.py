@@ -5,8 +5,8 @@ import io
 import numpy as np
 import pytest
 from captures import pcap, tcp, udp, udp6
-from scapy.layers.inet import IP, TCP, UDP
-from scapy.layers.inet6 import IPv6
+from scapy.layers.inet import IP, TCP, UDP, IPOption_RR
+from scapy.layers.inet6 import IPv6, IPv6ExtHdrHopByHop, IPv6ExtHdrRouting
 from scapy.layers.l2 import CookedLinux, CookedLinuxV2, Dot1Q, Ether
 from scapy.utils import checksum
 
@@ -164,6 +164,43 @@ def test_padding_behind_a_cut_packet_stays_zero():
     for length in range(43):
         X = rows([tcp()], dict.fromkeys(FIELDS, "randomize"), captured=[length])
         assert not X[:, length:].any()
+
+
+def test_addresses_in_ip_options_and_routing_headers_go_too():
+    link = Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02")
+    route = IP(src="10.0.0.1", dst="10.0.0.2", options=[IPOption_RR(routers=["192.168.7.7"])])
+    row = rows([link / route / UDP(sport=5, dport=53)], {"ip": "zero"})[0]
+    assert bytes([192, 168, 7, 7]) not in row.tobytes()
+    assert row[42:46].tolist() == [0, 5, 0, 53]
+    listed = IPv6(src="fd00::1", dst="fd00::2") / IPv6ExtHdrHopByHop() / IPv6ExtHdrRouting(addresses=["fd00::9"])
+    row = rows([link / listed / UDP(sport=5, dport=53)], {"ip": "zero"})[0]
+    assert bytes.fromhex("fd00") not in row[54:].tobytes()
+
+
+@pytest.mark.parametrize("packet", [tcp(payload=b"abc"), udp(payload=b"abcd"), udp6(payload=b"xyz")])
+@pytest.mark.parametrize("action", ["zero", "randomize"])
+def test_a_checksum_left_to_the_network_card_stays_the_sum_of_the_pseudo_header(packet, action):
+    def pseudo(frame):
+        ip = frame[14:]
+        header, protocol, addresses = (20, ip[9], ip[12:20]) if ip[0] >> 4 == 4 else (40, ip[6], ip[8:40])
+        return 0xFFFF - checksum(addresses + len(ip[header:]).to_bytes(4, "big") + bytes([0, 0, 0, protocol]))
+
+    frame = bytearray(bytes(packet))
+    at = {6: 50, 17: 40}[frame[23]] if frame[14] >> 4 == 4 else 60
+    frame[at : at + 2] = pseudo(frame).to_bytes(2, "big")
+    row = rows([bytes(frame)], {"ip": action})[0, : len(frame)].tobytes()
+    assert row[22:54] != bytes(frame)[22:54]
+    assert int.from_bytes(row[at : at + 2], "big") == pseudo(row)
+
+
+def test_timestamps_and_other_options_have_their_own_actions():
+    raw = rows(DIALOGUE, "raw")[0]
+    row = rows(DIALOGUE, {"tcp_options": "randomize", "tcp_timestamps": "zero"})[0]
+    assert not row[62:70].any()
+    assert (row[54:62] != raw[54:62]).any()
+    row = rows(DIALOGUE, {"tcp_options": "zero", "tcp_timestamps": "randomize"})[0]
+    assert not row[54:62].any()
+    assert row[62:70].any()
 
 
 @pytest.mark.parametrize("options", [b"\x08\x00", b"\x08\x0a\x01", b"\x02", b"\x01" * 40, b"\x08\xff" + bytes(38)])

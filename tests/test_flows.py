@@ -6,7 +6,7 @@ import naive
 import numba
 import numpy as np
 import pytest
-from captures import enhanced, interface, pcap, section, tcp, udp, udp6
+from captures import enhanced, interface, pcap, section, simple, tcp, udp, udp6
 from conftest import real_captures
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,8 +23,11 @@ from scapy.layers.l2 import ARP, CookedLinux, CookedLinuxV2, Dot1AD, Dot1Q, Loop
 from scapy.layers.l2 import Ether as EtherLayer
 
 from sklearn_docids import FlowSampler
-from sklearn_docids.capture.flows import QUEUE_LENGTH
-from sklearn_docids.capture.kernels import kernel
+from sklearn_docids.capture.containers import Capture
+from sklearn_docids.capture.flows import QUEUE_LENGTH, FlowAssembler, FlowRules
+from sklearn_docids.capture.kernels import FLOW_DTYPE, kernel
+
+RULES = FlowRules(4, 80, True, 1.0, True, ("tcp", "udp"), 10**6)
 
 
 def Ether(**fields):
@@ -73,7 +76,7 @@ def traffic(draw):
     """Packets that share few five-tuples, with all that a flow rule looks at."""
     packets, times, time = [], [], 1000.0
     for _ in range(draw(st.integers(0, 30))):
-        time += draw(st.sampled_from([0.0, 0.5, 30.0, 119.0, 121.0, -0.2, -500.0]))
+        time += draw(st.sampled_from([0.0, 0.5, 30.0, 119.0, 121.0, -0.2, -500.0, 1.7e9, -1.7e9]))
         src, dst, sport, dport = draw(ADDRESSES), draw(ADDRESSES), draw(PORTS), draw(PORTS)
         payload = bytes(draw(st.integers(0, 60)))
         if draw(st.booleans()):
@@ -81,7 +84,8 @@ def traffic(draw):
             packets.append(tcp(sport, dport, flags, payload, src, dst))
         else:
             packets.append(udp(sport, dport, payload, src, dst))
-        times.append(max(time, 0.0))
+        time = min(max(time, 0.0), 4e9)
+        times.append(time)
     captured = [draw(st.sampled_from([200, len(bytes(p)), 60, 44, 36, 20])) for p in packets]
     return pcap(packets, times=times, captured=captured)
 
@@ -238,6 +242,37 @@ def test_one_wrong_time_stamp_does_not_switch_the_timeout_off():
     flows = flows_of([udp(sport=1), udp(sport=9), udp(sport=1), udp(sport=1), udp(sport=1)], times=times)
     # The absurd jump idles the first flow out once; after the step back, 1 s is no gap and 198 s is one.
     assert flows.packets_forward.tolist() == [1, 1, 2, 1]
+
+
+def test_many_wrong_time_stamps_do_not_switch_the_timeout_off():
+    times = [t for i in range(6) for t in (1.7e9 + i, 0.0)] + [1.7e9 + 1000 * i for i in range(1, 5)]
+    flows = flows_of([udp()] * len(times), times=times)
+    assert flows.packets_forward[-4:].tolist() == [1, 1, 1, 1]
+
+
+def test_packets_without_a_time_stamp_take_that_of_the_packet_before():
+    capture = section() + interface()
+    for second in range(1, 5):
+        capture += enhanced(udp(), second * 10**6) + simple(udp(sport=7))
+    flows = FlowSampler().flows(io.BytesIO(capture))
+    assert flows.packets_forward.tolist() == [4, 4]
+    assert flows.time_last.tolist() == [4 * 10**9] * 2
+
+
+def test_records_hold_no_padding_that_could_carry_old_memory():
+    assert FLOW_DTYPE.itemsize == sum(FLOW_DTYPE[name].itemsize for name in FLOW_DTYPE.names)
+
+
+def test_a_table_that_is_just_large_enough_grows():
+    packets = [udp(sport=i % 60_000 + 1) for i in range(3000)]
+    sizes = []
+    assembler = FlowAssembler(RULES, lambda rows: sizes.append(len(rows)))
+    capture = Capture(io.BytesIO(pcap(packets, times=np.arange(3000) / 1023)), "x")
+    for data, records in capture.blocks():
+        assembler.add(data, records)
+    assembler.finish()
+    assert sum(sizes) == 3000
+    assert len(sizes) < 10  # not a call for every flow that idles out
 
 
 @pytest.mark.parametrize("end", ["FA", "R"])

@@ -81,3 +81,18 @@ def test_displays_refuse_doubtful_labels():
     for display in (RocDisplay, ScoreHistogramDisplay):
         with pytest.raises(ValueError, match="pos_label"):
             display.from_predictions((Y == -1).astype(int), SCORES)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_nan_scores_raise(metric):
+    scores = SCORES.copy()
+    scores[3] = np.nan
+    with pytest.raises(ValueError, match="NaN"):
+        metric(Y, scores)
+
+
+def test_a_histogram_of_equal_scores_is_drawn():
+    pytest.importorskip("matplotlib").use("Agg")
+    for scores in ([-0.3, -0.3, -0.3], [-0.3, -0.30000000000000004, -0.3]):
+        assert ScoreHistogramDisplay.from_predictions([1, 1, -1], scores).ax_.containers
+    __import__("matplotlib.pyplot").pyplot.close("all")

@@ -1,5 +1,7 @@
 """Pipelines and searches: the reference arrives whole, and no attack row is ever trained on."""
 
+import pickle
+
 import numpy as np
 import pytest
 import sklearn
@@ -116,6 +118,17 @@ def test_the_wrapper_hands_scores_and_decisions_on():
     alone = IsolationForest(random_state=0).fit(X[Y == 1])
     for method in ("score_samples", "decision_function", "predict"):
         assert (getattr(wrapped, method)(X) == getattr(alone, method)(X)).all()
+
+
+def test_a_fitted_search_can_be_pickled(spy):
+    search = searched(DOCIDSDetector(max_epochs=1, random_state=0))
+    assert (pickle.loads(pickle.dumps(search)).predict(X) == search.predict(X)).all()
+
+
+def test_the_wrapper_hands_fit_parameters_to_a_pipeline():
+    pipeline = Pipeline([("detector", DOCIDSDetector(max_epochs=1, random_state=0))])
+    wrapped = NormalOnly(pipeline).fit(X, Y, detector__reference=(X_REFERENCE, Y_REFERENCE))
+    assert wrapped.estimator_["detector"].reference_classes_.tolist() == [0, 1]
 
 
 # Pipelines from captures

@@ -67,7 +67,7 @@ def test_a_generator_as_random_state_is_not_stored(tmp_path):
 
 
 def test_labels_that_json_cannot_hold_are_refused(tmp_path):
-    detector = DOCIDSDetector(max_epochs=1).fit(X, reference=(REFERENCE[0], np.arange(20) % 2 / 2))
+    detector = DOCIDSDetector(max_epochs=1).fit(X, reference=(REFERENCE[0], np.arange(20) % 2 / 1))
     with pytest.raises(TypeError, match="strings or integers"):
         detector.save(tmp_path / "model")
     assert os.listdir(tmp_path) == []
@@ -110,6 +110,8 @@ HOSTILE_CONFIGS = {
     "wide beyond counting": ({"n_features_in": 10**30}, "n_features_in"),
     "negative width": ({"n_features_in": -1}, "n_features_in"),
     "width a string": ({"n_features_in": "12"}, "n_features_in"),
+    "offset beyond counting": ({"offset": 10**400}, ".*"),
+    "device of nowhere": ({"parameters": {"device": "meta"}}, "device"),
     "offset a string": ({"offset": "0"}, "offset"),
     "one class": ({"reference_classes": [1]}, "reference_classes"),
     "more classes": ({"reference_classes": [1, 2, 3]}, "tensor"),
@@ -134,7 +136,10 @@ def test_a_config_that_does_not_fit_is_refused(model, tmp_path, change, message)
         load_detector(path)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "5", '{"format": 1, "format": 1}', '{"format": NaN}', "[" * 100_000])
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "5", '{"format": 1, "format": 1}', '{"format": NaN}', "[" * 100_000, '{"format": ' + "9" * 5000 + "}"],
+)
 def test_a_config_that_is_no_plain_json_object_is_refused(model, tmp_path, text):
     with pytest.raises(ValueError, match="not a usable DOC-IDS model"):
         load_detector(rewritten(model, tmp_path / "m", lambda config: text))
@@ -208,6 +213,46 @@ def test_flipped_bits_are_refused(model, tmp_path):
         (tmp_path / "m").write_bytes(flipped)
         with pytest.raises(ValueError, match="not a usable DOC-IDS model"):
             load_detector(tmp_path / "m")
+
+
+@pytest.mark.parametrize(
+    "changed", [{"scale": 1.0}, {"dense_activation": "relu"}, {"score_method": "knn"}, {"batch_norm": "joint"}]
+)
+def test_parameters_changed_after_fit_are_not_saved(tmp_path, changed):
+    detector = DOCIDSDetector(max_epochs=1).fit(X, reference=REFERENCE).set_params(**changed)
+    with pytest.raises(ValueError, match=f"{next(iter(changed))}.*changed after fit"):
+        detector.save(tmp_path / "m")
+
+
+def test_a_sampler_of_another_width_is_refused(model, tmp_path):
+    detector = load_detector(model)
+    with pytest.raises(ValueError, match="rows of 320 columns, the detector takes 12"):
+        detector.save(tmp_path / "m", sampler=FlowSampler())
+    path = rewritten(model, tmp_path / "m", lambda c: c["sampler"].update(n_packets=1024))
+    with pytest.raises(ValueError, match="rows of 6144 columns"):
+        load_detector(path)
+
+
+def test_a_subclass_is_not_saved_as_what_it_is_not(tmp_path):
+    class Other(DOCIDSDetector):
+        pass
+
+    with pytest.raises(TypeError, match="not its subclass Other"):
+        Other(max_epochs=1).fit(X, reference=REFERENCE).save(tmp_path / "m")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_a_model_of_a_missing_device_is_loaded_on_the_cpu(model, tmp_path):
+    path = rewritten(model, tmp_path / "m", lambda c: c["parameters"].update(device="cuda"))
+    with pytest.warns(UserWarning, match="device 'cuda' of the model is not available"):
+        loaded = load_detector(path)
+    assert (loaded.score_samples(X) == load_detector(model).score_samples(X)).all()
+
+
+def test_labels_cannot_make_the_file_larger_in_memory_than_it_is(model, tmp_path):
+    path = rewritten(model, tmp_path / "m", lambda c: c.update(reference_classes=["x" * 30_000] + ["y"] * 20_000))
+    with pytest.raises(ValueError, match="reference_classes"):
+        load_detector(path)
 
 
 def test_a_missing_file_and_an_unfitted_detector_raise_the_usual_errors(tmp_path):

@@ -2,7 +2,10 @@
 
 import io
 import json
+import subprocess
+import sys
 
+import joblib
 import numpy as np
 import pytest
 from captures import pcap, tcp, udp
@@ -88,6 +91,8 @@ def test_sample_without_labels_returns_none(captures):
         (["dns"], "1 entries for 2 captures"),
         ([[1, 2], np.arange(5)], "2 labels for the 3 flows of .*4.pcap"),
         (lambda flows: flows.src_port[1:], "shape"),
+        (1, "y must be a list"),
+        ("normal", "y must be a list"),
     ],
 )
 def test_labels_that_do_not_fit_are_named(captures, y, message):
@@ -228,3 +233,30 @@ def test_streamed_rows_are_those_of_the_whole_capture(write):
     path = write(pcap([udp(sport=i % 50, payload=bytes([i % 7])) for i in range(500)]))
     streamed = np.concatenate([t.X for t in FlowSampler().iter_flows(path)])
     assert sorted(map(bytes, streamed)) == sorted(map(bytes, FlowSampler().transform(path)))
+
+
+def test_write_to_a_full_disk_raises_and_leaves_nothing(write, tmp_path):
+    path = write(pcap([udp(sport=s) for s in range(1, 500)]))
+    code = (
+        "import resource, sys; from sklearn_docids import FlowSampler; import signal;"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "sampler = FlowSampler(); sampler.flows(sys.argv[1]);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000));"
+        "sampler.write(sys.argv[1], sys.argv[2])"
+    )
+    out = tmp_path / "X.npy"
+    result = subprocess.run([sys.executable, "-c", code, path, out], capture_output=True, text=True)
+    assert "OSError" in result.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["capture.pcap"]
+
+
+def test_scoring_touches_no_random_generator(captures):
+    generator = np.random.RandomState(0)
+    FlowSampler(random_state=generator).transform(captures)
+    assert generator.randint(10**9) == np.random.RandomState(0).randint(10**9)
+
+
+def test_threads_stay_threads_under_any_joblib_backend(captures):
+    with joblib.parallel_config("loky", n_jobs=2):
+        files = [io.BytesIO(path.read_bytes()) for path in captures]
+        assert len(FlowSampler().transform(files)) == 8

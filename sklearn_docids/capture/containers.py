@@ -8,8 +8,11 @@ times, because a fresh mapping pays a page fault every 4 KiB.
 
 from __future__ import annotations
 
+import gzip
 import io
+import lzma
 import os
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
@@ -137,7 +140,15 @@ class Capture:
         self.window = Window(stream)
         self._records = np.empty(RECORDS_PER_CALL, kernels.RECORD_DTYPE)
         self._big_endian = False
+        self._time = 0  # ns, of the last packet
         self._blocks = self._open()
+
+    def _fill(self, n_bytes: int) -> bool:
+        """Read until ``n_bytes`` are there; False at the end. A stream that decompresses may be damaged itself."""
+        try:
+            return self.window.fill(n_bytes)
+        except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+            raise self._damage(f"the stream is damaged: {error}") from None
 
     def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield (buffer, records): valid until the next block is asked for."""
@@ -145,7 +156,7 @@ class Capture:
 
     def _open(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         window = self.window
-        if not window.fill(4):
+        if not self._fill(4):
             if window.stop == 0:
                 raise CaptureError("empty file, not a capture", self.name)
             raise CaptureError(f"{window.stop} bytes only, not a capture", self.name)
@@ -166,7 +177,7 @@ class Capture:
 
     def _read_pcap_header(self, magic: bytes) -> int:
         """Return the link type of a classic capture."""
-        if not self.window.fill(24):
+        if not self._fill(24):
             raise CaptureError(f"pcap file header cut after {self.window.stop} of 24 bytes", self.name)
         header = self.window.peek(24)
         order = "big" if PCAP_MAGIC[magic][0] else "little"
@@ -182,6 +193,8 @@ class Capture:
 
     def _taken(self, n_records: int, position: int) -> tuple[np.ndarray, np.ndarray]:
         self.n_records += n_records
+        if n_records:
+            self._time = int(self._records["time"][n_records - 1])
         self.window.advance(position)
         return self.window.data, self._records[:n_records]
 
@@ -198,7 +211,7 @@ class Capture:
                 yield block
             if reason == kernels.BAD_LENGTH:
                 raise self._damage(f"record claims {needed} bytes, more than the {kernels.MAX_RECORD} possible")
-            if reason == kernels.NEED_BYTES and not window.fill(needed):
+            if reason == kernels.NEED_BYTES and not self._fill(needed):
                 if window.start == window.stop:
                     return
                 raise self._damage(f"record cut after {window.stop - window.start} of {needed} bytes")
@@ -214,19 +227,20 @@ class Capture:
                 self._big_endian,
                 self._interfaces,
                 self._n_interfaces,
+                self._time,
             )
             block = self._taken(n, position)
             if n:
                 yield block
             if reason == kernels.BAD_LENGTH:
-                raise self._damage(f"block or packet claims {needed} bytes, which its block cannot hold")
+                raise self._damage(f"a block or packet length of {needed} bytes does not fit the block")
             if reason == kernels.BAD_INTERFACE:
                 raise self._damage(f"packet of interface {needed}, but the section has {self._n_interfaces}")
             if reason == kernels.SECTION_BLOCK:
                 self._read_section()
             elif reason == kernels.INTERFACE_BLOCK:
                 self._read_interface(needed)
-            elif reason == kernels.NEED_BYTES and not window.fill(needed):
+            elif reason == kernels.NEED_BYTES and not self._fill(needed):
                 if window.start == window.stop:
                     return
                 raise self._damage(f"block cut after {window.stop - window.start} of {needed} bytes")
@@ -234,7 +248,7 @@ class Capture:
     def _read_section(self) -> None:
         """Read a section header: it sets the byte order and starts an empty list of interfaces."""
         window = self.window
-        if not window.fill(28):
+        if not self._fill(28):
             raise self._damage(f"section header cut after {window.stop - window.start} of 28 bytes")
         order_mark = window.peek(12)[8:]
         if order_mark not in (b"\x4d\x3c\x2b\x1a", b"\x1a\x2b\x3c\x4d"):
@@ -243,7 +257,7 @@ class Capture:
         length = kernels.file_u32(window.data, window.start + 4, self._big_endian)
         if length < 28 or length % 4 or length > kernels.MAX_RECORD:
             raise self._damage(f"section header claims {length} bytes")
-        if not window.fill(length):
+        if not self._fill(length):
             raise self._damage(f"section header cut after {window.stop - window.start} of {length} bytes")
         self._interfaces = np.zeros(16, kernels.INTERFACE_DTYPE)
         self._n_interfaces = 0

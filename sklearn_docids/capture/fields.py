@@ -70,8 +70,8 @@ def apply_fields(rows: FlowRows, actions: np.ndarray, seed: int) -> None:
 
     A randomised value is a keyed hash of (seed, flow, field, old value): equal values of a flow stay equal in both
     directions, the same address becomes another one in each flow, and a seed gives the same rows again. Checksums
-    that are kept follow the changes around them, so a valid one stays valid and the old address cannot be read
-    from it; 0 (not computed) stays 0.
+    that are kept follow the changes around them: a valid one stays valid, and the old address cannot be read from
+    it; one left to the network card stays so; 0 (not computed) stays 0. From a corrupt one it could be read.
     """
     if actions.any():
         link_types = rows.records["link_type"].astype(np.int64)
@@ -116,13 +116,14 @@ def change_link(row, start, stop, link_type, actions, seed):
 
 
 @kernel
-def change_ip(row, ip, stop, version, actions, seed):
-    """Apply actions to the IP header."""
+def change_ip(row, ip, transport, stop, version, actions, seed):
+    """Apply actions to the IP header and to the addresses between it and the transport header."""
     if version == 4:
         change(row, ip + 4, ip + 6, stop, IP_ID, actions, seed)
         change(row, ip + 8, ip + 9, stop, TTL, actions, seed)
         change(row, ip + 12, ip + 16, stop, IP, actions, seed)
         change(row, ip + 16, ip + 20, stop, IP, actions, seed)
+        change(row, ip + 20, transport, stop, IP, actions, seed)  # options: recorded and source routes
     elif ip + 4 <= stop:
         # The flow label is IPv6's identifier: 20 bits; the upper half of its first byte is the traffic class.
         traffic_class = row[ip + 1] & 0xF0
@@ -131,22 +132,55 @@ def change_ip(row, ip, stop, version, actions, seed):
         change(row, ip + 7, ip + 8, stop, TTL, actions, seed)
         change(row, ip + 8, ip + 24, stop, IP, actions, seed)
         change(row, ip + 24, ip + 40, stop, IP, actions, seed)
+        change_routing_headers(row, ip, transport, stop, actions, seed)
 
 
 @kernel
-def change_timestamps(row, options, last, actions, seed):
-    """Apply the action of timestamps to the options in ``row[options:last]``."""
+def change_routing_headers(row, ip, transport, stop, actions, seed):
+    """Apply the action of addresses to those that IPv6 routing headers list."""
+    at, stop = ip + 40, min(transport, stop)
+    if at > stop:
+        return
+    header = row[ip + 6]
+    while at + 2 <= stop:
+        if header == 44:
+            size = 8
+        elif header == 51:
+            size = (np.int64(row[at + 1]) + 2) * 4
+        else:
+            size = (np.int64(row[at + 1]) + 1) * 8
+        if header == 43:
+            change(row, at + 8, at + size, stop, IP, actions, seed)
+        header = row[at]
+        at += size
+
+
+@kernel
+def find_timestamps(row, options, last):
+    """Return where the two values of the timestamp option begin, or ``last`` if there is none."""
     at = options
     while at < last and row[at] != 0:  # 0 ends the list
         if row[at] == 1:  # padding of one byte
             at += 1
             continue
         if at + 1 >= last or row[at + 1] < 2:  # a length that lies ends the walk
-            return
+            return last
         if row[at] == 8:
-            change(row, at + 2, at + 6, last, TCP_TIMESTAMPS, actions, seed)
-            change(row, at + 6, at + 10, last, TCP_TIMESTAMPS, actions, seed)
+            return min(at + 2, last)
         at += row[at + 1]
+    return last
+
+
+@kernel
+def change_options(row, options, last, actions, seed):
+    """Apply actions to TCP options; the timestamps have their own, and that of the options if theirs is to keep."""
+    values = find_timestamps(row, options, last)
+    values_end = min(values + 8, last)
+    field = TCP_OPTIONS if actions[TCP_TIMESTAMPS] == KEEP else TCP_TIMESTAMPS
+    change(row, options, values, last, TCP_OPTIONS, actions, seed)
+    change(row, values, min(values + 4, last), last, field, actions, seed)
+    change(row, min(values + 4, last), values_end, last, field, actions, seed)
+    change(row, values_end, last, last, TCP_OPTIONS, actions, seed)
 
 
 @kernel
@@ -167,10 +201,7 @@ def change_transport(row, at, stop, protocol, actions, seed):
         change(row, at + 8, at + 12, stop, TCP_SEQ, actions, seed)
         change(row, at + 14, at + 16, stop, TCP_WINDOW, actions, seed)
         end = tcp_header_end(row, at, stop)
-        if actions[TCP_OPTIONS] != KEEP:
-            change(row, at + 20, end, stop, TCP_OPTIONS, actions, seed)
-        else:
-            change_timestamps(row, at + 20, end, actions, seed)
+        change_options(row, min(at + 20, end), end, actions, seed)
 
 
 @kernel
@@ -185,16 +216,31 @@ def sum_words(row, first, last):
 
 
 @kernel
-def patch_checksum(row, at, stop, before, after, actions, seed):
-    """Carry a change of the covered words over into a checksum (RFC 1624)."""
+def fold(total):
+    """Return a sum of words as one's complement sum of 16 bits."""
+    while total > 0xFFFF:
+        total = (total & 0xFFFF) + (total >> 16)
+    return total
+
+
+@kernel
+def patch_checksum(row, at, stop, before, after, pseudo_before, pseudo_after, actions, seed):
+    """Carry a change of the covered words over into a checksum (RFC 1624).
+
+    A host that leaves checksums to its network card sends itself the sum of the pseudo-header in their place: it is
+    replaced by that of the new pseudo-header.
+    """
     if actions[CHECKSUMS] != KEEP:
         change(row, at, at + 2, stop, CHECKSUMS, actions, seed)
     elif at + 2 <= stop and before != after:
         old = u16(row, at)
-        if old != 0:
-            # The checksum itself is among the summed words and did not change: it cancels out.
-            new = 0xFFFF - ((0xFFFF - old) + (after - before)) % 0xFFFF
-            row[at], row[at + 1] = new >> 8, new & 0xFF
+        if old == 0:  # not computed
+            return
+        # The checksum itself is among the summed words and did not change: it cancels out.
+        new = 0xFFFF - ((0xFFFF - old) + (after - before)) % 0xFFFF
+        if old == fold(pseudo_before):
+            new = fold(pseudo_after)
+        row[at], row[at + 1] = new >> 8, new & 0xFF
 
 
 @kernel
@@ -204,24 +250,32 @@ def apply_to_packet(row, start, stop, link_type, actions, seed):
     fate, ip, version = find_ip(row, start, stop, link_type)
     if fate != SAMPLED:
         return
-    fate, _, _, protocol, transport, _ = find_transport(row, start, stop, link_type)
+    fate, _, _, protocol, transport, end = find_transport(row, start, stop, link_type)
+    if fate != SAMPLED:  # the row ends before the transport header
+        transport, end, protocol = stop, stop, 0
     addresses = ip + 12 if version == 4 else ip + 8
-    ip_end = min(stop, ip + 20 if version == 4 else ip + 40)
-    transport_end = transport
-    if fate == SAMPLED and protocol in (TCP, UDP):
-        transport_end = tcp_header_end(row, transport, stop) if protocol == TCP else min(stop, transport + 8)
+    addresses_end = min(stop, ip + 20 if version == 4 else ip + 40)
+    header_end = min(stop, transport) if version == 4 else addresses_end
+    transport_end = min(stop, transport)
+    if protocol == TCP:
+        transport_end = tcp_header_end(row, transport, stop)
+    elif protocol == UDP:
+        transport_end = min(stop, transport + 8)
 
-    ip_before = sum_words(row, ip, ip_end)
-    transport_before = sum_words(row, addresses, ip_end) + sum_words(row, transport, transport_end)
-    change_ip(row, ip, stop, version, actions, seed)
+    ip_before = sum_words(row, ip, header_end)
+    pseudo_before = sum_words(row, addresses, addresses_end) + protocol + end - transport
+    transport_before = pseudo_before + sum_words(row, transport, transport_end)
+    change_ip(row, ip, transport, stop, version, actions, seed)
     if transport_end > transport:
         change_transport(row, transport, stop, protocol, actions, seed)
     if version == 4:
-        patch_checksum(row, ip + 10, stop, ip_before, sum_words(row, ip, ip_end), actions, seed)
+        ip_after = sum_words(row, ip, header_end)
+        patch_checksum(row, ip + 10, stop, ip_before, ip_after, 0, 0, actions, seed)
     if transport_end > transport:
-        transport_after = sum_words(row, addresses, ip_end) + sum_words(row, transport, transport_end)
+        pseudo_after = sum_words(row, addresses, addresses_end) + protocol + end - transport
+        after = pseudo_after + sum_words(row, transport, transport_end)
         at = transport + 16 if protocol == TCP else transport + 6
-        patch_checksum(row, at, stop, transport_before, transport_after, actions, seed)
+        patch_checksum(row, at, stop, transport_before, after, pseudo_before, pseudo_after, actions, seed)
 
 
 @kernel

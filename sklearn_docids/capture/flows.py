@@ -53,7 +53,7 @@ class FlowRules:
         settings["tcp_restart"] = self.tcp_restart
         settings["tcp"] = "tcp" in self.protocols
         settings["udp"] = "udp" in self.protocols
-        settings["idle_timeout"] = -1 if self.idle_timeout is None else min(round(self.idle_timeout * 1e9), 2**61)
+        settings["idle_timeout"] = -1 if self.idle_timeout is None else round(min(self.idle_timeout * 1e9, 2**61))
         settings["max_live_flows"] = self.max_live_flows
         settings["emit_early"] = self.emit_early
         return settings
@@ -102,6 +102,8 @@ class FlowAssembler:
     def __init__(self, rules: FlowRules, emit: Callable[[FlowRows], object]):
         self.rules = rules
         self.emit = emit
+        # One slot more than may live, and those that wait in the queue.
+        self._max_capacity = rules.max_live_flows + QUEUE_LENGTH + 1
         self._settings = rules.settings()
         self._live = FlowRows.empty(0, rules)
         self._links = np.zeros(0, kernels.LINK_DTYPE)
@@ -137,9 +139,10 @@ class FlowAssembler:
             )
             if done == len(records):
                 return
-            if self._cursor["n_finished"][0]:
-                self.flush()
-            if self._cursor["free"][0] < 0:
+            starved = self._cursor["free"][0] < 0
+            self.flush()
+            # Also when the flush freed a few slots: a table that is just large enough would stop at every packet.
+            if starved and len(live) < self._max_capacity:
                 self._grow(2 * len(live))
 
     def flush(self) -> None:
@@ -170,8 +173,7 @@ class FlowAssembler:
         }
 
     def _grow(self, capacity: int) -> None:
-        # One slot more than may live, and those that wait in the queue.
-        capacity = min(capacity, self.rules.max_live_flows + QUEUE_LENGTH + 1)
+        capacity = min(capacity, self._max_capacity)
         first_new = len(self._live)
         self._live.resize(capacity)
         self._links.resize(capacity, refcheck=False)

@@ -65,6 +65,7 @@ INTERFACE_DTYPE = np.dtype(
     ],
     align=True,
 )
+# The widths leave no padding: its bytes would hold whatever was in memory, and `FlowSampler.write` stores records.
 FLOW_DTYPE = np.dtype(
     [
         ("row", np.int64),  # number of the flow in its capture, in order of first packets
@@ -80,13 +81,13 @@ FLOW_DTYPE = np.dtype(
         ("payload_backward", np.int64),
         ("packets_forward", np.uint32),
         ("packets_backward", np.uint32),
+        ("link_type", np.uint32),
         ("src_port", np.uint16),
         ("dst_port", np.uint16),
-        ("link_type", np.uint16),
-        ("protocol", np.uint8),
+        ("tcp_flags_forward", np.uint16),
+        ("tcp_flags_backward", np.uint16),
+        ("protocol", np.uint16),
         ("ip_version", np.uint8),
-        ("tcp_flags_forward", np.uint8),
-        ("tcp_flags_backward", np.uint8),
         ("truncated", np.bool_),
     ],
     align=True,
@@ -208,7 +209,7 @@ def index_pcap(data, position, stop, records, big_endian, header_length, tick, l
     """Return (number of records found, first byte not consumed, reason, bytes needed from there)."""
     n = 0
     while True:
-        if position + 16 > stop:
+        if position + header_length > stop:
             return n, position, NEED_BYTES, header_length
         captured = file_u32(data, position + 8, big_endian)
         if captured > MAX_RECORD:
@@ -262,10 +263,11 @@ def pcapng_time(high, low, interface):
 
 
 @kernel
-def index_pcapng(data, position, stop, records, big_endian, interfaces, n_interfaces):
+def index_pcapng(data, position, stop, records, big_endian, interfaces, n_interfaces, time):
     """Return (number of records found, first byte not consumed, reason, bytes needed from there).
 
-    Section and interface blocks are left to the caller: they are rare and need option parsing.
+    Section and interface blocks are left to the caller: they are rare and need option parsing. A simple packet block
+    has no time stamp; it takes the time of the packet before it (``time`` for the first one).
     """
     n = 0
     while True:
@@ -304,7 +306,6 @@ def index_pcapng(data, position, stop, records, big_endian, interfaces, n_interf
                 captured = min(file_u32(data, position + 8, big_endian), room)
                 if interface.snap_length:
                     captured = min(captured, interface.snap_length)
-                time = np.int64(0)
             else:
                 captured = file_u32(data, position + 20, big_endian)
                 if captured > room:
@@ -603,8 +604,8 @@ def advance_clock(cursor, time, idle_timeout):
         cursor[0].started = True
         cursor[0].latest = time
     elif time > cursor[0].latest:
-        # Clamped: absurd stamps, far apart in turn, must not make the sum overflow.
-        cursor[0].clock = min(cursor[0].clock + (time - cursor[0].latest), MAX_TIME)
+        # A longer step ends all flows just as well; cut short, absurd stamps cannot make the clock overflow.
+        cursor[0].clock += min(time - cursor[0].latest, idle_timeout + 1)
         cursor[0].latest = time
     elif time < cursor[0].latest - idle_timeout:
         cursor[0].latest = time

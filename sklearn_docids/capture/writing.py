@@ -45,18 +45,24 @@ class ArrayFile:
         """Write ``rows`` at the row numbers ``place`` (ascending), one write per run of neighbours."""
         row_bytes = rows[:1].nbytes
         for run in np.split(np.arange(len(place)), np.flatnonzero(np.diff(place) != 1) + 1):
-            os.pwrite(self._file.fileno(), rows[run].tobytes(), self._data_start + int(place[run[0]]) * row_bytes)
+            self._file.seek(self._data_start + int(place[run[0]]) * row_bytes)
+            self._file.write(rows[run].tobytes())
         self.n_rows = max(self.n_rows, int(place[-1]) + 1)
 
     def close(self, *, keep: bool) -> None:
         """Put the file in its place, or remove it."""
-        if keep:
-            self._write_header()
-        self._file.close()
-        if keep:
-            os.replace(f"{self.path}.part", self.path)
-        else:
-            os.remove(f"{self.path}.part")
+        try:
+            if keep:
+                self._write_header()
+            self._file.close()
+        except OSError:  # the disk is full: what is there is not whole
+            keep = False
+            raise
+        finally:
+            if keep:
+                os.replace(f"{self.path}.part", self.path)
+            else:
+                os.remove(f"{self.path}.part")
 
 
 def write_flows(
@@ -87,8 +93,9 @@ def write_flows(
             file.close(keep=complete)
     if len(files) > 1:
         described = [{"name": capture_name(s), **c} for s, c in zip(sources, counters, strict=True)]
-        with open(os.path.join(out, "captures.json"), "w", encoding="utf-8") as table:
+        with open(os.path.join(out, "captures.json.part"), "w", encoding="utf-8") as table:
             json.dump(described, table, indent=1)
+        os.replace(table.name, os.path.join(out, "captures.json"))
     return counters
 
 

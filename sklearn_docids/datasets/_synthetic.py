@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Synthetic captures: dialogues of common protocols between made-up hosts, normal ones and attacks among them.
 
-Attacks come from the same hosts through the same stack as normal traffic and are as long; what differs is what is
-said. Neither the number of packets nor a header field gives them away, so a detector has to look at payload.
+Attacks come from the same hosts through the same stack as normal traffic, to the same ports; what differs is what is
+said. TTL and the number of packets do not give them away. Packet lengths do, for a detector that was shown attacks:
+DNS tunnels and exfiltration send more per packet than what is normal on their ports.
 """
 
 from __future__ import annotations
@@ -235,7 +236,8 @@ def _dns(rng: Random, site: Site) -> Dialogue:
 
 def _ssh_start(rng: Random, client: str) -> Dialogue:
     kex = b"\x00\x00\x04\x1c\x0a\x14" + rng.randbytes(16) + b"curve25519-sha256,ecdh-sha2-nistp256"
-    return [(False, b"SSH-2.0-OpenSSH_9.2p1 Debian-2\r\n"), (True, f"SSH-2.0-{client}\r\n".encode()), (False, kex)]
+    # The client speaks first, as OpenSSH does: its banner is the fourth packet and thus among those sampled.
+    return [(True, f"SSH-2.0-{client}\r\n".encode()), (False, b"SSH-2.0-OpenSSH_9.2p1 Debian-2\r\n"), (False, kex)]
 
 
 def _ssh(rng: Random, site: Site) -> Dialogue:
@@ -389,7 +391,7 @@ def make_traffic(
     """Write small labelled captures: a reference, normal traffic of one network, and attacks among such traffic.
 
     The same arguments give the same bytes. Attacks come from the same hosts as normal flows, with the same TTL and
-    as many packets; they differ in what they say.
+    about as many packets; they differ in what they say and partly in how much of it.
 
     Parameters
     ----------
@@ -455,7 +457,7 @@ FiveTuple = tuple[str, int, str, int, int]
 
 def _attack_of(flows: FlowTable, labels: dict[FiveTuple, str]) -> np.ndarray:
     columns = (flows[name].tolist() for name in ("src_ip", "src_port", "dst_ip", "dst_port", "protocol"))
-    return np.array([labels[five_tuple] for five_tuple in zip(*columns, strict=True)])
+    return np.array([labels.get(five_tuple, "") for five_tuple in zip(*columns, strict=True)])
 
 
 def _write_labels(path: Path, labels: dict[FiveTuple, str]) -> None:
