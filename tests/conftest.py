@@ -3,6 +3,8 @@ from pathlib import Path
 
 # Two OpenMP threads that share a busy core train four times slower than one; set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Lets scikit-learn's estimator checks include the one on array API input; read when scipy is imported.
+os.environ.setdefault("SCIPY_ARRAY_API", "1")
 
 import pytest
 

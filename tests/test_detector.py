@@ -411,6 +411,19 @@ def test_weights_that_blow_up_in_the_last_step_are_noticed(lr):
     assert np.isfinite(detector.score_samples(far)).all()
 
 
+@pytest.mark.parametrize("lr", [0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 100.0, 1e4])
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_no_learning_rate_gives_a_threshold_that_is_no_number(lr):
+    X, reference, _ = blobs()
+    try:
+        detector = fit(X, reference, optimizer="sgd", schedule=None, lr=lr, batch_size=16)
+    except ValueError as error:
+        assert "not finite" in str(error)
+    else:
+        assert np.isfinite(detector.offset_)
+        assert np.isfinite(detector.score_samples(X)).all()
+
+
 def test_numbers_that_float32_cannot_hold_are_refused(fitted):
     X, reference, _ = blobs()
     X = X.astype(float)
