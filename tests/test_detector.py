@@ -415,13 +415,13 @@ def test_weights_that_blow_up_in_the_last_step_are_noticed(lr):
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 def test_no_learning_rate_gives_a_threshold_that_is_no_number(lr):
     X, reference, _ = blobs()
+    detector = DOCIDSDetector(max_epochs=1, optimizer="sgd", schedule=None, lr=lr, batch_size=16, random_state=0)
+    message = ""
     try:
-        detector = fit(X, reference, optimizer="sgd", schedule=None, lr=lr, batch_size=16)
+        detector.fit(X, reference=reference)
     except ValueError as error:
-        assert "not finite" in str(error)
-    else:
-        assert np.isfinite(detector.offset_)
-        assert np.isfinite(detector.score_samples(X)).all()
+        message = str(error)
+    assert "not finite" in message or np.isfinite([detector.offset_, *detector.score_samples(X)]).all()
 
 
 def test_numbers_that_float32_cannot_hold_are_refused(fitted):
