@@ -72,16 +72,16 @@ class DOCIDSDetector(OutlierMixin, BaseEstimator):
 
     over pairs of mini-batches: cross-entropy of h_c on reference flows (descriptiveness), leave-one-out variance of
     h_c on target flows (compactness), squared error of the autoencoder on target flows (reconstruction). The
-    reference is not needed after training. The score of a flow is its reconstruction error (paper, section 3.3).
+    reference is not needed after training. The score of a flow is its reconstruction error (paper).
 
     Parameters
     ----------
     lambda_descriptiveness : float, default=1.0
-        Weight of the descriptiveness loss (paper, section 4). 0 switches a loss off.
+        Weight of the descriptiveness loss (paper, training settings). 0 switches a loss off.
     lambda_compactness : float, default=0.1
-        Weight of the compactness loss (paper, section 4).
+        Weight of the compactness loss (paper, training settings).
     lambda_reconstruction : float, default=10.0
-        Weight of the reconstruction loss (paper, section 4).
+        Weight of the reconstruction loss (paper, training settings).
     n_packets : int, default=4
         Packets per row, for `explain`: a row is ``n_packets`` groups of equally many bytes.
     score_method : {"reconstruction", "knn"}, default="reconstruction"
@@ -110,7 +110,7 @@ class DOCIDSDetector(OutlierMixin, BaseEstimator):
     momentum : float, default=0.9
         Momentum of ``"sgd"``; ``"adamw"`` does not use it. The paper does not state it, DOC uses 0.9.
     weight_decay : float, default=5e-4
-        Weight decay (paper, section 4).
+        Weight decay (paper, training settings).
     schedule : {"one_cycle", None}, default="one_cycle"
         How the learning rate changes over the steps. None: constant, as in the paper.
     scale : float, default=255.0

@@ -34,9 +34,9 @@ class FlowSampler(TransformerMixin, BaseEstimator):
     Parameters
     ----------
     n_packets : int, default=4
-        Packets kept per flow (paper, section 3.1).
+        Packets kept per flow (paper, data preparation).
     n_bytes : int, default=80
-        Bytes kept per packet (paper, section 3.1).
+        Bytes kept per packet (paper, data preparation).
     bidirectional : bool, default=True
         Whether both directions of a five-tuple are one flow.
     idle_timeout : float or None, default=120.0
@@ -50,7 +50,7 @@ class FlowSampler(TransformerMixin, BaseEstimator):
         What happens to header fields. A mapping takes ``mac, ip, ports, ip_id, ttl, checksums, tcp_seq, tcp_window,
         tcp_options, tcp_timestamps`` to ``"keep"``, ``"zero"`` or ``"randomize"``. ``"zero"`` holds everywhere;
         ``"randomize"`` holds for training data only, that is in `fit_transform` and `sample`: elsewhere the field is
-        kept. ``"paper"`` randomises ``mac`` and ``ip`` (section 3.1), ``"raw"`` keeps all, ``"portable"`` zeroes
+        kept. ``"paper"`` randomises ``mac`` and ``ip`` (paper), ``"raw"`` keeps all, ``"portable"`` zeroes
         what betrays the capturing site: all of these fields but ``ports``.
     on_error : {"warn", "raise"}, default="warn"
         A damaged capture: warn (`CaptureWarning`) and keep what was read before, or raise `CaptureError`. With

@@ -175,4 +175,4 @@ def _score(args: argparse.Namespace) -> None:
     order = np.argsort(scores, kind="stable")[:N_LISTED]
     if len(order):
         print(f"\nThe {len(order)} most abnormal flows:")
-        print("\n".join(format_flows(flows[order], scores[order])))
+        print("\n".join(line.rstrip() for line in format_flows(flows[order], scores[order])))

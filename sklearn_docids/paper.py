@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def sampler(**parameters: Any) -> FlowSampler:
-    """Return the sampler of section 3.1: 4 packets of 80 bytes, five-tuples never split, addresses random in training.
+    """Return the sampler of the paper: 4 packets of 80 bytes, five-tuples never split, addresses random in training.
 
     Parameters
     ----------
@@ -43,7 +43,7 @@ def sampler(**parameters: Any) -> FlowSampler:
 
 
 def detector(**parameters: Any) -> DOCIDSDetector:
-    """Return the detector of sections 3 and 4: SGD, learning rate 5e-5, weight decay 5e-4, loss weights 1, 0.1 and 10.
+    """Return the detector of the paper: SGD, learning rate 5e-5, weight decay 5e-4, loss weights 1, 0.1 and 10.
 
     Parameters
     ----------

@@ -33,7 +33,7 @@ KEEP, ZERO, RANDOMIZE = range(len(ACTIONS))
 
 POLICIES: dict[str, dict[str, str]] = {
     "raw": {},
-    # Section 3.1 of the paper: MAC and IP addresses are random in the training data.
+    # The paper: MAC and IP addresses are random in the training data.
     "paper": {"mac": "randomize", "ip": "randomize"},
     # Addresses, and what tells hosts and capture points apart whatever they do: distance (TTL), counters, the
     # habits of a TCP stack, and checksums, which still encode the zeroed addresses.
