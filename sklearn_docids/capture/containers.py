@@ -2,8 +2,8 @@
 """Open a capture and walk its packet records, whatever container they are in.
 
 A capture is anything with ``readinto``. It is read once, front to back, through one buffer that is used again and
-again, never mapped and never sought: files, pipes and standard input are alike. Reading beats mapping by 1.3 to 2
-times, because a fresh mapping pays a page fault every 4 KiB.
+again, never mapped and never sought: files, pipes and standard input are alike, and mapping would pay a page fault
+every 4 KiB.
 """
 
 from __future__ import annotations

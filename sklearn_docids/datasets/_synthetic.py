@@ -423,7 +423,7 @@ def make_traffic(
     >>> traffic.reference_classes[:3]
     ['dns', 'ftp', 'http']
     """
-    # Python's generator draws single numbers ten times faster than NumPy's.
+    # Python's generator, because single numbers and bytes are drawn; its sequence is the same on every platform.
     rng = Random(int(check_random_state(random_state).randint(2**31 - 1)))
     folder = Path(folder)
     (folder / "reference").mkdir(parents=True, exist_ok=True)
