@@ -285,8 +285,8 @@ class FlowSampler(TransformerMixin, BaseEstimator):
         rules, actions = self._rules(emit_early=True), self._actions(training=False)
         queue: list[FlowRows] = []
         name = capture_name(source)
-        for assembler in assemble_blocks(source, rules, queue.append, self.on_error):
-            assembler.flush()
+        for assembler in assemble_blocks(source, rules, lambda rows: queue.append(rows.copy()), self.on_error):
+            assembler.flush_idle()
             self.counters_ = [assembler.counters]
             for rows in queue:
                 field_policies.apply_fields(rows, actions, seed=0)
@@ -325,7 +325,7 @@ class FlowSampler(TransformerMixin, BaseEstimator):
         field_policies.policy_actions(self.fields, training=True)
         return FlowRules(
             self.n_packets, self.n_bytes, self.bidirectional, self.idle_timeout, self.tcp_restart,
-            tuple(self.protocols), self.max_live_flows, emit_early,
+            tuple(self.protocols), self.max_live_flows, emit_early=emit_early,
         )  # fmt: skip
 
     def _actions(self, *, training: bool) -> np.ndarray:

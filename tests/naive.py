@@ -134,10 +134,7 @@ def sample(
     clock = Clock(timeout)
     for raw, time, link_type in read_packets(path):
         clock.advance(time)
-        # Least recently active first: a flow is put back at the end with each packet.
-        for key in list(live):
-            if clock.now - live[key].last_active <= timeout:
-                break
+        for key in [key for key, flow in live.items() if clock.now - flow.last_active > timeout]:
             del live[key]
         fate, packet = parse(raw, link_type)
         fates[fate] = fates.get(fate, 0) + 1
@@ -153,7 +150,8 @@ def sample(
             flow = Flow(packet, time, link_type)
             flows.append(flow)
             if len(live) >= max_live_flows:
-                del live[next(iter(live))]
+                # The longest idle one; among equals, the one that began first.
+                del live[min(live, key=lambda key: (live[key].last_active, flows.index(live[key])))]
         flow.last_active = clock.now
         flow.add(packet, time, n_packets, n_bytes)
         live[key] = flow

@@ -23,9 +23,10 @@ from scapy.layers.l2 import ARP, CookedLinux, CookedLinuxV2, Dot1AD, Dot1Q, Loop
 from scapy.layers.l2 import Ether as EtherLayer
 
 from sklearn_docids import FlowSampler
+from sklearn_docids.capture._native import kernel
 from sklearn_docids.capture.containers import Capture
-from sklearn_docids.capture.flows import QUEUE_LENGTH, FlowAssembler, FlowRules
-from sklearn_docids.capture.kernels import FLOW_DTYPE, kernel
+from sklearn_docids.capture.flows import STAGED_ROWS, FlowAssembler, FlowRules
+from sklearn_docids.capture.kernels import FLOW_DTYPE
 
 RULES = FlowRules(4, 80, True, 1.0, True, ("tcp", "udp"), 10**6)
 
@@ -336,7 +337,7 @@ def test_max_live_flows_ends_the_longest_idle_flow_and_counts_it():
 
 
 def test_more_flows_than_any_queue_or_table_starts_with_come_out_in_order():
-    n_flows = 3 * QUEUE_LENGTH + 5
+    n_flows = 3 * STAGED_ROWS + 5
     header = bytes(udp())
     packets = [header[:26] + i.to_bytes(4, "big") + header[30:] for i in range(n_flows)]
     flows = flows_of(packets, times=np.arange(n_flows) / 1000)

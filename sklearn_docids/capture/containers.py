@@ -19,8 +19,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from sklearn_docids.capture import kernels
+from sklearn_docids.capture import records
 from sklearn_docids.capture._errors import CaptureError
+from sklearn_docids.capture.headers import LINK_TYPES
 
 BUFFER_BYTES = 2**20
 RECORDS_PER_CALL = 4096
@@ -37,6 +38,8 @@ PCAP_MAGIC = {
     b"\xa1\xb2\xcd\x34": (True, 1000, 24),
 }
 PCAPNG_MAGIC = b"\x0a\x0d\x0d\x0a"
+# Major version of the pcap files of an old system that has the lengths the other way round.
+DG_UX_VERSION = 543
 FOREIGN_MAGIC = {
     b"\x1f\x8b": "a gzip archive: decompress it first",
     b"\x28\xb5\x2f\xfd": "a zstd archive: decompress it first",
@@ -137,10 +140,12 @@ class Capture:
         self.name = name
         self.n_records = 0
         self.unsupported: set[int] = set()
+        self._file = stream
         self.window = Window(stream)
-        self._records = np.empty(RECORDS_PER_CALL, kernels.RECORD_DTYPE)
+        self._records = np.empty(RECORDS_PER_CALL, records.RECORD_DTYPE)
         self._big_endian = False
         self._time = 0  # ns, of the last packet
+        self._n_zero = 0
         self._blocks = self._open()
 
     def _fill(self, n_bytes: int) -> bool:
@@ -149,6 +154,13 @@ class Capture:
             return self.window.fill(n_bytes)
         except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
             raise self._damage(f"the stream is damaged: {error}") from None
+
+    def fraction_read(self) -> float | None:
+        """Return how much of the file has been read, packed or not; None of what is no file."""
+        try:
+            return self._file.tell() / (os.fstat(self._file.fileno()).st_size or 1) or None
+        except (AttributeError, OSError):
+            return None
 
     def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield (buffer, records): valid until the next block is asked for."""
@@ -169,24 +181,27 @@ class Capture:
                 raise CaptureError(f"not a capture: {error.reason}", self.name) from None
             return self._pcapng_blocks()
         if magic in PCAP_MAGIC:
-            return self._pcap_blocks(*PCAP_MAGIC[magic], self._read_pcap_header(magic))
+            return self._pcap_blocks(*PCAP_MAGIC[magic], *self._read_pcap_header(magic))
         for start, what in FOREIGN_MAGIC.items():
             if magic.startswith(start):
                 raise CaptureError(f"not a capture but {what}", self.name)
         raise CaptureError(f"not a capture: it begins with {magic!r}, neither pcap nor pcapng", self.name)
 
-    def _read_pcap_header(self, magic: bytes) -> int:
-        """Return the link type of a classic capture."""
+    def _read_pcap_header(self, magic: bytes) -> tuple[int, int]:
+        """Return the link type of a classic capture and where its records have the captured length."""
         if not self._fill(24):
             raise CaptureError(f"pcap file header cut after {self.window.stop} of 24 bytes", self.name)
         header = self.window.peek(24)
         order = "big" if PCAP_MAGIC[magic][0] else "little"
         # The upper half holds the length of a frame check sequence; it lies behind the IP packet, never in our rows.
         link_type = int.from_bytes(header[20:24], order) & 0xFFFF  # type: ignore[arg-type]
-        if link_type not in kernels.LINK_TYPES:
+        if link_type not in LINK_TYPES:
             raise CaptureError(f"link type {link_name(link_type)} is not supported", self.name)
         self.window.advance(self.window.start + 24)
-        return link_type
+        major, minor = int.from_bytes(header[4:6], order), int.from_bytes(header[6:8], order)  # type: ignore[arg-type]
+        if major == DG_UX_VERSION or (major == 2 and minor < 3):
+            return link_type, records.CAPTURED_LAST
+        return link_type, records.CAPTURED_SMALLER if (major, minor) == (2, 3) else records.CAPTURED_FIRST
 
     def _damage(self, reason: str) -> CaptureError:
         return CaptureError(reason, self.name, self.window.offset, self.n_records + 1)
@@ -199,19 +214,22 @@ class Capture:
         return self.window.data, self._records[:n_records]
 
     def _pcap_blocks(
-        self, big_endian: bool, tick: int, header_length: int, link_type: int
+        self, big_endian: bool, tick: int, header_length: int, link_type: int, lengths: int
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         window = self.window
         while True:
-            n, position, reason, needed = kernels.index_pcap(
-                window.data, window.start, window.stop, self._records, big_endian, header_length, tick, link_type
-            )
+            n, position, reason, needed, self._n_zero = records.index_pcap(
+                window.data, window.start, window.stop, self._records, big_endian, header_length, lengths, tick,
+                link_type, self._n_zero,
+            )  # fmt: skip
             block = self._taken(n, position)
             if n:
                 yield block
-            if reason == kernels.BAD_LENGTH:
-                raise self._damage(f"record claims {needed} bytes, more than the {kernels.MAX_RECORD} possible")
-            if reason == kernels.NEED_BYTES and not self._fill(needed):
+            if reason == records.BAD_LENGTH:
+                raise self._damage(f"record claims {needed} bytes, more than the {records.MAX_RECORD} possible")
+            if reason == records.ZERO_RECORDS:
+                raise self._damage(f"{records.MAX_ZERO_RECORDS} empty records in a row, the rest is not read")
+            if reason == records.NEED_BYTES and not self._fill(needed):
                 if window.start == window.stop:
                     return
                 raise self._damage(f"record cut after {window.stop - window.start} of {needed} bytes")
@@ -219,7 +237,7 @@ class Capture:
     def _pcapng_blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         window = self.window
         while True:
-            n, position, reason, needed = kernels.index_pcapng(
+            n, position, reason, needed = records.index_pcapng(
                 window.data,
                 window.start,
                 window.stop,
@@ -232,15 +250,15 @@ class Capture:
             block = self._taken(n, position)
             if n:
                 yield block
-            if reason == kernels.BAD_LENGTH:
+            if reason == records.BAD_LENGTH:
                 raise self._damage(f"a block or packet length of {needed} bytes does not fit the block")
-            if reason == kernels.BAD_INTERFACE:
+            if reason == records.BAD_INTERFACE:
                 raise self._damage(f"packet of interface {needed}, but the section has {self._n_interfaces}")
-            if reason == kernels.SECTION_BLOCK:
+            if reason == records.SECTION_BLOCK:
                 self._read_section()
-            elif reason == kernels.INTERFACE_BLOCK:
+            elif reason == records.INTERFACE_BLOCK:
                 self._read_interface(needed)
-            elif reason == kernels.NEED_BYTES and not self._fill(needed):
+            elif reason == records.NEED_BYTES and not self._fill(needed):
                 if window.start == window.stop:
                     return
                 raise self._damage(f"block cut after {window.stop - window.start} of {needed} bytes")
@@ -254,12 +272,12 @@ class Capture:
         if order_mark not in (b"\x4d\x3c\x2b\x1a", b"\x1a\x2b\x3c\x4d"):
             raise self._damage(f"section header has no byte-order mark, but {order_mark!r}")
         self._big_endian = order_mark == b"\x1a\x2b\x3c\x4d"
-        length = kernels.file_u32(window.data, window.start + 4, self._big_endian)
-        if length < 28 or length % 4 or length > kernels.MAX_RECORD:
+        length = records.file_u32(window.data, window.start + 4, self._big_endian)
+        if length < 28 or length % 4 or length > records.MAX_RECORD:
             raise self._damage(f"section header claims {length} bytes")
         if not self._fill(length):
             raise self._damage(f"section header cut after {window.stop - window.start} of {length} bytes")
-        self._interfaces = np.zeros(16, kernels.INTERFACE_DTYPE)
+        self._interfaces = np.zeros(16, records.INTERFACE_DTYPE)
         self._n_interfaces = 0
         window.advance(window.start + length)
 
@@ -275,7 +293,7 @@ class Capture:
         order = "big" if self._big_endian else "little"
         interface = self._interfaces[self._n_interfaces]
         link_type = int.from_bytes(block[8:10], order)  # type: ignore[arg-type]
-        if link_type not in kernels.LINK_TYPES:
+        if link_type not in LINK_TYPES:
             self.unsupported.add(link_type)
             link_type = -1
         interface["link_type"] = link_type

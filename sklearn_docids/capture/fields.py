@@ -10,18 +10,19 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from sklearn_docids.capture._native import kernel, u16
 from sklearn_docids.capture.flows import FlowRows
-from sklearn_docids.capture.kernels import (
+from sklearn_docids.capture.headers import (
     LINK_ETHERNET,
     LINK_LINUX_SLL,
     LINK_LINUX_SLL2,
+    LINK_PPI,
     SAMPLED,
     TCP,
     UDP,
+    enter_ppi,
     find_ip,
     find_transport,
-    kernel,
-    u16,
 )
 
 FIELDS = (
@@ -106,6 +107,8 @@ def change(row, first, last, stop, field, actions, seed):
 @kernel
 def change_link(row, start, stop, link_type, actions, seed):
     """Apply the action of MAC addresses to the link header."""
+    if link_type == LINK_PPI:
+        _, start, link_type = enter_ppi(row, start, stop)
     if link_type == LINK_ETHERNET:
         change(row, start, start + 6, stop, MAC, actions, seed)
         change(row, start + 6, start + 12, stop, MAC, actions, seed)

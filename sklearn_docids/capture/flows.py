@@ -17,10 +17,13 @@ from sklearn_docids.capture import kernels
 from sklearn_docids.capture._errors import CaptureError, CaptureWarning
 from sklearn_docids.capture.community_id import community_id
 from sklearn_docids.capture.containers import Capture, capture_name, link_name, opened
+from sklearn_docids.capture.headers import PACKET_FATES
 
-# Finished flows are copied out in groups of this size; the group stays in the processor's cache.
-QUEUE_LENGTH = 4096
-FIRST_CAPACITY = 1024
+# Finished flows are handed on in groups of this size.
+STAGED_ROWS = 4096
+FIRST_ROWS = 16_384
+# From this size on the allocator gives an array pages of its own, which the system moves instead of copying them.
+OWN_PAGES_BYTES = 2**25
 NUMERIC_COLUMNS = (
     *(name for name in kernels.FLOW_DTYPE.names or () if name[:3] not in ("src", "dst", "row")),
     "src_port",
@@ -44,18 +47,22 @@ class FlowRules:
     tcp_restart: bool
     protocols: tuple[str, ...]
     max_live_flows: int
+    innermost: bool = False
+    duplicate_window: int = 0
     emit_early: bool = False
 
     def settings(self) -> np.ndarray:
         """Return the rules as the kernels take them."""
         settings = np.zeros(1, kernels.SETTINGS_DTYPE)
-        settings["bidirectional"] = self.bidirectional
-        settings["tcp_restart"] = self.tcp_restart
+        for name in (
+            "n_packets", "n_bytes", "bidirectional", "tcp_restart", "max_live_flows", "innermost", "duplicate_window",
+            "emit_early",
+        ):  # fmt: skip
+            settings[name] = getattr(self, name)
         settings["tcp"] = "tcp" in self.protocols
         settings["udp"] = "udp" in self.protocols
-        settings["idle_timeout"] = -1 if self.idle_timeout is None else round(min(self.idle_timeout * 1e9, 2**61))
-        settings["max_live_flows"] = self.max_live_flows
-        settings["emit_early"] = self.emit_early
+        seconds = np.inf if self.idle_timeout is None else self.idle_timeout
+        settings["idle_timeout"] = round(min(seconds * 1e9, 2**62))
         return settings
 
 
@@ -69,7 +76,7 @@ class FlowRows:
 
     @classmethod
     def empty(cls, n_flows: int, rules: FlowRules) -> FlowRows:
-        """Return room for ``n_flows``, all zero."""
+        """Return room for ``n_flows``, all zero. Memory that is not written to is not taken from the system."""
         return cls(
             np.zeros(n_flows, kernels.FLOW_DTYPE),
             np.zeros((n_flows, rules.n_packets * rules.n_bytes), np.uint8),
@@ -79,91 +86,105 @@ class FlowRows:
     def __len__(self) -> int:
         return len(self.records)
 
-    def resize(self, n_flows: int) -> None:
-        """Grow or shrink in place: the system moves the pages of a large array, it does not copy them."""
-        self.records.resize(n_flows, refcheck=False)
-        self.X.resize((n_flows, self.X.shape[1]), refcheck=False)
-        self.kept_bytes.resize((n_flows, self.kept_bytes.shape[1]), refcheck=False)
+    def __getitem__(self, key: Any) -> FlowRows:
+        return FlowRows(self.records[key], self.X[key], self.kept_bytes[key])
 
-    def put(self, rows: FlowRows) -> None:
-        """Store flows at the places given by their row numbers."""
-        place = rows.records["row"]
-        needed = int(place.max()) + 1
-        if needed > len(self):
-            self.resize(max(needed, len(self) * 5 // 4, FIRST_CAPACITY))
-        self.records[place] = rows.records
-        self.X[place] = rows.X
-        self.kept_bytes[place] = rows.kept_bytes
+    def copy(self) -> FlowRows:
+        """Return the flows in arrays of their own."""
+        return FlowRows(self.records.copy(), self.X.copy(), self.kept_bytes.copy())
+
+    def resize(self, n_flows: int) -> None:
+        """Grow, the new rows all zero, or shrink."""
+        self.records = _resized(self.records, n_flows)
+        self.X = _resized(self.X, n_flows)
+        self.kept_bytes = _resized(self.kept_bytes, n_flows)
+
+
+def _resized(array: np.ndarray, n_rows: int) -> np.ndarray:
+    shape = (n_rows, *array.shape[1:])
+    if n_rows <= len(array) or array.nbytes >= OWN_PAGES_BYTES:
+        array.resize(shape, refcheck=False)
+        return array
+    # A new array rather than a longer one: numpy asks for large pages for it, which are much quicker to come by.
+    larger = np.zeros(shape, array.dtype)
+    larger[: len(array)] = array
+    return larger
 
 
 class FlowAssembler:
-    """The live flows of one capture. `add` files packets, finished flows come out through ``emit``."""
+    """The flows of one capture. `add` files packets under them.
 
-    def __init__(self, rules: FlowRules, emit: Callable[[FlowRows], object]):
+    Without ``emit``, ``rows`` has all flows in the end. With it, ``rows`` holds live flows alone, and finished ones
+    are handed to ``emit`` in groups: arrays that are valid until it returns.
+
+    ``fraction_read`` says how much of the capture has been read, None if nobody knows: to guess how much memory the
+    rest will need.
+    """
+
+    def __init__(
+        self,
+        rules: FlowRules,
+        emit: Callable[[FlowRows], object] | None = None,
+        fraction_read: Callable[[], float | None] = lambda: None,
+    ):
         self.rules = rules
-        self.emit = emit
-        # One slot more than may live, and those that wait in the queue.
-        self._max_capacity = rules.max_live_flows + QUEUE_LENGTH + 1
+        self.rows = FlowRows.empty(min(FIRST_ROWS, rules.max_live_flows + 1) if emit else FIRST_ROWS, rules)
+        self._emit = emit
+        self._fraction_read = fraction_read
         self._settings = rules.settings()
-        self._live = FlowRows.empty(0, rules)
-        self._links = np.zeros(0, kernels.LINK_DTYPE)
-        self._table = np.zeros(0, np.uint64)
-        self._finished = np.empty(QUEUE_LENGTH, np.int64)
-        self._packet = np.zeros(1, kernels.PACKET_DTYPE)
-        self._fates = np.zeros(len(kernels.PACKET_FATES), np.int64)
+        self._settings["recycles"] = emit is not None
+        self._table = np.zeros(2 * FIRST_ROWS, kernels.ENTRY_DTYPE)
+        self._free = np.arange(len(self.rows))[::-1].copy() if emit else np.zeros(0, np.int64)
+        self._staged = FlowRows.empty(STAGED_ROWS if emit else 2, rules)
+        self._candidates = np.zeros(0, kernels.CANDIDATE_DTYPE)
+        self._packets = np.zeros(kernels.LOOKAHEAD, kernels.PACKET_DTYPE)
+        self._digests = np.zeros(max(rules.duplicate_window, 1), np.uint64)
+        self._fates = np.zeros(len(PACKET_FATES), np.int64)
         self._cursor = np.zeros(1, kernels.CURSOR_DTYPE)
-        self._cursor["idlest"] = self._cursor["newest"] = self._cursor["free"] = -1
+        self._cursor["n_free"] = len(self._free)
         # Fresh keys in each process: whoever wrote the capture cannot know which five-tuples collide.
-        self._keys = np.frombuffer(os.urandom(8 * kernels.N_HASH_KEYS), np.uint64)
-        self._grow(FIRST_CAPACITY)
+        self._keys = np.frombuffer(os.urandom(8 * kernels.N_KEYS), np.uint64)
+        self._next_sweep = 0
 
     def add(self, data: np.ndarray, records: np.ndarray) -> None:
         """File all records under their flows."""
-        live, done = self._live, 0
+        done = 0
         while True:
-            done = kernels.add_packets(
-                data,
-                records,
-                done,
-                live.records,
-                self._links,
-                live.X,
-                live.kept_bytes,
-                self._table,
-                self._finished,
-                self._cursor,
-                self._settings,
-                self._keys,
-                self._packet,
-                self._fates,
-            )
-            if done == len(records):
+            done, lacking = kernels.add_packets(
+                data, records, done, self._packets, self._digests, self._table, *self._storage(), self._candidates,
+                self._cursor, self._settings, self._keys, self._fates,
+            )  # fmt: skip
+            if lacking == kernels.DONE:
                 return
-            starved = self._cursor["free"][0] < 0
-            self.flush()
-            # Also when the flush freed a few slots: a table that is just large enough would stop at every packet.
-            if starved and len(live) < self._max_capacity:
-                self._grow(2 * len(live))
+            self._make_room(lacking)
 
     def flush(self) -> None:
-        """Give out the flows that are finished by now."""
-        slots = self._finished[: int(self._cursor["n_finished"][0])]
-        if len(slots):
-            live = self._live
-            self.emit(FlowRows(live.records[slots], live.X[slots], live.kept_bytes[slots]))
-            kernels.release(self._links, self._finished, self._cursor)
+        """Hand on the flows that are finished by now."""
+        n_staged = int(self._cursor["n_staged"][0])
+        if self._emit and n_staged:
+            self._emit(self._staged[:n_staged])
+        self._cursor["n_staged"] = 0
+
+    def flush_idle(self) -> None:
+        """Hand on the flows that are finished or have idled out, the latter an eighth of the timeout late at most."""
+        clock = int(self._cursor["clock"][0])
+        if clock >= self._next_sweep:
+            self._sweep()
+            self._next_sweep = clock + int(self._settings["idle_timeout"][0]) // 8
+        self.flush()
 
     def finish(self) -> None:
         """End the capture: all flows are finished now."""
-        self.flush()
-        while self._cursor["n_live"][0]:
-            kernels.finish_all(self._links, self._table, self._finished, self._cursor)
+        if self._emit:
+            self._sweep(everything=True)
             self.flush()
+        else:
+            self.rows.resize(int(self._cursor["n_rows"][0]))
 
     @property
     def counters(self) -> dict[str, int]:
         """Packets by fate (their sum is ``packets``), flows, and flows ended early by ``max_live_flows``."""
-        fates = {name: int(n) for name, n in zip(kernels.PACKET_FATES, self._fates, strict=True)}
+        fates = {name: int(n) for name, n in zip(PACKET_FATES, self._fates, strict=True)}
         cursor = self._cursor[0]
         return {
             "packets": sum(fates.values()),
@@ -172,19 +193,84 @@ class FlowAssembler:
             "flows_evicted": int(cursor["n_evicted"]),
         }
 
-    def _grow(self, capacity: int) -> None:
-        capacity = min(capacity, self._max_capacity)
-        first_new = len(self._live)
-        self._live.resize(capacity)
-        self._links.resize(capacity, refcheck=False)
-        kernels.add_free_slots(self._links, self._cursor, first_new)
-        table = np.zeros(1 << (2 * capacity - 1).bit_length(), np.uint64)
-        kernels.rehash(self._table, table)
-        self._table = table
+    def _storage(self) -> tuple[np.ndarray, ...]:
+        """Return the flows, the free slots and the staged flows as the kernels take them."""
+        rows, staged = self.rows, self._staged
+        return (
+            rows.records, rows.X.reshape(-1), rows.kept_bytes, self._free,
+            staged.records, staged.X.reshape(-1), staged.kept_bytes,
+        )  # fmt: skip
+
+    def _make_room(self, lacking: int) -> None:
+        if lacking == kernels.STAGE_FULL:
+            self.flush()
+        elif lacking == kernels.NO_CANDIDATE:
+            self._list_candidates()
+        elif lacking == kernels.TABLE_FULL:
+            self._sweep()
+            # Sweeping again soon would cost more than a larger table.
+            if 8 * self._n_live > 3 * len(self._table):
+                self._sweep(2 * len(self._table))
+        elif self._emit:
+            self._sweep()
+            if 4 * int(self._cursor["n_free"][0]) < len(self.rows):
+                self._add_slots(min(2 * len(self.rows), self.rules.max_live_flows + 1))
+        else:
+            self.rows.resize(self._expected_rows())
+
+    @property
+    def _n_live(self) -> int:
+        return int(self._cursor["n_live"][0])
+
+    def _sweep(self, size: int | None = None, *, everything: bool = False) -> None:
+        """Finish the flows that have idled out and put the others into a fresh table."""
+        fresh = np.zeros(size or len(self._table), kernels.ENTRY_DTYPE)
+        at = 0
+        while True:
+            at = kernels.sweep(
+                self._table, at, fresh, everything, *self._storage(), self._cursor, self._settings
+            )  # fmt: skip
+            if at == len(self._table):
+                break
+            self.flush()
+        self._table = fresh
+
+    def _add_slots(self, n_slots: int) -> None:
+        n_free, first_new = int(self._cursor["n_free"][0]), len(self.rows)
+        free = np.zeros(n_slots, np.int64)
+        free[:n_free] = self._free[:n_free]
+        free[n_free : n_free + n_slots - first_new] = np.arange(first_new, n_slots)[::-1]
+        self._cursor["n_free"] = n_free + n_slots - first_new
+        self._free = free
+        self.rows.resize(n_slots)
+
+    def _expected_rows(self) -> int:
+        """Return how many rows to make room for: once what the capture will need by its size, then an eighth more."""
+        n_rows = len(self.rows)
+        if n_rows > FIRST_ROWS:
+            return n_rows * 9 // 8
+        return int(n_rows * min(max(1.1 / (self._fraction_read() or 0.25), 2), 64))
+
+    def _list_candidates(self) -> None:
+        """List the flows to evict, longest idle first; among equals that which began first.
+
+        Any flow that is active from now on has a later time than all those listed, so the first of them that has
+        not been is the longest idle of all, until the list is used up. If all flows have the same time, so may
+        later ones: the row decides then.
+        """
+        entries = self._table[self._table["name"] != 0]
+        candidates = np.zeros(len(entries), kernels.CANDIDATE_DTYPE)
+        candidates["name"], candidates["last_active"] = entries["name"], entries["last_active"]
+        slots = (entries["name"] & np.uint64(0xFFFFFFFF)).astype(np.int64) - 1
+        candidates["row"] = self.rows.records["row"][slots]
+        earlier = candidates[candidates["last_active"] < self._cursor["clock"][0]]
+        candidates = earlier if len(earlier) else candidates
+        self._candidates = candidates[np.lexsort((candidates["row"], candidates["last_active"]))]
+        self._cursor["candidate"] = 0
 
 
-def assemble(source: Any, rules: FlowRules, emit: Callable[[FlowRows], object], on_error: str) -> dict[str, int]:
-    """Read one capture to its end or to its damage; return its counters.
+def assemble(source: Any, rules: FlowRules, emit: Callable[[FlowRows], object] | None, on_error: str) -> FlowAssembler:
+    """Read one capture to its end or to its damage; return its assembler.
 
     Raises
     ------
@@ -195,16 +281,16 @@ def assemble(source: Any, rules: FlowRules, emit: Callable[[FlowRows], object], 
     """
     for assembler in assemble_blocks(source, rules, emit, on_error):
         last = assembler
-    return last.counters
+    return last
 
 
 def assemble_blocks(
-    source: Any, rules: FlowRules, emit: Callable[[FlowRows], object], on_error: str
+    source: Any, rules: FlowRules, emit: Callable[[FlowRows], object] | None, on_error: str
 ) -> Iterator[FlowAssembler]:
     """Do the work of `assemble`, pausing after each block of records and at the end."""
     with opened(source) as stream:
         capture = Capture(stream, capture_name(source))
-        assembler = FlowAssembler(rules, emit)
+        assembler = FlowAssembler(rules, emit, capture.fraction_read)
         try:
             for data, records in capture.blocks():
                 assembler.add(data, records)
@@ -347,8 +433,7 @@ class FlowTable:
             return getattr(self, key)
         if isinstance(key, int | np.integer):
             key = [key]
-        rows = FlowRows(self.rows.records[key], self.rows.X[key], self.rows.kept_bytes[key])
-        return FlowTable(rows, self.capture[key], self.captures, self.counters)
+        return FlowTable(self.rows[key], self.capture[key], self.captures, self.counters)
 
     def to_pandas(self) -> Any:
         """Return the columns as a pandas DataFrame.
@@ -389,16 +474,14 @@ def read_capture(
 
     What is no capture returns its error, where errors are warned of: others of the same call may be captures.
     """
-    rows = FlowRows.empty(0, rules)
     try:
-        counters = assemble(source, rules, rows.put, on_error)
+        assembler = assemble(source, rules, None, on_error)
     except CaptureError as error:
         if on_error == "raise":
             raise
         return error
-    rows.resize(counters["flows"])
-    progress(capture_name(source), counters)
-    return capture_name(source), rows, counters
+    progress(capture_name(source), assembler.counters)
+    return capture_name(source), assembler.rows, assembler.counters
 
 
 def concatenate(parts: Sequence[tuple[str, FlowRows, dict[str, int]] | CaptureError], rules: FlowRules) -> FlowTable:

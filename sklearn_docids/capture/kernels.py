@@ -1,70 +1,47 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Compiled loops over the bytes of a capture: records, headers, flow table.
+"""Compiled flow table: packets are filed under their flows, first bytes are copied, finished flows leave.
 
-Three steps, each with a slow twin in ``tests/naive.py``:
+The table uses open addressing. An entry holds the hash of a five-tuple, the slot of its flow and when the flow was
+last active; the flow itself lies in its slot of parallel arrays (record, bytes, bytes kept). There are two ways to
+give slots out:
 
-1. `index_pcap` and `index_pcapng` find the packet records in a buffer;
-2. `add_packets` reads the headers of each record and files it under its flow;
-3. `rehash` makes room.
+- *keeping* all flows, a slot is the row number, so the arrays are the result and nothing is ever copied;
+- *recycling*, a finished flow is copied to the next staged row and its slot is used again, so memory holds live flows.
 
-All of them release the GIL, allocate nothing and stop at the end of the buffer they are given. A kernel that lacks
-room (for records, flows or finished flows) returns the place where it stopped and is called again from there.
+A flow that idled out stays in the table until its five-tuple comes again, the table is swept to make room, or it is
+the one to evict. Nobody can tell the difference, and no packet pays for a list of flows in order of activity.
+
+Memory answers in about a hundred nanoseconds, which is what a whole packet may cost. So packets are taken in groups:
+all headers are read and table entries asked for, then flows are asked for, and only then is each packet filed.
+
+All kernels release the GIL and allocate nothing. One that lacks room returns the place where it stopped and why.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
-from typing import Any
-
-import numba
 import numpy as np
 
-LINK_NULL, LINK_ETHERNET, LINK_RAW_BSD, LINK_RAW_OPENBSD, LINK_RAW = 0, 1, 12, 14, 101
-LINK_LOOP, LINK_LINUX_SLL, LINK_IPV4, LINK_IPV6, LINK_LINUX_SLL2 = 108, 113, 228, 229, 276
-LINK_TYPES = frozenset({
-    LINK_NULL, LINK_ETHERNET, LINK_RAW_BSD, LINK_RAW_OPENBSD, LINK_RAW, LINK_LOOP, LINK_LINUX_SLL, LINK_IPV4,
-    LINK_IPV6, LINK_LINUX_SLL2,
-})  # fmt: skip
+from sklearn_docids.capture._native import copy, kernel, prefetch, product, u16, u32, u64
+from sklearn_docids.capture.headers import (
+    DUPLICATE,
+    OTHER_PROTOCOL,
+    SAMPLED,
+    SHORT,
+    TCP,
+    UDP,
+    find_innermost,
+    find_transport,
+)
 
-TCP, UDP = 6, 17
 FIN, SYN, RST, ACK = 0x01, 0x02, 0x04, 0x10
+# Packets that are read ahead. More are not faster; their entries and flows have to stay in the nearest cache.
+LOOKAHEAD = 32
+# The first ones hash five-tuples, the last one hashes packets.
+N_KEYS = 12
 
-# Attackers choose how deep headers nest; real traffic stays far below both limits.
-MAX_VLAN_TAGS = 32
-MAX_EXTENSION_HEADERS = 16
+# Why `add_packets` returned.
+DONE, TABLE_FULL, NO_SLOT, STAGE_FULL, NO_CANDIDATE = range(5)
 
-# A longer record is damage: libpcap stops at 256 KiB, but files with longer records that are really there exist.
-MAX_RECORD = 16 * 2**20
-# Times are clamped to 1970..2116, so that neither a sum nor a difference of two overflows.
-MAX_TIME = 2**62 - 1
-
-# What happened to a packet; the names are the keys of ``counters_``.
-PACKET_FATES = ("sampled", "non_ip", "other_protocol", "fragment", "short", "malformed", "unknown_link_type")
-SAMPLED, NON_IP, OTHER_PROTOCOL, FRAGMENT, SHORT, MALFORMED, UNKNOWN_LINK_TYPE = range(len(PACKET_FATES))
-
-# Why an index kernel returned.
-NEED_BYTES, RECORDS_FULL, BAD_LENGTH, SECTION_BLOCK, INTERFACE_BLOCK, BAD_INTERFACE = range(6)
-
-RECORD_DTYPE = np.dtype(
-    [
-        ("start", np.int64),  # first byte of the packet in the buffer
-        ("captured_length", np.int64),
-        ("time", np.int64),  # ns since 1970
-        ("link_type", np.int32),  # -1: not supported
-    ],
-    align=True,
-)
-INTERFACE_DTYPE = np.dtype(
-    [
-        ("link_type", np.int32),  # -1: not supported
-        ("snap_length", np.int64),
-        ("binary", np.bool_),  # a tick is 2**-exponent s if set, 10**-exponent s otherwise
-        ("exponent", np.int64),
-        ("offset", np.int64),  # ns, added to each time
-    ],
-    align=True,
-)
 # The widths leave no padding: its bytes would hold whatever was in memory, and `FlowSampler.write` stores records.
 FLOW_DTYPE = np.dtype(
     [
@@ -92,9 +69,21 @@ FLOW_DTYPE = np.dtype(
     ],
     align=True,
 )
+ENTRY_DTYPE = np.dtype(
+    [
+        ("name", np.uint64),  # hash of the five-tuple in the upper half, slot + 1 in the lower; 0: empty
+        ("last_active", np.int64),  # capture clock at the last packet
+    ],
+    align=True,
+)
+# A flow that may be evicted, as it stood when the candidates were listed.
+CANDIDATE_DTYPE = np.dtype([("name", np.uint64), ("last_active", np.int64), ("row", np.int64)], align=True)
 # One packet whose headers have been read.
 PACKET_DTYPE = np.dtype(
     [
+        ("fate", np.int64),
+        ("hash", np.uint64),  # 32 bits
+        ("digest", np.uint64),  # of all captured bytes; while duplicates are looked for
         ("start", np.int64),  # first byte in the buffer
         ("captured_end", np.int64),
         ("ip_end", np.int64),  # by the IP length; may lie beyond the captured end
@@ -114,333 +103,42 @@ PACKET_DTYPE = np.dtype(
     ],
     align=True,
 )
-# What the flow table needs beside: the list of live flows from longest idle to last active, and the free slots,
-# both chained through slot numbers (-1: end).
-LINK_DTYPE = np.dtype(
-    [
-        ("last_active", np.int64),  # capture clock at the last packet
-        ("idler", np.int32),
-        ("newer", np.int32),
-        ("hash", np.uint32),
-        ("state", np.uint8),
-        ("tcp_flags", np.uint8),  # of both directions; goes on in a tombstone, whose record must not change
-    ],
-    align=True,
-)
-# Life of a slot: live, queued early (given out with its n_packets-th packet, still live), early row copied out (a
-# tombstone that absorbs later packets), finished and queued.
-LIVE, QUEUED_EARLY, TOMBSTONE, FINISHED = range(4)
 CURSOR_DTYPE = np.dtype(
     [
         ("clock", np.int64),  # ns, never runs backwards
         ("latest", np.int64),  # latest packet time since the last large step back
         ("started", np.bool_),
         ("n_rows", np.int64),
-        ("n_live", np.int64),
-        ("n_finished", np.int64),
+        ("n_live", np.int64),  # entries of the table
+        ("n_free", np.int64),
+        ("n_staged", np.int64),
         ("n_evicted", np.int64),
-        ("idlest", np.int64),
-        ("newest", np.int64),
-        ("free", np.int64),
+        ("candidate", np.int64),
+        ("n_digests", np.int64),
     ],
     align=True,
 )
 SETTINGS_DTYPE = np.dtype(
     [
+        ("n_packets", np.int64),
+        ("n_bytes", np.int64),
         ("bidirectional", np.bool_),
         ("tcp_restart", np.bool_),
         ("tcp", np.bool_),
         ("udp", np.bool_),
-        ("idle_timeout", np.int64),  # ns; -1: none
-        ("max_live_flows", np.int64),
+        ("innermost", np.bool_),
         ("emit_early", np.bool_),
+        ("recycles", np.bool_),
+        ("idle_timeout", np.int64),  # ns
+        ("max_live_flows", np.int64),
+        ("duplicate_window", np.int64),
     ],
     align=True,
 )
-N_HASH_KEYS = 11
-
-
-def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile without the GIL; keep the machine code on disk where a folder for it can be written."""
-    try:
-        return numba.njit(cache=True, nogil=True)(function)
-    except RuntimeError as error:  # "no locator available": read-only install and no home directory
-        warnings.warn(f"compiled code is not cached, each process compiles anew: {error}", stacklevel=2)
-        return numba.njit(nogil=True)(function)
-
-
-@kernel
-def u16(data, at):
-    """Return a big-endian number of two bytes."""
-    return (np.int64(data[at]) << 8) | np.int64(data[at + 1])
-
-
-@kernel
-def u32(data, at):
-    """Return a big-endian number of four bytes."""
-    return (u16(data, at) << 16) | u16(data, at + 2)
-
-
-@kernel
-def file_u32(data, at, big_endian):
-    """Container fields come in the byte order of the machine that wrote them."""
-    if big_endian:
-        return u32(data, at)
-    return (
-        np.int64(data[at])
-        | (np.int64(data[at + 1]) << 8)
-        | (np.int64(data[at + 2]) << 16)
-        | (np.int64(data[at + 3]) << 24)
-    )
-
-
-@kernel
-def u64(data, at):
-    """Return a big-endian number of eight bytes."""
-    return (np.uint64(u32(data, at)) << np.uint64(32)) | np.uint64(u32(data, at + 4))
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Records
-
-
-@kernel
-def index_pcap(data, position, stop, records, big_endian, header_length, tick, link_type):
-    """Return (number of records found, first byte not consumed, reason, bytes needed from there)."""
-    n = 0
-    while True:
-        if position + header_length > stop:
-            return n, position, NEED_BYTES, header_length
-        captured = file_u32(data, position + 8, big_endian)
-        if captured > MAX_RECORD:
-            return n, position, BAD_LENGTH, captured
-        if position + header_length + captured > stop:
-            return n, position, NEED_BYTES, header_length + captured
-        if n == len(records):
-            return n, position, RECORDS_FULL, 0
-        seconds, fraction = file_u32(data, position, big_endian), file_u32(data, position + 4, big_endian)
-        records[n].start = position + header_length
-        records[n].captured_length = captured
-        records[n].time = seconds * 1_000_000_000 + fraction * tick
-        records[n].link_type = link_type
-        n += 1
-        position += header_length + captured
-
-
-@kernel
-def pcapng_time(high, low, interface):
-    """Return ns since 1970 of a 64-bit count of ticks, clamped."""
-    ticks = (np.uint64(high) << np.uint64(32)) | np.uint64(low)
-    exponent = interface.exponent
-    if interface.binary:
-        seconds = np.float64(ticks) * 2.0**-exponent
-        if exponent < 64:
-            whole = ticks >> np.uint64(exponent)
-            rest = np.float64(ticks - (whole << np.uint64(exponent))) * 2.0**-exponent
-        else:
-            whole, rest = np.uint64(0), seconds
-        nanoseconds = np.int64(rest * 1e9)
-    else:
-        seconds = np.float64(ticks) * 10.0**-exponent
-        if exponent < 20:
-            unit = np.uint64(1)
-            for _ in range(exponent):
-                unit *= np.uint64(10)
-            whole = ticks // unit
-            rest = ticks - whole * unit
-            # The remainder is below 10**exponent: scaled without rounding on either side of 10**9.
-            for _ in range(exponent, 9):
-                rest *= np.uint64(10)
-            for _ in range(9, exponent):
-                rest //= np.uint64(10)
-            nanoseconds = np.int64(rest)
-        else:
-            whole, nanoseconds = np.uint64(0), np.int64(seconds * 1e9)
-    if seconds > MAX_TIME / 1e9:
-        return MAX_TIME
-    time = np.int64(whole) * 1_000_000_000 + nanoseconds + interface.offset
-    return min(max(time, 0), MAX_TIME)
-
-
-@kernel
-def index_pcapng(data, position, stop, records, big_endian, interfaces, n_interfaces, time):
-    """Return (number of records found, first byte not consumed, reason, bytes needed from there).
-
-    Section and interface blocks are left to the caller: they are rare and need option parsing. A simple packet block
-    has no time stamp; it takes the time of the packet before it (``time`` for the first one).
-    """
-    n = 0
-    while True:
-        if position + 12 > stop:
-            return n, position, NEED_BYTES, 12
-        kind = file_u32(data, position, big_endian)
-        if kind == 0x0A0D0D0A:  # the same in both byte orders; its length may be in the other one
-            return n, position, SECTION_BLOCK, 28
-        length = file_u32(data, position + 4, big_endian)
-        if length < 12 or length % 4 or length > MAX_RECORD:
-            return n, position, BAD_LENGTH, length
-        if position + length > stop:
-            return n, position, NEED_BYTES, length
-        if file_u32(data, position + length - 4, big_endian) != length:
-            return n, position, BAD_LENGTH, length
-        if kind == 1:
-            return n, position, INTERFACE_BLOCK, length
-        if kind == 6 or kind == 2 or kind == 3:
-            if n == len(records):
-                return n, position, RECORDS_FULL, 0
-            simple = kind == 3
-            header = 12 if simple else 28
-            if length < header + 4:
-                return n, position, BAD_LENGTH, length
-            number = 0
-            if kind == 6:
-                number = file_u32(data, position + 8, big_endian)
-            elif kind == 2:  # the interface is a 16-bit field there
-                number = file_u32(data, position + 8, big_endian)
-                number = number >> 16 if big_endian else number & 0xFFFF
-            if number >= n_interfaces:
-                return n, position, BAD_INTERFACE, number
-            interface = interfaces[number]
-            room = length - header - 4
-            if simple:
-                captured = min(file_u32(data, position + 8, big_endian), room)
-                if interface.snap_length:
-                    captured = min(captured, interface.snap_length)
-            else:
-                captured = file_u32(data, position + 20, big_endian)
-                if captured > room:
-                    return n, position, BAD_LENGTH, captured
-                time = pcapng_time(
-                    file_u32(data, position + 12, big_endian), file_u32(data, position + 16, big_endian), interface
-                )
-            records[n].start = position + header
-            records[n].captured_length = captured
-            records[n].time = time
-            records[n].link_type = interface.link_type
-            n += 1
-        position += length
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Headers
-
-
-@kernel
-def find_ip(data, start, stop, link_type):
-    """Return (fate, first byte of the IP header, IP version) of the packet in ``data[start:stop]``."""
-    if link_type == LINK_ETHERNET:
-        at = start + 12
-    elif link_type == LINK_LINUX_SLL:
-        at = start + 14
-    elif link_type == LINK_LINUX_SLL2:
-        at = start
-    elif link_type in (LINK_NULL, LINK_LOOP):
-        if start + 4 > stop:
-            return SHORT, start, 0
-        family = u32(data, start)
-        if family > 0xFFFF:  # null/loopback has the byte order of the capturing machine
-            family = file_u32(data, start, False)
-        if family == 2:
-            return SAMPLED, start + 4, 4
-        if family == 10 or family == 24 or family == 28 or family == 30:  # AF_INET6 of Linux and the BSDs
-            return SAMPLED, start + 4, 6
-        return NON_IP, start, 0
-    elif link_type == LINK_IPV4:
-        return SAMPLED, start, 4
-    elif link_type == LINK_IPV6:
-        return SAMPLED, start, 6
-    elif link_type < 0:
-        return UNKNOWN_LINK_TYPE, start, 0
-    else:
-        if start >= stop:
-            return SHORT, start, 0
-        version = data[start] >> 4
-        if version == 4 or version == 6:
-            return SAMPLED, start, np.int64(version)
-        return NON_IP, start, 0
-
-    for _ in range(MAX_VLAN_TAGS + 1):
-        if at + 2 > stop:
-            return SHORT, start, 0
-        ethertype = u16(data, at)
-        if ethertype == 0x8100 or ethertype == 0x88A8 or ethertype == 0x9100:
-            # SLL2 has the protocol first: a tag there follows the header.
-            at = start + 22 if link_type == LINK_LINUX_SLL2 and at == start else at + 4
-            continue
-        at = start + 20 if link_type == LINK_LINUX_SLL2 and at == start else at + 2
-        if ethertype == 0x0800:
-            return SAMPLED, at, 4
-        if ethertype == 0x86DD:
-            return SAMPLED, at, 6
-        return NON_IP, start, 0
-    return MALFORMED, start, 0
-
-
-@kernel
-def find_transport_ipv4(data, at, stop):
-    """Return (fate, protocol, first byte of the transport header, end of the IP packet)."""
-    if at + 20 > stop:
-        return SHORT, 0, at, stop
-    header = (data[at] & 15) * 4
-    if data[at] >> 4 != 4 or header < 20:
-        return MALFORMED, 0, at, stop
-    length = u16(data, at + 2)
-    end = at + length
-    if length == 0:  # segmentation offload: the card fills it in later
-        end = stop
-    elif length < header:
-        return MALFORMED, 0, at, stop
-    if u16(data, at + 6) & 0x1FFF:
-        return FRAGMENT, 0, at, stop
-    return SAMPLED, np.int64(data[at + 9]), at + header, end
-
-
-@kernel
-def find_transport_ipv6(data, at, stop):
-    """Return (fate, protocol, first byte of the transport header, end of the IP packet)."""
-    if at + 40 > stop:
-        return SHORT, 0, at, stop
-    if data[at] >> 4 != 6:
-        return MALFORMED, 0, at, stop
-    length = u16(data, at + 4)
-    end = at + 40 + length if length else stop  # 0: jumbogram or offload
-    header = np.int64(data[at + 6])
-    at += 40
-    for _ in range(MAX_EXTENSION_HEADERS + 1):
-        # hop-by-hop, routing, destination options, mobility, HIP, Shim6; fragment; authentication
-        plain = header == 0 or header == 43 or header == 60 or header == 135 or header == 139 or header == 140
-        if not (plain or header == 44 or header == 51):
-            return SAMPLED, header, at, end
-        if at + 8 > stop:
-            return SHORT, 0, at, stop
-        if header == 44:
-            if u16(data, at + 2) & 0xFFF8:
-                return FRAGMENT, 0, at, stop
-            size = 8
-        elif header == 51:
-            size = (np.int64(data[at + 1]) + 2) * 4
-        else:
-            size = (np.int64(data[at + 1]) + 1) * 8
-        header = np.int64(data[at])
-        at += size
-    return MALFORMED, 0, at, stop
-
-
-@kernel
-def find_transport(data, start, stop, link_type):
-    """Return (fate, IP version, first byte of IP, protocol, first byte of transport, end of the IP packet)."""
-    fate, ip, version = find_ip(data, start, stop, link_type)
-    if fate != SAMPLED:
-        return fate, 0, start, 0, start, stop
-    if version == 4:
-        fate, protocol, transport, end = find_transport_ipv4(data, ip, stop)
-    else:
-        fate, protocol, transport, end = find_transport_ipv6(data, ip, stop)
-    return fate, version, ip, protocol, transport, end
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Flow table: open addressing over 64-bit entries (hash in the upper half, slot number + 1 in the lower; 0 is empty)
+# Reading a packet
 
 
 @kernel
@@ -481,153 +179,139 @@ def hash_five_tuple(keys, packet, bidirectional):
 
 
 @kernel
-def unlink(links, cursor, slot):
-    """Take a flow out of the list of live flows."""
-    idler, newer = links[slot].idler, links[slot].newer
-    if idler >= 0:
-        links[idler].newer = newer
-    else:
-        cursor[0].idlest = newer
-    if newer >= 0:
-        links[newer].idler = idler
-    else:
-        cursor[0].newest = idler
+def times_modulo(a, b):
+    """Return a * b modulo the prime 2**61 - 1, for a and b below 2**61."""
+    prime = np.uint64(2**61 - 1)
+    upper, lower = product(a, b)
+    total = (lower & prime) + ((lower >> np.uint64(61)) | (upper << np.uint64(3)))
+    return total - prime if total >= prime else total
 
 
 @kernel
-def link_as_newest(links, cursor, slot):
-    """Put a flow at the active end of the list of live flows."""
-    newest = cursor[0].newest
-    links[slot].idler = newest
-    links[slot].newer = -1
-    if newest >= 0:
-        links[newest].newer = slot
-    else:
-        cursor[0].idlest = slot
-    cursor[0].newest = slot
+def digest(data, start, stop, keys):
+    """Return 61 bits of ``data[start:stop]``: a polynomial over its 32-bit words, taken at a secret point.
 
-
-@kernel
-def drop_entry(table, slot, hash32):
-    """Remove a slot from the table and close the gap, so that no tombstones pile up."""
-    mask = len(table) - 1
-    at = np.int64(hash32) & mask
-    while np.int64(table[at] & np.uint64(0xFFFFFFFF)) != slot + 1:
-        at = (at + 1) & mask
-    hole = at
-    while True:
-        at = (at + 1) & mask
-        entry = table[at]
-        if entry == 0:
-            break
-        home = np.int64(entry >> np.uint64(32)) & mask
-        if ((at - home) & mask) >= ((at - hole) & mask):  # the entry may stand in the hole
-            table[hole] = entry
-            hole = at
-    table[hole] = 0
-
-
-@kernel
-def free(slot, links, cursor):
-    """Give a slot back."""
-    links[slot].newer = cursor[0].free
-    cursor[0].free = slot
-
-
-@kernel
-def enqueue(slot, finished, cursor):
-    """Queue a flow to be copied out."""
-    finished[cursor[0].n_finished] = slot
-    cursor[0].n_finished += 1
-
-
-@kernel
-def finish(slot, links, table, finished, cursor):
-    """Take a live flow out of the table; put it into the queue of finished flows."""
-    unlink(links, cursor, slot)
-    drop_entry(table, slot, links[slot].hash)
-    cursor[0].n_live -= 1
-    state = links[slot].state
-    links[slot].state = FINISHED
-    if state == TOMBSTONE:
-        free(slot, links, cursor)
-    elif state == LIVE:
-        enqueue(slot, finished, cursor)
-
-
-@kernel
-def release(links, finished, cursor):
-    """Empty the queue, once its flows have been copied out: free their slots, leave a tombstone of live ones."""
-    for i in range(cursor[0].n_finished):
-        slot = finished[i]
-        if links[slot].state == FINISHED:
-            free(slot, links, cursor)
-        else:
-            links[slot].state = TOMBSTONE
-    cursor[0].n_finished = 0
-
-
-@kernel
-def add_free_slots(links, cursor, first):
-    """Give out the slots from ``first`` on."""
-    for slot in range(len(links) - 1, first - 1, -1):
-        free(slot, links, cursor)
-
-
-@kernel
-def rehash(old, new):
-    """Enter all flows of one table into a larger, empty one."""
-    mask = len(new) - 1
-    for entry in old:
-        if entry != 0:
-            at = np.int64(entry >> np.uint64(32)) & mask
-            while new[at] != 0:
-                at = (at + 1) & mask
-            new[at] = entry
-
-
-@kernel
-def finish_all(links, table, finished, cursor):
-    """Finish live flows, longest idle first, until none is left or the queue is full."""
-    while cursor[0].n_live > 0 and cursor[0].n_finished < len(finished):
-        finish(cursor[0].idlest, links, table, finished, cursor)
-
-
-@kernel
-def advance_clock(cursor, time, idle_timeout):
-    """Move the capture clock: forwards with the packets, never back.
-
-    After a step back by more than the timeout (captures put one behind the other, a wrong time stamp) it goes on
-    from the new time, so that one wrong stamp cannot switch the timeout off for the rest of the capture.
+    Two packets of 16 KiB that differ have the same one with probability 2**-49, whoever chose them.
     """
-    if not cursor[0].started:
-        cursor[0].started = True
-        cursor[0].latest = time
-    elif time > cursor[0].latest:
-        # A longer step ends all flows just as well; cut short, absurd stamps cannot make the clock overflow.
-        cursor[0].clock += min(time - cursor[0].latest, idle_timeout + 1)
-        cursor[0].latest = time
-    elif time < cursor[0].latest - idle_timeout:
-        cursor[0].latest = time
+    point = keys[N_KEYS - 1] & np.uint64(2**60 - 1)
+    total = np.uint64(stop - start)  # the length counts: zeros at the end would not
+    at = start
+    while at + 4 <= stop:
+        total = times_modulo(total, point) + np.uint64(u32(data, at))
+        at += 4
+    rest = np.uint64(0)
+    while at < stop:
+        rest = (rest << np.uint64(8)) | np.uint64(data[at])
+        at += 1
+    return times_modulo(times_modulo(total, point) + rest, point)
 
 
 @kernel
-def expire(links, table, finished, cursor, idle_timeout):
-    """Finish the flows that have idled out by now, as far as the queue has room."""
-    while cursor[0].n_live > 0 and cursor[0].n_finished < len(finished):
-        if cursor[0].clock - links[cursor[0].idlest].last_active <= idle_timeout:
-            return
-        finish(cursor[0].idlest, links, table, finished, cursor)
+def read_transport(data, protocol, transport, stop, end):
+    """Return (TCP flags, payload bytes by the IP length)."""
+    if protocol == UDP:
+        return 0, max(end - transport - 8, 0)
+    if transport + 14 > stop:  # cut inside the header
+        return 0, max(end - transport - 20, 0)
+    return np.int64(data[transport + 13]), max(end - transport - (np.int64(data[transport + 12]) >> 4) * 4, 0)
 
 
 @kernel
-def find_flow(flows, table, hash32, packet, bidirectional):
-    """Return (slot, packet goes forward); slot -1: no live flow of this five-tuple."""
+def read_packet(data, record, rules, packet):
+    """Read the headers of a record into ``packet``; return its fate."""
+    start, link_type = record.start, np.int64(record.link_type)
+    stop = start + record.captured_length
+    if rules.innermost:
+        found, start, stop, link_type = find_innermost(data, start, stop, link_type)
+    else:
+        found = find_transport(data, start, stop, link_type)
+    fate, version, ip, protocol, transport, end = found
+    if fate != SAMPLED:
+        return fate
+    if not ((protocol == TCP and rules.tcp) or (protocol == UDP and rules.udp)):
+        return OTHER_PROTOCOL
+    if transport + 4 > min(stop, end):
+        return SHORT
+    packet.start, packet.captured_end, packet.ip_end = start, stop, end
+    packet.ip_version, packet.protocol, packet.link_type = version, protocol, link_type
+    if version == 4:
+        packet.src_high, packet.src_low = 0, np.uint64(u32(data, ip + 12))
+        packet.dst_high, packet.dst_low = 0, np.uint64(u32(data, ip + 16))
+    else:
+        packet.src_high, packet.src_low = u64(data, ip + 8), u64(data, ip + 16)
+        packet.dst_high, packet.dst_low = u64(data, ip + 24), u64(data, ip + 32)
+    packet.src_port, packet.dst_port = u16(data, transport), u16(data, transport + 2)
+    packet.ip_bytes = end - ip
+    packet.tcp_flags, packet.payload_bytes = read_transport(data, protocol, transport, min(stop, end), end)
+    return SAMPLED
+
+
+@kernel
+def read_ahead(data, records, packets, table, flows, rules, keys):
+    """Read the headers of some records; ask memory for their table entries, then for their flows."""
+    mask = len(table) - 1
+    for i in range(len(records)):
+        record, packet = records[i], packets[i]
+        packet.time = record.time
+        packet.fate = read_packet(data, record, rules, packet)
+        if rules.duplicate_window:
+            packet.digest = digest(data, record.start, record.start + record.captured_length, keys)
+        if packet.fate == SAMPLED:
+            packet.hash = hash_five_tuple(keys, packet, rules.bidirectional)
+            prefetch(table, np.int64(packet.hash) & mask)
+    for i in range(len(records)):
+        if packets[i].fate == SAMPLED:
+            name = table[np.int64(packets[i].hash) & mask].name
+            if name:
+                prefetch(flows, np.int64(name & np.uint64(0xFFFFFFFF)) - 1)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Table
+
+
+@kernel
+def slot_of(name):
+    """Return the slot in the name of an entry."""
+    return np.int64(name & np.uint64(0xFFFFFFFF)) - 1
+
+
+@kernel
+def name_of(hash32, slot):
+    """Return the name of an entry."""
+    return (np.uint64(hash32) << np.uint64(32)) | np.uint64(slot + 1)
+
+
+@kernel
+def find_empty(table, hash32):
+    """Return the place where a new entry goes."""
     mask = len(table) - 1
     at = np.int64(hash32) & mask
-    while table[at] != 0:
-        if table[at] >> np.uint64(32) == hash32:
-            slot = np.int64(table[at] & np.uint64(0xFFFFFFFF)) - 1
+    while table[at].name:
+        at = (at + 1) & mask
+    return at
+
+
+@kernel
+def find_name(table, name):
+    """Return the place of an entry, -1 if it is gone."""
+    mask = len(table) - 1
+    at = np.int64(name >> np.uint64(32)) & mask
+    while table[at].name:
+        if table[at].name == name:
+            return at
+        at = (at + 1) & mask
+    return np.int64(-1)
+
+
+@kernel
+def find_flow(table, flows, packet, bidirectional):
+    """Return (place in the table, slot, packet goes forward); slot -1: no flow of this five-tuple is in the table."""
+    mask = len(table) - 1
+    at = np.int64(packet.hash) & mask
+    while table[at].name:
+        if table[at].name >> np.uint64(32) == packet.hash:
+            slot = slot_of(table[at].name)
             flow = flows[slot]
             if (
                 flow.protocol == packet.protocol
@@ -639,38 +323,76 @@ def find_flow(flows, table, hash32, packet, bidirectional):
                     and (flow.src_port == packet.src_port and flow.dst_port == packet.dst_port)
                     and (flow.src_high == packet.src_high and flow.dst_high == packet.dst_high)
                 ):
-                    return slot, True
+                    return at, slot, True
                 if (
                     bidirectional
                     and (flow.src_low == packet.dst_low and flow.dst_low == packet.src_low)
                     and (flow.src_port == packet.dst_port and flow.dst_port == packet.src_port)
                     and (flow.src_high == packet.dst_high and flow.dst_high == packet.src_high)
                 ):
-                    return slot, False
+                    return at, slot, False
         at = (at + 1) & mask
-    return np.int64(-1), True
+    return at, np.int64(-1), True
 
 
 @kernel
-def start_flow(flows, links, X, kept, table, cursor, hash32, packet):
-    """Take a free slot, enter it in the table and return it with its row zeroed."""
-    slot = cursor[0].free
-    cursor[0].free = links[slot].newer
-    cursor[0].n_live += 1
-    link_as_newest(links, cursor, slot)
-    links[slot].hash = np.uint32(hash32)
-    links[slot].state = LIVE
-    links[slot].tcp_flags = 0
+def drop_entry(table, at):
+    """Empty a place of the table and close the gap, so that searches still find what stood behind it."""
     mask = len(table) - 1
-    at = np.int64(hash32) & mask
-    while table[at] != 0:
+    hole = at
+    while True:
         at = (at + 1) & mask
-    table[at] = (hash32 << np.uint64(32)) | np.uint64(slot + 1)
-    X[slot, :] = 0
-    kept[slot, :] = 0
+        if table[at].name == 0:
+            break
+        home = np.int64(table[at].name >> np.uint64(32)) & mask
+        if ((at - home) & mask) >= ((at - hole) & mask):  # the entry may stand in the hole
+            table[hole] = table[at]
+            hole = at
+    table[hole].name = 0
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Life of a flow
+
+
+@kernel
+def stage(slot, flows, X, kept, staged, staged_X, staged_kept, cursor, rules):
+    """Copy a flow out, with zeros where it has no bytes: its slot may hold those of an earlier flow."""
+    n = cursor.n_staged
+    cursor.n_staged = n + 1
+    staged[n] = flows[slot]
+    width = rules.n_packets * rules.n_bytes
+    number = np.int64(flows[slot].packets_forward) + np.int64(flows[slot].packets_backward)
+    for packet in range(rules.n_packets):
+        length = np.int64(kept[slot, packet]) if packet < number else np.int64(0)
+        staged_kept[n, packet] = length
+        column = packet * rules.n_bytes
+        copy(X, slot * width + column, staged_X, n * width + column, length)
+        for i in range(n * width + column + length, n * width + column + rules.n_bytes):
+            staged_X[i] = 0
+
+
+@kernel
+def finish(slot, flows, X, kept, free, staged, staged_X, staged_kept, cursor, rules):
+    """End a flow that leaves the table. When all are kept there is nothing to do: it is in its row."""
+    if rules.recycles:
+        number = np.int64(flows[slot].packets_forward) + np.int64(flows[slot].packets_backward)
+        if not (rules.emit_early and number >= rules.n_packets):  # that one was given out with its last packet kept
+            stage(slot, flows, X, kept, staged, staged_X, staged_kept, cursor, rules)
+        free[cursor.n_free] = slot
+        cursor.n_free += 1
+
+
+@kernel
+def start_flow(flows, free, cursor, rules, packet):
+    """Return the slot of a new flow, its record filled in but for the first packet's counts."""
+    slot = cursor.n_rows
+    if rules.recycles:
+        cursor.n_free -= 1
+        slot = free[cursor.n_free]
     flow = flows[slot]
-    flow.row = cursor[0].n_rows
-    cursor[0].n_rows += 1
+    flow.row = cursor.n_rows
+    cursor.n_rows += 1
     flow.time_first = flow.time_last = packet.time
     flow.src_high, flow.src_low, flow.src_port = packet.src_high, packet.src_low, packet.src_port
     flow.dst_high, flow.dst_low, flow.dst_port = packet.dst_high, packet.dst_low, packet.dst_port
@@ -681,19 +403,6 @@ def start_flow(flows, links, X, kept, table, cursor, hash32, packet):
     flow.tcp_flags_forward = flow.tcp_flags_backward = 0
     flow.truncated = False
     return slot
-
-
-@kernel
-def keep_bytes(flow, X, kept, slot, number, data, packet):
-    """Copy the first bytes of the flow's packet ``number``: from the link header to the end of the IP packet."""
-    n_bytes = X.shape[1] // kept.shape[1]
-    length = min(n_bytes, min(packet.captured_end, packet.ip_end) - packet.start)
-    column = number * n_bytes
-    for i in range(length):
-        X[slot, column + i] = data[packet.start + i]
-    kept[slot, number] = length
-    if packet.captured_end < packet.ip_end and packet.captured_end - packet.start < n_bytes:
-        flow.truncated = True
 
 
 @kernel
@@ -714,90 +423,150 @@ def count_packet(flow, packet, forward):
 
 
 @kernel
-def read_transport(data, protocol, transport, stop, end):
-    """Return (TCP flags, payload bytes by the IP length)."""
-    if protocol == UDP:
-        return 0, max(end - transport - 8, 0)
-    if transport + 14 > stop:  # cut inside the header
-        return 0, max(end - transport - 20, 0)
-    return np.int64(data[transport + 13]), max(end - transport - (np.int64(data[transport + 12]) >> 4) * 4, 0)
+def keep_bytes(flow, X, kept, slot, number, data, packet, rules):
+    """Copy the first bytes of the flow's packet ``number``: from the link header to the end of the IP packet."""
+    length = min(rules.n_bytes, min(packet.captured_end, packet.ip_end) - packet.start)
+    copy(data, packet.start, X, (slot * rules.n_packets + number) * rules.n_bytes, length)
+    kept[slot, number] = length
+    if packet.captured_end < packet.ip_end and packet.captured_end - packet.start < rules.n_bytes:
+        flow.truncated = True
 
 
 @kernel
-def read_packet(data, record, rules, packet):
-    """Read the headers of a record into ``packet``; return its fate."""
-    start = record.start
-    stop = start + record.captured_length
-    fate, version, ip, protocol, transport, end = find_transport(data, start, stop, record.link_type)
-    if fate != SAMPLED:
-        return fate
-    if not ((protocol == TCP and rules.tcp) or (protocol == UDP and rules.udp)):
-        return OTHER_PROTOCOL
-    if transport + 4 > min(stop, end):
-        return SHORT
-    packet.start, packet.captured_end, packet.ip_end, packet.time = start, stop, end, record.time
-    packet.ip_version, packet.protocol, packet.link_type = version, protocol, record.link_type
-    if version == 4:
-        packet.src_high, packet.src_low = 0, np.uint64(u32(data, ip + 12))
-        packet.dst_high, packet.dst_low = 0, np.uint64(u32(data, ip + 16))
-    else:
-        packet.src_high, packet.src_low = u64(data, ip + 8), u64(data, ip + 16)
-        packet.dst_high, packet.dst_low = u64(data, ip + 24), u64(data, ip + 32)
-    packet.src_port, packet.dst_port = u16(data, transport), u16(data, transport + 2)
-    packet.ip_bytes = end - ip
-    packet.tcp_flags, packet.payload_bytes = read_transport(data, protocol, transport, min(stop, end), end)
-    return SAMPLED
+def advance_clock(cursor, time, idle_timeout):
+    """Move the capture clock: forwards with the packets, never back.
 
-
-@kernel
-def add_packets(data, records, first, flows, links, X, kept, table, finished, cursor, settings, keys, packets, fates):
-    """File records from ``first`` on under their flows; return the first one that was not filed.
-
-    It stops early when fewer than three places are left in the queue (a packet can finish two flows: by a restart
-    or an eviction, and by giving its own out early) or when no slot is free.
+    After a step back by more than the timeout (captures put one behind the other, a wrong time stamp) it goes on
+    from the new time, so that one wrong stamp cannot switch the timeout off for the rest of the capture.
     """
-    rules, packet = settings[0], packets[0]
-    for r in range(first, len(records)):
-        if rules.idle_timeout >= 0:
-            advance_clock(cursor, records[r].time, rules.idle_timeout)
-            expire(links, table, finished, cursor, rules.idle_timeout)
-        if cursor[0].free < 0 or cursor[0].n_finished > len(finished) - 3:
-            return r
-        fate = read_packet(data, records[r], rules, packet)
-        if fate != SAMPLED:
-            fates[fate] += 1
-            continue
+    if not cursor.started:
+        cursor.started = True
+        cursor.latest = time
+    elif time > cursor.latest:
+        # A longer step ends all flows just as well; cut short, absurd stamps cannot make the clock overflow.
+        cursor.clock += min(time - cursor.latest, idle_timeout + 1)
+        cursor.latest = time
+    elif time < cursor.latest - idle_timeout:
+        cursor.latest = time
 
-        hash32 = hash_five_tuple(keys, packet, rules.bidirectional)
-        slot, forward = find_flow(flows, table, hash32, packet, rules.bidirectional)
-        opens = rules.tcp_restart and packet.tcp_flags & (SYN | ACK) == SYN
-        if slot >= 0 and opens and links[slot].tcp_flags & (FIN | RST):
-            finish(slot, links, table, finished, cursor)
-            slot, forward = np.int64(-1), True
-        if slot < 0:
-            if cursor[0].n_live >= rules.max_live_flows:
-                finish(cursor[0].idlest, links, table, finished, cursor)
-                cursor[0].n_evicted += 1
-            if cursor[0].free < 0:
-                # The restarted or evicted flow still holds its slot; it is out of the table, so filing this
-                # record again starts the new flow.
-                return r
-            slot = start_flow(flows, links, X, kept, table, cursor, hash32, packet)
-        elif slot != cursor[0].newest:
-            unlink(links, cursor, slot)
-            link_as_newest(links, cursor, slot)
-        fates[SAMPLED] += 1
 
-        links[slot].last_active = cursor[0].clock
-        links[slot].tcp_flags |= np.uint8(packet.tcp_flags)
-        if links[slot].state != LIVE:
-            continue
-        flow = flows[slot]
-        number = np.int64(flow.packets_forward) + np.int64(flow.packets_backward)
-        count_packet(flow, packet, forward)
-        if number < kept.shape[1]:
-            keep_bytes(flow, X, kept, slot, number, data, packet)
-            if rules.emit_early and number == kept.shape[1] - 1:
-                links[slot].state = QUEUED_EARLY
-                enqueue(slot, finished, cursor)
-    return len(records)
+@kernel
+def is_duplicate(packet, digests, cursor):
+    """Whether one of the packets before has the same bytes; remember this one."""
+    window = len(digests)
+    found = False
+    for i in range(min(cursor.n_digests, window)):
+        found |= digests[i] == packet.digest
+    digests[cursor.n_digests % window] = packet.digest
+    cursor.n_digests += 1
+    return found
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Filing packets, and making room
+
+
+@kernel
+def candidate_is_true(candidate, table, flows):
+    """Whether a flow has had no packet since the candidates for eviction were listed."""
+    at = find_name(table, candidate.name)
+    return (
+        at >= 0
+        and table[at].last_active == candidate.last_active
+        and flows[slot_of(candidate.name)].row == candidate.row
+    )
+
+
+@kernel
+def missing_room(table, flows, candidates, staged, cursor, rules):
+    """Return what is lacking for one more packet, whatever it is: `DONE` if nothing."""
+    if 2 * (cursor.n_live + 1) > len(table):
+        return TABLE_FULL
+    if (rules.recycles and cursor.n_free == 0) or (not rules.recycles and cursor.n_rows == len(flows)):
+        return NO_SLOT
+    if cursor.n_staged + 2 > len(staged):  # a flow can end by this packet, and its own be given out early
+        return STAGE_FULL
+    if cursor.n_live >= rules.max_live_flows:
+        while cursor.candidate < len(candidates):
+            if candidate_is_true(candidates[cursor.candidate], table, flows):
+                return DONE
+            cursor.candidate += 1
+        return NO_CANDIDATE
+    return DONE
+
+
+@kernel
+def add_packets(
+    data, records, first, packets, digests, table, flows, X, kept, free, staged, staged_X, staged_kept, candidates,
+    cursors, settings, keys, fates,
+):  # fmt: skip
+    """File records from ``first`` on under their flows; return (the first one that was not filed, what is lacking)."""
+    cursor, rules = cursors[0], settings[0]
+    for group in range(first, len(records), LOOKAHEAD):
+        ahead = records[group : group + LOOKAHEAD]
+        read_ahead(data, ahead, packets, table, flows, rules, keys)
+        for i in range(len(ahead)):
+            lacking = missing_room(table, flows, candidates, staged, cursor, rules)
+            if lacking != DONE:
+                return group + i, lacking
+            packet = packets[i]
+            if rules.duplicate_window and is_duplicate(packet, digests, cursor):
+                fates[DUPLICATE] += 1
+                continue
+            advance_clock(cursor, packet.time, rules.idle_timeout)
+            fates[packet.fate] += 1
+            if packet.fate != SAMPLED:
+                continue
+
+            at, slot, forward = find_flow(table, flows, packet, rules.bidirectional)
+            new = slot < 0
+            if new:
+                if cursor.n_live >= rules.max_live_flows:
+                    victim = candidates[cursor.candidate]
+                    gone = find_name(table, victim.name)
+                    cursor.n_evicted += cursor.clock - victim.last_active <= rules.idle_timeout  # or idle anyway
+                    drop_entry(table, gone)
+                    finish(slot_of(victim.name), flows, X, kept, free, staged, staged_X, staged_kept, cursor, rules)
+                    cursor.n_live -= 1
+                    at = find_empty(table, packet.hash)
+                cursor.n_live += 1
+            else:
+                opens = rules.tcp_restart and packet.tcp_flags & (SYN | ACK) == SYN
+                closed = (flows[slot].tcp_flags_forward | flows[slot].tcp_flags_backward) & (FIN | RST)
+                if (opens and closed) or cursor.clock - table[at].last_active > rules.idle_timeout:
+                    finish(slot, flows, X, kept, free, staged, staged_X, staged_kept, cursor, rules)
+                    new = True
+            if new:
+                slot, forward = start_flow(flows, free, cursor, rules, packet), True
+                table[at].name = name_of(packet.hash, slot)
+            table[at].last_active = cursor.clock
+
+            flow = flows[slot]
+            number = np.int64(flow.packets_forward) + np.int64(flow.packets_backward)
+            count_packet(flow, packet, forward)
+            if number < rules.n_packets:
+                keep_bytes(flow, X, kept, slot, number, data, packet, rules)
+                if rules.emit_early and number == rules.n_packets - 1:
+                    stage(slot, flows, X, kept, staged, staged_X, staged_kept, cursor, rules)
+    return len(records), DONE
+
+
+@kernel
+def sweep(table, at, fresh, everything, flows, X, kept, free, staged, staged_X, staged_kept, cursors, settings):
+    """Enter the live flows of ``table[at:]`` into ``fresh`` and finish the others; return the place of the next one.
+
+    ``everything`` finishes all flows. It stops short of the end when no more flows can be staged.
+    """
+    cursor, rules = cursors[0], settings[0]
+    while at < len(table):
+        entry = table[at]
+        if entry.name:
+            if everything or cursor.clock - entry.last_active > rules.idle_timeout:
+                if cursor.n_staged == len(staged):
+                    return at
+                finish(slot_of(entry.name), flows, X, kept, free, staged, staged_X, staged_kept, cursor, rules)
+                cursor.n_live -= 1
+            else:
+                fresh[find_empty(fresh, entry.name >> np.uint64(32))] = entry
+        at += 1
+    return at

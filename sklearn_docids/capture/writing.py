@@ -119,7 +119,7 @@ def _write_captures(
 
     for source in sources:
         try:
-            counts = assemble(source, rules, put, on_error)
+            counts = assemble(source, rules, put, on_error).counters
         except CaptureError as error:
             if on_error == "raise":
                 raise

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What numba lacks for walking bytes: unaligned numbers in one load, prefetching, copying, a 128-bit product.
+
+None of them checks bounds; their callers do. With ``NUMBA_BOUNDSCHECK=1`` the loads and copies are made of indexing
+instead, so that numba checks every byte of them.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numba
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+CACHE_LINE = 64
+
+
+def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile without the GIL; keep the machine code on disk where a folder for it can be written."""
+    try:
+        return numba.njit(cache=True, nogil=True)(function)
+    except RuntimeError as error:  # "no locator available": read-only install and no home directory
+        warnings.warn(
+            f"compiled code is not cached, each process compiles anew (NUMBA_CACHE_DIR names a folder for it): {error}",
+            stacklevel=2,
+        )
+        return numba.njit(nogil=True)(function)
+
+
+def _address(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
+    """Return the address of an element of a one-dimensional array as a pointer to bytes."""
+    data = context.make_array(array_type)(context, builder, array).data
+    return builder.bitcast(builder.gep(data, [index]), cgutils.voidptr_t)
+
+
+def _load(bits: int, order: str) -> Any:
+    """Return an intrinsic that loads an unsigned number of ``bits`` bits at any byte of an array."""
+    result = types.uint64 if bits == 64 else types.int64
+
+    def load(typing_context: Any, data: Any, at: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            address = _address(context, builder, signature.args[0], *arguments)
+            number = builder.load(builder.bitcast(address, ir.IntType(bits).as_pointer()), align=1)
+            if order != sys.byteorder:
+                number = builder.bswap(number)
+            return builder.zext(number, ir.IntType(64)) if bits < 64 else number
+
+        return result(data, types.intp), generate
+
+    return intrinsic(load)
+
+
+@intrinsic
+def prefetch(typing_context: Any, array: Any, index: Any) -> Any:
+    """Ask for an element, all cache lines of it, before it is needed: the processor goes on meanwhile."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        address = _address(context, builder, signature.args[0], *arguments)
+        word = ir.IntType(32)
+        function = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, word, word, word]), "llvm.prefetch.p0"
+        )
+        size = context.get_abi_sizeof(context.get_data_type(signature.args[0].dtype))
+        for offset in sorted({*range(0, size, CACHE_LINE), size - 1}):  # the last byte may be one line further
+            line = builder.gep(address, [ir.Constant(ir.IntType(64), offset)], source_etype=ir.IntType(8))
+            builder.call(function, [line, word(1), word(3), word(1)])  # to write, into all caches, data
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), generate
+
+
+@intrinsic
+def _copy(typing_context: Any, source: Any, first: Any, target: Any, place: Any, n_bytes: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        origin = _address(context, builder, signature.args[0], *arguments[:2])
+        goal = _address(context, builder, signature.args[2], *arguments[2:4])
+        cgutils.raw_memcpy(builder, goal, origin, arguments[4], 1)
+        return context.get_dummy_value()
+
+    return types.void(source, types.intp, target, types.intp, types.intp), generate
+
+
+@intrinsic
+def product(typing_context: Any, a: Any, b: Any) -> Any:
+    """Return (upper, lower) 64 bits of the product of two unsigned numbers."""
+    pair = types.UniTuple(types.uint64, 2)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        wide = ir.IntType(128)
+        whole = builder.mul(*(builder.zext(argument, wide) for argument in arguments))
+        upper = builder.trunc(builder.lshr(whole, ir.Constant(wide, 64)), ir.IntType(64))
+        return context.make_tuple(builder, pair, (upper, builder.trunc(whole, ir.IntType(64))))
+
+    return pair(types.uint64, types.uint64), generate
+
+
+if numba.config.BOUNDSCHECK:
+
+    @kernel
+    def u16(data, at):
+        """Return a big-endian number of two bytes."""
+        return (int(data[at]) << 8) | int(data[at + 1])
+
+    @kernel
+    def u32(data, at):
+        """Return a big-endian number of four bytes."""
+        return (u16(data, at) << 16) | u16(data, at + 2)
+
+    @kernel
+    def u64(data, at):
+        """Return a big-endian number of eight bytes."""
+        return (types.uint64(u32(data, at)) << types.uint64(32)) | types.uint64(u32(data, at + 4))
+
+    @kernel
+    def little_u32(data, at):
+        """Return a little-endian number of four bytes."""
+        return int(data[at]) | (int(data[at + 1]) << 8) | (int(data[at + 2]) << 16) | (int(data[at + 3]) << 24)
+
+    @kernel
+    def copy(source, first, target, place, n_bytes):
+        """Copy bytes from ``source[first:]`` to ``target[place:]``."""
+        for i in range(n_bytes):
+            target[place + i] = source[first + i]
+
+else:
+    u16, u32, u64, little_u32 = _load(16, "big"), _load(32, "big"), _load(64, "big"), _load(32, "little")
+    copy = _copy
