@@ -23,14 +23,26 @@ CACHE_LINE = 64
 
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile without the GIL; keep the machine code on disk where a folder for it can be written."""
+    return _compiled(function)
+
+
+def part(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile as a part of the kernels that call it: for what runs once per packet, where a call would cost."""
+    return _compiled(function, forceinline=True)
+
+
+def _compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    # Kernels allocate nothing, so numba need not count references to arrays: that is two locked instructions per
+    # array and call.
+    options |= {"nogil": True, "_nrt": False}
     try:
-        return numba.njit(cache=True, nogil=True)(function)
+        return numba.njit(cache=True, **options)(function)
     except RuntimeError as error:  # "no locator available": read-only install and no home directory
         warnings.warn(
             f"compiled code is not cached, each process compiles anew (NUMBA_CACHE_DIR names a folder for it): {error}",
-            stacklevel=2,
+            stacklevel=3,
         )
-        return numba.njit(nogil=True)(function)
+        return numba.njit(**options)(function)
 
 
 def _address(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:

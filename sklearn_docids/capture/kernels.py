@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sklearn_docids.capture._native import copy, kernel, prefetch, product, u16, u32, u64
+from sklearn_docids.capture._native import CACHE_LINE, copy, kernel, part, prefetch, product, u16, u32, u64
 from sklearn_docids.capture.headers import (
     DUPLICATE,
     OTHER_PROTOCOL,
@@ -141,7 +141,7 @@ SETTINGS_DTYPE = np.dtype(
 # Reading a packet
 
 
-@kernel
+@part
 def hash_address(keys, at, high, low, version):
     """Return the share of one address: multilinear over its 32-bit words."""
     h = keys[at] * (low & np.uint64(0xFFFFFFFF))
@@ -152,7 +152,7 @@ def hash_address(keys, at, high, low, version):
     return h
 
 
-@kernel
+@part
 def destination_first(packet):
     """Whether the destination is the smaller endpoint: then both directions of a flow hash alike."""
     if packet.src_high != packet.dst_high:
@@ -162,7 +162,7 @@ def destination_first(packet):
     return packet.src_port > packet.dst_port
 
 
-@kernel
+@part
 def hash_five_tuple(keys, packet, bidirectional):
     """Return 32 bits that an attacker who does not know the keys cannot make collide.
 
@@ -270,19 +270,19 @@ def read_ahead(data, records, packets, table, flows, rules, keys):
 # Table
 
 
-@kernel
+@part
 def slot_of(name):
     """Return the slot in the name of an entry."""
     return np.int64(name & np.uint64(0xFFFFFFFF)) - 1
 
 
-@kernel
+@part
 def name_of(hash32, slot):
     """Return the name of an entry."""
     return (np.uint64(hash32) << np.uint64(32)) | np.uint64(slot + 1)
 
 
-@kernel
+@part
 def find_empty(table, hash32):
     """Return the place where a new entry goes."""
     mask = len(table) - 1
@@ -304,7 +304,7 @@ def find_name(table, name):
     return np.int64(-1)
 
 
-@kernel
+@part
 def find_flow(table, flows, packet, bidirectional):
     """Return (place in the table, slot, packet goes forward); slot -1: no flow of this five-tuple is in the table."""
     mask = len(table) - 1
@@ -552,6 +552,17 @@ def add_packets(
 
 
 @kernel
+def ask_for_flow(table, at, flows, X, rules):
+    """Ask memory for a flow that is to be copied out soon."""
+    if at < len(table) and table[at].name:
+        slot = slot_of(table[at].name)
+        prefetch(flows, slot)
+        width = rules.n_packets * rules.n_bytes
+        for column in range(slot * width, slot * width + width, CACHE_LINE):
+            prefetch(X, column)
+
+
+@kernel
 def sweep(table, at, fresh, everything, flows, X, kept, free, staged, staged_X, staged_kept, cursors, settings):
     """Enter the live flows of ``table[at:]`` into ``fresh`` and finish the others; return the place of the next one.
 
@@ -559,6 +570,8 @@ def sweep(table, at, fresh, everything, flows, X, kept, free, staged, staged_X, 
     """
     cursor, rules = cursors[0], settings[0]
     while at < len(table):
+        if rules.recycles:
+            ask_for_flow(table, at + LOOKAHEAD, flows, X, rules)
         entry = table[at]
         if entry.name:
             if everything or cursor.clock - entry.last_active > rules.idle_timeout:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sklearn_docids.capture._native import kernel, little_u32, u32
+from sklearn_docids.capture._native import kernel, part, little_u32, u32
 
 # A longer record is damage: libpcap stops at 256 KiB, but files with longer records that are really there exist.
 MAX_RECORD = 16 * 2**20
@@ -45,13 +45,13 @@ INTERFACE_DTYPE = np.dtype(
 )
 
 
-@kernel
+@part
 def file_u32(data, at, big_endian):
     """Container fields come in the byte order of the machine that wrote them."""
     return u32(data, at) if big_endian else little_u32(data, at)
 
 
-@kernel
+@part
 def captured_length(data, position, big_endian, lengths):
     """Return the captured length of a classic record."""
     first, second = file_u32(data, position + 8, big_endian), file_u32(data, position + 12, big_endian)
