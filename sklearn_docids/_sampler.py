@@ -46,6 +46,13 @@ class FlowSampler(TransformerMixin, BaseEstimator):
         Whether a SYN after a FIN or RST begins a new flow. The paper does not split flows: False there.
     protocols : tuple of {"tcp", "udp"}, default=("tcp", "udp")
         Protocols that make flows; packets of others are counted and skipped.
+    tunnels : {"outermost", "innermost"}, default="outermost"
+        Which IP packet of a tunnel makes the flow: the one on the wire, or the one inside GRE, VXLAN, IP-in-IP or
+        6in4, through at most 16 of them. A row then begins where the tunnel's payload does, as if the packet had been
+        captured inside (link type 1 behind an Ethernet header, 101 where IP follows at once).
+    duplicate_window : int, default=0
+        A packet whose captured bytes equal those of one of so many packets before it is dropped and counted. 0 keeps
+        all. ``editcap -D N`` compares with N - 1 packets.
     fields : {"paper", "raw", "portable"} or mapping of str to str, default="paper"
         What happens to header fields. A mapping takes ``mac, ip, ports, ip_id, ttl, checksums, tcp_seq, tcp_window,
         tcp_options, tcp_timestamps`` to ``"keep"``, ``"zero"`` or ``"randomize"``. ``"zero"`` holds everywhere;
@@ -104,6 +111,8 @@ class FlowSampler(TransformerMixin, BaseEstimator):
         "idle_timeout": [Interval(Real, 0, None, closed="neither"), None],
         "tcp_restart": ["boolean"],
         "protocols": [tuple, list],
+        "tunnels": [StrOptions({"outermost", "innermost"})],
+        "duplicate_window": [Interval(Integral, 0, 65_536, closed="both")],
         "fields": [StrOptions(set(field_policies.POLICIES)), Mapping],
         "on_error": [StrOptions({"warn", "raise"})],
         "max_live_flows": [Interval(Integral, 1, 2**31 - 2**13, closed="both")],
@@ -121,6 +130,8 @@ class FlowSampler(TransformerMixin, BaseEstimator):
         idle_timeout: float | None = 120.0,
         tcp_restart: bool = True,
         protocols: tuple[str, ...] = ("tcp", "udp"),
+        tunnels: str = "outermost",
+        duplicate_window: int = 0,
         fields: str | Mapping[str, str] = "paper",
         on_error: str = "warn",
         max_live_flows: int = 262_144,
@@ -134,6 +145,8 @@ class FlowSampler(TransformerMixin, BaseEstimator):
         self.idle_timeout = idle_timeout
         self.tcp_restart = tcp_restart
         self.protocols = protocols
+        self.tunnels = tunnels
+        self.duplicate_window = duplicate_window
         self.fields = fields
         self.on_error = on_error
         self.max_live_flows = max_live_flows
@@ -325,7 +338,7 @@ class FlowSampler(TransformerMixin, BaseEstimator):
         field_policies.policy_actions(self.fields, training=True)
         return FlowRules(
             self.n_packets, self.n_bytes, self.bidirectional, self.idle_timeout, self.tcp_restart,
-            tuple(self.protocols), self.max_live_flows, emit_early=emit_early,
+            tuple(self.protocols), self.max_live_flows, self.tunnels == "innermost", self.duplicate_window, emit_early,
         )  # fmt: skip
 
     def _actions(self, *, training: bool) -> np.ndarray:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Open a capture and walk its packet records, whatever container they are in.
+"""Open a capture and walk its packet records, whatever container they are in, packed or not.
 
 A capture is anything with ``readinto``. It is read once, front to back, through one buffer that is used again and
 again, never mapped and never sought: files, pipes and standard input are alike, and mapping would pay a page fault
@@ -21,6 +21,7 @@ import numpy as np
 
 from sklearn_docids.capture import records
 from sklearn_docids.capture._errors import CaptureError
+from sklearn_docids.capture.compression import CompressionError, Unpacked, compression_of
 from sklearn_docids.capture.headers import LINK_TYPES
 
 BUFFER_BYTES = 2**20
@@ -42,11 +43,6 @@ PCAPNG_MAGIC = b"\x0a\x0d\x0d\x0a"
 # Major version of the pcap files of an old system that has the lengths the other way round.
 DG_UX_VERSION = 543
 FOREIGN_MAGIC = {
-    b"\x1f\x8b": "a gzip archive: decompress it first",
-    b"\x28\xb5\x2f\xfd": "a zstd archive: decompress it first",
-    b"\x04\x22\x4d\x18": "an lz4 archive: decompress it first",
-    b"\xfd7zX": "an xz archive: decompress it first",
-    b"BZh": "a bzip2 archive: decompress it first",
     b"PK": "a zip archive: extract it first",
     b"7z": "a 7z archive: extract it first",
     b"vers": "a text file, perhaps a Git LFS pointer instead of the capture itself",
@@ -104,13 +100,12 @@ class Window:
     Reads go to the beginning of a page wherever possible: the system copies several times slower to some others.
     """
 
-    def __init__(self, stream: BinaryIO):
-        self.stream = stream
+    def __init__(self, stream: Any):
         self.data = _pages(BUFFER_BYTES)
         self.start = self.stop = 0
         self.offset = 0
         # A pipe is read as data comes; a buffered file's readinto would wait until the buffer is full.
-        self._readinto = getattr(stream, "readinto1", None) or stream.readinto  # type: ignore[attr-defined]
+        self._readinto = getattr(stream, "readinto1", None) or stream.readinto
 
     def fill(self, n_bytes: int) -> bool:
         """Read once or more until ``n_bytes`` are there; False at the end of the stream."""
@@ -154,19 +149,29 @@ class Capture:
         self.n_records = 0
         self.unsupported: set[int] = set()
         self._file = stream
+        self._unpacked: Unpacked | None = None
         self.window = Window(stream)
         self._records = np.empty(RECORDS_PER_CALL, records.RECORD_DTYPE)
         self._big_endian = False
         self._time = 0  # ns, of the last packet
         self._n_zero = 0
-        self._blocks = self._open()
+        try:
+            self._blocks = self._open()
+        except BaseException:
+            self.close()
+            raise
 
     def _fill(self, n_bytes: int) -> bool:
         """Read until ``n_bytes`` are there; False at the end. A stream that decompresses may be damaged itself."""
         try:
             return self.window.fill(n_bytes)
-        except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
-            raise self._damage(f"the stream is damaged: {error}") from None
+        except (CompressionError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+            raise self._damage(f"the packed data is damaged: {error}") from None
+
+    def close(self) -> None:
+        """Stop reading. The stream itself belongs to the caller."""
+        if self._unpacked:
+            self._unpacked.close()
 
     def fraction_read(self) -> float | None:
         """Return how much of the file has been read, packed or not; None of what is no file."""
@@ -180,12 +185,14 @@ class Capture:
         return self._blocks
 
     def _open(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        window = self.window
-        if not self._fill(4):
-            if window.stop == 0:
-                raise CaptureError("empty file, not a capture", self.name)
-            raise CaptureError(f"{window.stop} bytes only, not a capture", self.name)
-        magic = window.peek(4)
+        magic = self._read_magic()
+        new = compression_of(magic)
+        if new:
+            self._unpacked = Unpacked(self.window.peek(self.window.stop), self._file, new)
+            self.window = Window(self._unpacked)
+            magic = self._read_magic()
+            if compression_of(magic):
+                raise CaptureError("packed more than once: unpack it first", self.name)
         if magic == PCAPNG_MAGIC:
             # The section header is checked here, so that a file that merely begins alike is refused as a whole.
             try:
@@ -199,6 +206,13 @@ class Capture:
             if magic.startswith(start):
                 raise CaptureError(f"not a capture but {what}", self.name)
         raise CaptureError(f"not a capture: it begins with {magic!r}, neither pcap nor pcapng", self.name)
+
+    def _read_magic(self) -> bytes:
+        if not self._fill(4):
+            if self.window.stop == self.window.start:
+                raise CaptureError("empty file, not a capture", self.name)
+            raise CaptureError(f"{self.window.stop - self.window.start} bytes only, not a capture", self.name)
+        return self.window.peek(4)
 
     def _read_pcap_header(self, magic: bytes) -> tuple[int, int]:
         """Return the link type of a classic capture and where its records have the captured length."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from ipaddress import IPv4Address, IPv6Address
@@ -288,8 +289,7 @@ def assemble_blocks(
     source: Any, rules: FlowRules, emit: Callable[[FlowRows], object] | None, on_error: str
 ) -> Iterator[FlowAssembler]:
     """Do the work of `assemble`, pausing after each block of records and at the end."""
-    with opened(source) as stream:
-        capture = Capture(stream, capture_name(source))
+    with opened(source) as stream, closing(Capture(stream, capture_name(source))) as capture:
         assembler = FlowAssembler(rules, emit, capture.fraction_read)
         try:
             for data, records in capture.blocks():

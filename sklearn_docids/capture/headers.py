@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sklearn_docids.capture._native import kernel, part, little_u32, u16, u32
+from sklearn_docids.capture._native import kernel, little_u32, u16, u32
 
 LINK_NULL, LINK_ETHERNET, LINK_PPP, LINK_RAW_BSD, LINK_RAW_OPENBSD, LINK_PPP_HDLC, LINK_PPP_ETHER = (
     0, 1, 9, 12, 14, 50, 51,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sklearn_docids.capture._native import kernel, part, little_u32, u32
+from sklearn_docids.capture._native import kernel, little_u32, part, u32
 
 # A longer record is damage: libpcap stops at 256 KiB, but files with longer records that are really there exist.
 MAX_RECORD = 16 * 2**20

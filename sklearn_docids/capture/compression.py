@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Compressed captures: unpacked while they are read, in a thread of their own, in bounded memory.
+
+Whoever packed the file may be hostile: no decompressor is asked for more than `CHUNK_BYTES` at a time, those that
+take a limit on the memory they need are given one, and at most `MAX_CHUNKS` chunks wait to be read.
+"""
+
+from __future__ import annotations
+
+import bz2
+import lzma
+import queue
+import sys
+import threading
+import zlib
+from collections.abc import Callable, Generator, Iterator
+from typing import Any
+
+CHUNK_BYTES = 2**17
+MAX_CHUNKS = 4
+# A damaged member of at most this size, packed, is searched for what can still be read.
+SALVAGE_BYTES = 2**20
+# Enough for the strongest usual settings of both formats.
+MAX_MEMORY_BYTES = 2**27
+MAX_WINDOW_LOG = 27
+# The thread cannot be stopped while it waits for its file; after this it is left alone.
+CLOSE_SECONDS = 1.0
+
+
+class CompressionError(Exception):
+    """The packed data is damaged."""
+
+
+def _gzip() -> Any:
+    try:
+        from isal import igzip_lib
+    except ImportError:
+        return _Zlib()
+    return igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
+
+
+class _Zlib:
+    """zlib with the interface that all other decompressors share."""
+
+    def __init__(self) -> None:
+        self._decompressor = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+
+    @property
+    def eof(self) -> bool:
+        return self._decompressor.eof
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._decompressor.unused_data
+
+    @property
+    def needs_input(self) -> bool:
+        return not self._decompressor.unconsumed_tail
+
+    def decompress(self, data: bytes, max_length: int) -> bytes:
+        return self._decompressor.decompress(self._decompressor.unconsumed_tail + data, max_length)
+
+
+def _zstd() -> Any:
+    if sys.version_info >= (3, 14):
+        from compression import zstd
+    else:
+        try:
+            from backports import zstd
+        except ImportError:
+            raise _missing("zstd", "backports.zstd") from None
+    return zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: MAX_WINDOW_LOG})
+
+
+def _lz4() -> Any:
+    try:
+        import lz4.frame
+    except ImportError:
+        raise _missing("lz4", "lz4") from None
+    return lz4.frame.LZ4FrameDecompressor()
+
+
+def _xz() -> Any:
+    return lzma.LZMADecompressor(format=lzma.FORMAT_XZ, memlimit=MAX_MEMORY_BYTES)
+
+
+def _missing(form: str, package: str) -> ImportError:
+    return ImportError(f"{form} captures need the package {package}: pip install 'sklearn_docids[compress]'")
+
+
+# First bytes -> a new decompressor.
+COMPRESSIONS: dict[bytes, Callable[[], Any]] = {
+    b"\x1f\x8b": _gzip,
+    b"\x28\xb5\x2f\xfd": _zstd,
+    b"\x04\x22\x4d\x18": _lz4,
+    b"\xfd7zX": _xz,
+    b"BZh": bz2.BZ2Decompressor,
+}
+
+
+def compression_of(magic: bytes) -> Callable[[], Any] | None:
+    """Return what makes a decompressor for a file that begins with ``magic``; None if it is not compressed."""
+    return next((new for start, new in COMPRESSIONS.items() if magic.startswith(start)), None)
+
+
+class _Source:
+    """The packed bytes: first those already read, then those of the stream."""
+
+    def __init__(self, prefix: bytes, stream: Any):
+        self._prefix = prefix
+        self._readinto = getattr(stream, "readinto1", None) or stream.readinto
+        self._buffer = bytearray(CHUNK_BYTES)
+        self.error: BaseException | None = None
+
+    def read(self) -> bytes:
+        """Return some bytes, none at the end."""
+        if self._prefix:
+            prefix, self._prefix = self._prefix, b""
+            return prefix
+        try:
+            n_read = self._readinto(self._buffer)
+        except BaseException as error:
+            self.error = error
+            raise
+        return bytes(self._buffer[: n_read or 0])
+
+
+def _unpack(source: _Source, new: Callable[[], Any]) -> Iterator[bytes]:
+    """Yield the content of all members of a packed file, which follow one another and may be padded with zeros."""
+    data = source.read()
+    while data:
+        data = (yield from _unpack_member(data, source, new)).lstrip(b"\0") or source.read().lstrip(b"\0")
+
+
+def _unpack_member(data: bytes, source: _Source, new: Callable[[], Any]) -> Generator[bytes, None, bytes]:
+    """Yield the content of one member; return what was read beyond its end."""
+    decompressor = new()
+    packed, n_given = bytearray(), 0
+    while not decompressor.eof:
+        if not data and decompressor.needs_input:
+            data = source.read()
+            if not data:
+                raise EOFError("it ends in the middle")
+        if len(packed) <= SALVAGE_BYTES:
+            packed += data
+        try:
+            chunk = decompressor.decompress(data, max_length=CHUNK_BYTES)
+        except Exception:
+            if len(packed) <= SALVAGE_BYTES:
+                yield from _salvage(packed, n_given, new)
+            raise
+        data = b""
+        n_given += len(chunk)
+        if chunk:
+            yield chunk
+    return decompressor.unused_data or b""
+
+
+def _salvage(packed: bytearray, n_given: int, new: Callable[[], Any]) -> Iterator[bytes]:
+    """Yield what a damaged member holds beyond its first ``n_given`` bytes.
+
+    Of a call that fails, a decompressor gives nothing, not even what it read before the damage. So the packed bytes
+    are fed to another one singly.
+    """
+    decompressor = new()
+    n_bytes = 0
+    for i in range(len(packed)):
+        chunk = b"-"
+        data = bytes(packed[i : i + 1])
+        while chunk and not decompressor.eof:
+            try:
+                chunk = decompressor.decompress(data, max_length=CHUNK_BYTES)
+            except Exception:
+                return
+            data = b""
+            fresh = chunk[max(n_given - n_bytes, 0) :]
+            n_bytes += len(chunk)
+            if fresh:
+                yield fresh
+
+
+class Unpacked:
+    """The content of a packed stream, unpacked in a thread: anything that has ``readinto``.
+
+    Parameters
+    ----------
+    prefix : bytes
+        The bytes of the stream that have been read already.
+    stream : binary file
+        The rest.
+    new : callable
+        Returns a new decompressor.
+    """
+
+    def __init__(self, prefix: bytes, stream: Any, new: Callable[[], Any]):
+        new()  # a package that is missing is said now
+        self._source = _Source(prefix, stream)
+        self._chunks: queue.Queue[bytes | Exception] = queue.Queue(MAX_CHUNKS)
+        self._rest = memoryview(b"")
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(new,), daemon=True, name="unpack a capture")
+        self._thread.start()
+
+    def _run(self, new: Callable[[], Any]) -> None:
+        try:
+            for chunk in _unpack(self._source, new):
+                self._put(chunk)
+                if self._closed.is_set():
+                    return
+            self._put(b"")
+        except Exception as error:
+            damaged = CompressionError(str(error) or type(error).__name__)
+            self._put(error if error is self._source.error else damaged)
+
+    def _put(self, chunk: bytes | Exception) -> None:
+        while not self._closed.is_set():
+            try:
+                return self._chunks.put(chunk, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer, or a part of it; return how many bytes, 0 at the end.
+
+        Raises
+        ------
+        CompressionError
+            The packed data is damaged here.
+        OSError
+            The packed data cannot be read.
+        """
+        if not self._rest:
+            chunk = self._chunks.get()
+            if not chunk or isinstance(chunk, Exception):
+                self._chunks.put(chunk)  # for whoever asks again
+                if isinstance(chunk, Exception):
+                    raise chunk
+                return 0
+            self._rest = memoryview(chunk)
+        n_bytes = min(len(buffer), len(self._rest))
+        buffer[:n_bytes] = self._rest[:n_bytes]
+        self._rest = self._rest[n_bytes:]
+        return n_bytes
+
+    def close(self) -> None:
+        """Stop the thread, so that it reads no more from the stream."""
+        self._closed.set()
+        self._thread.join(CLOSE_SECONDS)
