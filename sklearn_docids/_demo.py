@@ -17,7 +17,7 @@ from sklearn_docids._detector import AUTO_STEPS, DOCIDSDetector
 from sklearn_docids._report import format_flows
 from sklearn_docids._sampler import FlowSampler
 from sklearn_docids._training import batch_bounds
-from sklearn_docids.capture.flows import FlowTable
+from sklearn_docids.capture.table import FlowTable
 from sklearn_docids.datasets import make_traffic
 from sklearn_docids.metrics import attack_average_precision_score, attack_roc_auc_score
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TextIO
 import numpy as np
 
 if TYPE_CHECKING:
-    from sklearn_docids.capture.flows import FlowTable
+    from sklearn_docids.capture.table import FlowTable
 
 SCORE_COLUMNS = (
     "capture", "time_first", "time_last", "src_ip", "src_port", "dst_ip", "dst_port", "protocol", "score", "verdict",

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
@@ -18,7 +18,8 @@ from sklearn.utils._set_output import _get_output_config
 
 from sklearn_docids.capture import fields as field_policies
 from sklearn_docids.capture.containers import capture_name
-from sklearn_docids.capture.flows import FlowRows, FlowRules, FlowTable, assemble_blocks, concatenate, read_capture
+from sklearn_docids.capture.flows import FlowRows, FlowRules, assemble_blocks, read_capture
+from sklearn_docids.capture.table import FlowTable, concatenate
 from sklearn_docids.capture.writing import write_flows
 
 
@@ -75,7 +76,7 @@ class FlowSampler(TransformerMixin, BaseEstimator):
     ----------
     counters_ : list of dict
         For each capture of the last call: packets read, packets by what happened to them, flows
-        (see `~sklearn_docids.capture.flows.FlowTable`).
+        (see `~sklearn_docids.capture.table.FlowTable`).
 
     See Also
     --------
@@ -274,7 +275,7 @@ class FlowSampler(TransformerMixin, BaseEstimator):
         rules, actions = self._rules(), self._actions(training=False)
         counters = write_flows(
             _as_list(captures), rules, self.on_error, os.fsdecode(out), self._progress,
-            lambda rows: field_policies.apply_fields(rows, actions, seed=0),
+            lambda rows: field_policies.apply_fields(rows, actions, seed=0), self._run_all,
         )  # fmt: skip
         self.counters_ = counters
         return counters
@@ -346,8 +347,8 @@ class FlowSampler(TransformerMixin, BaseEstimator):
 
     def _sampled(self, captures: Any, *, training: bool) -> FlowTable:
         rules = self._rules()
-        parts = Parallel(n_jobs=self.n_jobs, require="sharedmem")(
-            delayed(read_capture)(source, rules, self.on_error, self._progress) for source in _as_list(captures)
+        parts = self._run_all(
+            read_capture, [(source, rules, self.on_error, self._progress) for source in _as_list(captures)]
         )
         flows = concatenate(parts, rules)
         # Outside training nothing is random, and no generator is touched.
@@ -355,6 +356,10 @@ class FlowSampler(TransformerMixin, BaseEstimator):
         field_policies.apply_fields(flows.rows, self._actions(training=training), seed)
         self.counters_ = flows.counters
         return flows
+
+    def _run_all(self, function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Call a function once per capture, in threads: kernels release the GIL, and nothing is copied."""
+        return Parallel(n_jobs=self.n_jobs, require="sharedmem")(delayed(function)(*each) for each in arguments)
 
     def _progress(self, name: str, counters: dict[str, int]) -> None:
         if self.verbose:

@@ -1,14 +1,36 @@
+import hashlib
 import os
+import shutil
 from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
 
 # Two OpenMP threads that share a busy core train four times slower than one; set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Lets scikit-learn's estimator checks include the one on array API input; read when scipy is imported.
 os.environ.setdefault("SCIPY_ARRAY_API", "1")
 
-import pytest
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
+def numba_cache():
+    """Return a folder for compiled kernels of exactly these sources.
+
+    numba compiles a kernel anew when its own file has changed, not when a file it calls has: tests would run the old
+    code.
+    """
+    sources = sorted((ROOT / "sklearn_docids" / "capture").glob("*.py"))
+    version = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
+    folder = ROOT / ".numba_cache"
+    for old in folder.glob("*"):
+        if old.name != version:
+            shutil.rmtree(old, ignore_errors=True)
+    return folder / version
+
+
+os.environ.setdefault("NUMBA_CACHE_DIR", str(numba_cache()))
+
+import pytest  # noqa: E402 - after the environment
+
+SHARED = ROOT.parent / "shared" / "data"
 
 
 @pytest.fixture

@@ -10,13 +10,25 @@ from scapy.layers.inet6 import (
     IPv6ExtHdrHopByHop,
     IPv6ExtHdrRouting,
 )
-from scapy.layers.l2 import CookedLinux, CookedLinuxV2, Dot1AD, Dot1Q, Ether
+from scapy.layers.l2 import GRE, GRE_PPTP, CookedLinux, CookedLinuxV2, Dot1AD, Dot1Q, Ether
+from scapy.layers.ppi import PPI
+from scapy.layers.ppp import HDLC, PPP, PPPoE
+from scapy.main import load_contrib
+from scapy.packet import bind_layers
 from scapy.utils import RawPcapNgReader, RawPcapReader
 
-CLASSES = {1: Ether, 113: CookedLinux, 228: IP, 229: IPv6, 276: CookedLinuxV2}
+load_contrib("mpls")
+from scapy.contrib.mpls import MPLS  # noqa: E402 - needs the line above
+
+bind_layers(Ether, MPLS, type=0x8848)
+bind_layers(PPP, MPLS, proto=0x281)
+CLASSES = {
+    1: Ether, 9: PPP, 50: PPP, 51: PPPoE, 113: CookedLinux, 192: PPI, 228: IP, 229: IPv6, 276: CookedLinuxV2,
+}  # fmt: skip
+LINK_LAYERS = (Ether, Dot1Q, Dot1AD, CookedLinux, CookedLinuxV2, MPLS, PPPoE, PPP, HDLC, PPI)
 EXTENSION_HEADERS = (IPv6ExtHdrHopByHop, IPv6ExtHdrDestOpt, IPv6ExtHdrRouting)
 # Deeper layers cost time and are not looked at.
-conf.layers.filter([*CLASSES.values(), *EXTENSION_HEADERS, Dot1AD, Dot1Q, IPv6ExtHdrFragment, TCP, UDP])
+conf.layers.filter([*LINK_LAYERS, IP, IPv6, *EXTENSION_HEADERS, IPv6ExtHdrFragment, TCP, UDP])
 
 
 def read_packets(path):
@@ -31,7 +43,23 @@ def read_packets(path):
                 yield raw, meta.sec * 10**9 + meta.usec * (1 if reader.nano else 1000), reader.linktype
 
 
-def parse(raw, link_type):
+def enter_tunnel(raw, protocol, transport):
+    """Return (bytes, link type) of what a packet carries, (None, None) if it is no tunnel."""
+    payload = raw[transport:]
+    if protocol in (4, 41):
+        return payload, 101
+    if protocol == 47 and len(payload) >= 4:
+        gre = GRE(payload)
+        if isinstance(gre, GRE_PPTP):
+            return bytes(gre.payload), 9
+        if gre.proto in (0x0800, 0x86DD, 0x6558) and gre.version == 0 and not gre.routing_present:
+            return gre.original[len(gre.original) - len(gre.payload.original) :], 1 if gre.proto == 0x6558 else 101
+    if protocol == 17 and len(payload) >= 16 and payload[2:4] == b"\x12\xb5" and payload[8] & 8:
+        return payload[16:], 1
+    return None, None
+
+
+def parse(raw, link_type, innermost=False):
     """Return (fate, dict of what was found)."""
     kind = None
     if link_type in CLASSES:
@@ -42,8 +70,8 @@ def parse(raw, link_type):
         layer = (IP if raw[0] >> 4 == 4 else IPv6)(raw)
     else:
         return "non_ip", None
-    while isinstance(layer, Ether | Dot1Q | Dot1AD | CookedLinux | CookedLinuxV2):
-        kind = layer.proto if "proto" in layer.fields else layer.type
+    while isinstance(layer, LINK_LAYERS):
+        kind = layer.fields.get("proto", layer.fields.get("type"))
         layer = layer.payload
     if not isinstance(layer, IP | IPv6):  # a header that is cut is raw bytes for scapy
         return ("short" if kind in (0x0800, 0x86DD) else "non_ip"), None
@@ -64,9 +92,15 @@ def parse(raw, link_type):
             protocol = layer.nh
             layer = layer.payload
         transport = len(raw) - len(layer.original) if layer else ip_end
+    captured = raw[:ip_end]
+    if innermost:
+        inner, inner_type = enter_tunnel(captured, protocol, transport)
+        if inner is not None:
+            fate, packet = parse(inner, inner_type, innermost)
+            if fate != "non_ip":
+                return fate, packet
     if protocol not in (6, 17):
         return "other_protocol", None
-    captured = raw[:ip_end]
     if transport + 4 > len(captured):
         return "short", None
     source = ip.src, int.from_bytes(captured[transport : transport + 2], "big")
@@ -83,6 +117,7 @@ def parse(raw, link_type):
         "payload": max(ip_end - transport - header, 0),
         "kept": captured,
         "cut": len(raw) < ip_end,
+        "link_type": link_type,
     }
 
 
@@ -126,20 +161,28 @@ class Clock:
 
 
 def sample(
-    path, n_packets=4, n_bytes=80, bidirectional=True, idle_timeout=120.0, tcp_restart=True, max_live_flows=10**9
-):
+    path, n_packets=4, n_bytes=80, bidirectional=True, idle_timeout=120.0, tcp_restart=True, max_live_flows=10**9,
+    tunnels="outermost", duplicate_window=0,
+):  # fmt: skip
     """Return (list of Flow in order of first packet, counts by fate)."""
     flows, live, fates = [], {}, {}
     timeout = 10**30 if idle_timeout is None else round(idle_timeout * 1e9)
     clock = Clock(timeout)
+    before = []
     for raw, time, link_type in read_packets(path):
+        repeats = raw in before[len(before) - min(duplicate_window, len(before)) :]
+        before.append(raw)
+        if repeats:
+            fates["duplicate"] = fates.get("duplicate", 0) + 1
+            continue
         clock.advance(time)
         for key in [key for key, flow in live.items() if clock.now - flow.last_active > timeout]:
             del live[key]
-        fate, packet = parse(raw, link_type)
+        fate, packet = parse(raw, link_type, tunnels == "innermost")
         fates[fate] = fates.get(fate, 0) + 1
         if fate != "sampled":
             continue
+        link_type = packet["link_type"]
         ends = packet["source"], packet["destination"]
         key = (tuple(sorted(ends)) if bidirectional else ends, packet["protocol"], link_type)
         flow = live.pop(key, None)

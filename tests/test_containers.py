@@ -1,9 +1,16 @@
 """Containers: every kind of record is found, and damage is reported with its place, after what was read before."""
 
+import bz2
+import gzip
 import io
+import lzma
 import os
+import random
 import struct
+import sys
 import threading
+import tracemalloc
+import warnings
 
 import numpy as np
 import pytest
@@ -36,6 +43,16 @@ def test_classic_pcap_in_both_byte_orders_and_all_resolutions(order, magic, pad,
     assert flows.counters[0]["packets"] == 10
     assert set(flows.time_first) == {time_ns}
     assert flows.X[3, :80].tobytes().rstrip(b"\0") == bytes(PACKETS[3])
+
+
+@pytest.mark.parametrize("version", [(2, 2), (543, 0), (2, 3)])
+def test_old_versions_have_the_captured_length_behind_the_original_one(version):
+    capture = bytearray(pcap([udp(payload=b"x" * 300)] * 3, captured=[100] * 3))
+    struct.pack_into("<HH", capture, 4, *version)
+    for at in (24, 140, 256):
+        struct.pack_into("<II", capture, at + 8, 342, 100)
+    flows = sampled(as_file(bytes(capture)))
+    assert (flows.counters[0]["sampled"], flows.kept_bytes[0].tolist()) == (3, [80, 80, 80, 0])
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
@@ -107,7 +124,7 @@ def test_the_magic_decides_not_the_suffix(write):
 
 
 def test_records_across_buffer_borders_are_whole(monkeypatch):
-    # Records of 60 to 1,500 bytes through a buffer of 2,000: nearly every refill cuts one.
+    # Records of 60 to 1,500 bytes through a buffer of one page: nearly every refill cuts one.
     packets = [udp(sport=1 + i, payload=bytes([i % 251]) * (i * 37 % 1400)) for i in range(200)]
     monkeypatch.setattr(containers, "BUFFER_BYTES", 2000)
     flows = sampled(as_file(pcap(packets)))
@@ -117,8 +134,9 @@ def test_records_across_buffer_borders_are_whole(monkeypatch):
 
 
 def test_a_record_longer_than_the_buffer_is_read(monkeypatch):
-    monkeypatch.setattr(containers, "BUFFER_BYTES", 256)
-    assert len(sampled(as_file(pcap([udp(payload=b"x" * 1200), *PACKETS])))) == 10  # the first shares a five-tuple
+    monkeypatch.setattr(containers, "BUFFER_BYTES", 4096)
+    packets = [udp(payload=b"x" * 12_000), *PACKETS]  # the first two share a five-tuple
+    assert len(sampled(as_file(pcap(packets)))) == 10
 
 
 def test_a_fifo_is_read_to_its_end(tmp_path):
@@ -138,7 +156,135 @@ def test_a_fifo_is_read_to_its_end(tmp_path):
     assert len(flows) == 10
 
 
+# Compression
+
+
+def in_two_members(pack):
+    """Return what packs bytes as two members one behind the other."""
+    return lambda data: pack(data[:1000]) + pack(data[1000:])
+
+
+def pack_zstd(data):
+    return pytest.importorskip("backports.zstd").compress(data)
+
+
+def pack_lz4(data):
+    return pytest.importorskip("lz4.frame").compress(data)
+
+
+PACKERS = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, "zst": pack_zstd, "lz4": pack_lz4}
+HEADERS = bytes(udp(payload=bytes(30)))[:42]
+MANY = [HEADERS[:34] + struct.pack(">H", 1 + i) + HEADERS[36:] + random.Random(i).randbytes(30) for i in range(5000)]
+
+
+@pytest.mark.parametrize("pack", PACKERS.values(), ids=PACKERS)
+def test_a_packed_capture_gives_the_same_rows_whatever_its_name(pack, write):
+    for capture in (pcap(MANY), section() + interface() + b"".join(map(enhanced, MANY))):
+        assert (sampled(write(in_two_members(pack)(capture))).X == sampled(as_file(capture)).X).all()
+    assert (sampled(as_file(pack(capture))).X == sampled(as_file(capture)).X).all()
+
+
+def test_gzip_is_read_without_isal_too(monkeypatch):
+    monkeypatch.setitem(sys.modules, "isal", None)
+    assert len(sampled(as_file(in_two_members(gzip.compress)(pcap(MANY)) + bytes(100)))) == 5000
+
+
+def test_a_packed_fifo_is_read_to_its_end(tmp_path):
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    writer = threading.Thread(target=lambda: path.write_bytes(gzip.compress(pcap(MANY))))
+    writer.start()
+    flows = sampled(path)
+    writer.join(timeout=10)
+    assert len(flows) == 5000
+
+
+@pytest.mark.parametrize("pack", PACKERS.values(), ids=PACKERS)
+def test_a_packed_capture_that_is_cut_keeps_what_came_before(pack, write):
+    packed = in_two_members(pack)(pcap(MANY))
+    with pytest.warns(CaptureWarning, match=r"capture.pcap: byte \d+, record \d+: the packed data is damaged: it ends"):
+        flows = sampled(write(packed[: len(packed) * 3 // 4]))
+    assert 10 < len(flows) < 5000
+    assert (sampled(as_file(pcap(MANY))).X[: len(flows)] == flows.X).all()
+
+
+@pytest.mark.parametrize("isal", [True, False])
+def test_a_wrong_checksum_loses_no_record(isal, write, monkeypatch):
+    if not isal:
+        monkeypatch.setitem(sys.modules, "isal", None)
+    packed = bytearray(gzip.compress(pcap(MANY)))
+    packed[-8] ^= 1
+    with pytest.warns(CaptureWarning, match="the packed data is damaged: .*the 5000 records before it are kept"):
+        assert len(sampled(write(bytes(packed)))) == 5000
+
+
+def test_every_flipped_byte_of_a_packed_capture_is_survived():
+    packed = gzip.compress(pcap(PACKETS))
+    whole = sampled(as_file(pcap(PACKETS))).X
+    for at in range(len(packed)):
+        broken = packed[:at] + bytes([packed[at] ^ 0x41]) + packed[at + 1 :]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CaptureWarning)
+            try:
+                sampled(as_file(broken))
+            except CaptureError:
+                continue
+    assert len(whole) == 10
+
+
+@pytest.mark.parametrize("pack", PACKERS.values(), ids=PACKERS)
+def test_a_bomb_stops_with_a_warning_in_little_memory(pack, write):
+    bomb = write(pack(pcap(PACKETS) + bytes(200_000_000)))
+    sampled(as_file(pcap(PACKETS)))
+    tracemalloc.start()
+    with pytest.warns(CaptureWarning, match=r"record 1011: 1000 empty records in a row, the rest is not read"):
+        flows = sampled(bomb)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (len(flows), flows.counters[0]["short"]) == (10, 1000)
+    assert peak < 64e6
+
+
+def test_no_thread_is_left_behind_when_reading_stops_early(write):
+    path = write(gzip.compress(pcap(MANY[:1]) + bytes(20_000_000)))
+    with pytest.warns(CaptureWarning, match="empty records"):
+        sampled(path)
+    with pytest.raises(CaptureError, match="neither pcap nor pcapng"):
+        sampled(write(gzip.compress(bytes(20_000_000))))
+    stream = FlowSampler(n_packets=1).iter_flows(write(gzip.compress(pcap(MANY * 20))))
+    next(stream)
+    stream.close()
+    assert [thread.name for thread in threading.enumerate() if "unpack" in thread.name] == []
+
+
+def test_what_is_packed_twice_is_refused(write):
+    with pytest.raises(CaptureError, match="packed more than once"):
+        sampled(write(gzip.compress(gzip.compress(pcap(PACKETS)))))
+
+
+@pytest.mark.parametrize(("module", "magic"), [("backports", b"\x28\xb5\x2f\xfd"), ("lz4", b"\x04\x22\x4d\x18")])
+def test_a_missing_decompressor_is_named(module, magic, write, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=r"pip install 'sklearn_docids\[compress\]'"):
+        sampled(write(magic + bytes(100)))
+
+
+def test_an_unreadable_packed_stream_raises_the_error_of_the_stream():
+    class Broken(io.BytesIO):
+        def readinto1(self, buffer):
+            if self.tell() > 500_000:
+                raise OSError("disk on fire")
+            return super().readinto1(buffer)
+
+    with pytest.raises(OSError, match="disk on fire"):
+        sampled(Broken(gzip.compress(pcap(MANY * 10))))
+
+
 # Damage
+
+
+def test_a_few_empty_records_are_no_damage():
+    assert sampled(as_file(pcap([*PACKETS, *[b""] * 999], times=[0.0] * 1009))).counters[0]["short"] == 999
 
 
 def test_every_cut_of_a_pcap_keeps_the_records_before_it():
@@ -218,7 +364,7 @@ def test_a_flood_of_interfaces_stops(monkeypatch):
         (b"", "empty file"),
         (b"\xd4\xc3", "2 bytes only"),
         (b"hello world, no capture", "begins with b'hell'"),
-        (b"\x1f\x8b\x08\x00" + bytes(30), "gzip"),
+        (b"\x1f\x8b\x08\x00" + bytes(30), "the packed data is damaged"),
         (b"PK\x03\x04" + bytes(30), "zip archive"),
         (b"version https://git-lfs.github.com/spec/v1", "Git LFS pointer"),
         (b"<!DOCTYPE html>", "web page"),
@@ -305,10 +451,8 @@ def test_the_timestamps_of_tcp_packets_may_run_backwards():
 
 
 def test_a_decompressing_stream_that_breaks_off_keeps_what_came_before():
-    import gzip
-
     packed = gzip.compress(pcap([udp(sport=s, payload=os.urandom(30)) for s in range(1, 5000)]))
     stream = gzip.GzipFile(fileobj=io.BytesIO(packed[: len(packed) // 2]))
-    with stream, pytest.warns(CaptureWarning, match="the stream is damaged: Compressed file ended"):
+    with stream, pytest.warns(CaptureWarning, match="the packed data is damaged: Compressed file ended"):
         flows = sampled(stream)
     assert len(flows) > 1000

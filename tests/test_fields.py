@@ -1,6 +1,7 @@
 """Header-field policies: what they touch, what they leave, and that randomisation keeps a flow consistent."""
 
 import io
+from ipaddress import ip_address
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from scapy.layers.inet import IP, TCP, UDP, IPOption_RR
 from scapy.layers.inet6 import IPv6, IPv6ExtHdrHopByHop, IPv6ExtHdrRouting
 from scapy.layers.l2 import CookedLinux, CookedLinuxV2, Dot1Q, Ether
 from scapy.utils import checksum
+from test_flows import LINK_LAYERS, TUNNELS
 
 from sklearn_docids import FlowSampler
 from sklearn_docids.capture.fields import FIELDS
@@ -158,6 +160,25 @@ def test_addresses_are_found_behind_every_link_header(link_type, packet, header)
     assert not row[header + 12 : header + 20].any()
     link_addresses = {1: (0, 12), 113: (6, 14), 276: (12, 20), 101: (0, 0)}[link_type]
     assert not row[slice(*link_addresses)].any()
+
+
+@pytest.mark.parametrize(("link_type", "packet", "header"), LINK_LAYERS.values(), ids=LINK_LAYERS)
+def test_no_address_is_left_behind_any_link_header(link_type, packet, header):
+    addresses = dict.fromkeys(("mac", "ip", "checksums"), "zero")
+    row = FlowSampler(fields=addresses).transform(io.BytesIO(pcap([packet], link_type=link_type)))[0, :80].tobytes()
+    for address in ("10.0.0.1", "10.0.0.2", "fd00::1", "fd00::2"):
+        assert ip_address(address).packed not in row
+    for end in (1, 2):
+        assert bytes.fromhex(f"02000000000{end}") not in row
+
+
+@pytest.mark.parametrize(("packet", "link_type", "inner"), TUNNELS.values(), ids=TUNNELS)
+def test_addresses_of_the_innermost_packet_of_a_tunnel_are_found(packet, link_type, inner):
+    sampler = FlowSampler(tunnels="innermost", fields={"ip": "zero", "mac": "zero", "checksums": "zero"})
+    row = sampler.transform(io.BytesIO(pcap([packet])))[0, :80].tobytes()
+    for address in ("10.9.0.1", "10.9.0.2", "fd00::1", "fd00::2"):
+        assert ip_address(address).packed not in row
+    assert row[-80:].count(b"payload") == 1
 
 
 def test_padding_behind_a_cut_packet_stays_zero():

@@ -10,6 +10,7 @@ from captures import enhanced, interface, pcap, section, simple, tcp, udp, udp6
 from conftest import real_captures
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from naive import MPLS
 from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_RR
 from scapy.layers.inet6 import (
     IPv6,
@@ -19,8 +20,10 @@ from scapy.layers.inet6 import (
     IPv6ExtHdrRouting,
     PadN,
 )
-from scapy.layers.l2 import ARP, CookedLinux, CookedLinuxV2, Dot1AD, Dot1Q, Loopback
+from scapy.layers.l2 import ARP, GRE, GRE_PPTP, CookedLinux, CookedLinuxV2, Dot1AD, Dot1Q, Loopback
 from scapy.layers.l2 import Ether as EtherLayer
+from scapy.layers.ppi import PPI
+from scapy.layers.ppp import HDLC, PPP, PPPoE
 
 from sklearn_docids import FlowSampler
 from sklearn_docids.capture._native import kernel
@@ -100,6 +103,7 @@ def traffic(draw):
     idle_timeout=st.sampled_from([None, 0.4, 120.0]),
     tcp_restart=st.booleans(),
     max_live_flows=st.sampled_from([1, 2, 1000]),
+    duplicate_window=st.sampled_from([0, 1, 5]),
 )
 def test_any_traffic_agrees_with_the_slow_twin(tmp_path_factory, capture, **parameters):
     path = tmp_path_factory.mktemp("traffic") / "capture.pcap"
@@ -126,6 +130,20 @@ LINK_LAYERS = {
     "linux cooked vlan": (113, CookedLinux(proto=0x8100) / Dot1Q(vlan=5) / RAW, 20),
     "linux cooked ipv6": (113, CookedLinux(proto=0x86DD) / RAW6, 16),
     "linux cooked 2": (276, CookedLinuxV2(proto=0x0800) / RAW, 20),
+    "mpls": (1, Ether(type=0x8847) / MPLS(label=5, s=0) / MPLS(label=6, s=1) / RAW, 22),
+    "mpls ipv6": (1, Ether(type=0x8848) / MPLS(label=5, s=1) / RAW6, 18),
+    "vlan mpls": (1, Ether() / Dot1Q(vlan=5, type=0x8847) / MPLS(label=5, s=1) / RAW, 22),
+    "pppoe": (1, Ether(type=0x8864) / PPPoE() / PPP(proto=0x21) / RAW, 22),
+    "pppoe ipv6": (1, Ether(type=0x8864) / PPPoE() / PPP(proto=0x57) / RAW6, 22),
+    "ppp": (9, PPP(proto=0x21) / RAW, 2),
+    "ppp framed": (9, HDLC() / PPP(proto=0x21) / RAW, 4),
+    "ppp compressed": (9, b"\x21" + bytes(RAW), 1),
+    "ppp ipv6": (9, PPP(proto=0x57) / RAW6, 2),
+    "ppp mpls": (9, PPP(proto=0x281) / MPLS(label=5, s=1) / RAW, 6),
+    "ppp serial": (50, HDLC() / PPP(proto=0x21) / RAW, 4),
+    "ppp over ethernet": (51, PPPoE() / PPP(proto=0x21) / RAW, 8),
+    "ppi": (192, PPI(dlt=1, headers=[]) / Ether() / RAW, 22),
+    "ppi raw": (192, PPI(dlt=101, headers=[]) / RAW, 8),
     "linux cooked 2 ipv6": (276, CookedLinuxV2(proto=0x86DD) / RAW6, 20),
 }
 
@@ -137,6 +155,24 @@ def test_each_link_type_is_parsed_and_its_header_kept(link_type, packet, header,
     assert (flows.src_port[0], flows.dst_port[0], flows.payload_forward[0]) == (5, 53, 7)
     assert flows.X[0, :80].tobytes().rstrip(b"\0") == bytes(packet)[:80]
     assert flows.X[0, header] >> 4 == (6 if "6" in str(flows.src_ip[0]) or ":" in flows.src_ip[0] else 4)
+
+
+def test_cisco_hdlc_is_parsed():
+    assert flows_of([b"\x0f\x00\x08\x00" + bytes(RAW)], link_type=50).dst_port.tolist() == [53]
+
+
+@pytest.mark.parametrize(("link_type", "packet", "header"), LINK_LAYERS.values(), ids=LINK_LAYERS)
+def test_a_packet_cut_anywhere_gives_a_prefix_of_its_row(link_type, packet, header):
+    packet = bytes(packet)
+    whole = flows_of([packet], link_type=link_type).X[0]
+    for length in range(len(packet)):
+        capture = pcap([packet], link_type=link_type, captured=[length])
+        flows = FlowSampler().flows(io.BytesIO(capture))
+        counters = flows.counters[0]
+        assert counters["sampled"] + counters["short"] == 1
+        for row in flows.X:
+            assert (row[:length] == whole[:length]).all()
+            assert not row[length:].any()
 
 
 def test_a_vlan_tag_behind_a_linux_cooked_2_header_is_skipped():
@@ -186,6 +222,9 @@ NOT_SAMPLED = {
     "ip version 5": (Ether(type=0x0800) / (b"\x55" + bytes(40)), "malformed"),
     "ip total length 10": (Ether() / IP(len=10) / UDP(), "malformed"),
     "5000 vlan tags": (bytes(12) + b"\x81\x00\x00\x01" * 5000 + b"\x08\x00" + bytes(RAW), "malformed"),
+    "5000 mpls labels": (bytes(12) + b"\x88\x47" + b"\x00\x00\x10\x40" * 5000 + bytes(RAW), "malformed"),
+    "mpls pseudowire": (Ether(type=0x8847) / MPLS(label=5, s=1) / bytes(60), "non_ip"),
+    "ppp control": (Ether(type=0x8864) / PPPoE() / PPP(proto=0xC021) / bytes(8), "non_ip"),
     "5000 extension headers": (
         bytes(Ether() / IPv6(nh=60, plen=40_000)) + b"\x3c\x00\x00\x00\x00\x00\x00\x00" * 5000,
         "malformed",
@@ -305,6 +344,84 @@ def test_truncated_says_that_the_row_lacks_bytes(captured, truncated):
     assert flows.truncated.tolist() == [truncated]
     assert flows.payload_forward.tolist() == [200]
     assert flows.kept_bytes[0].tolist() == [min(captured, 80), 0, 0, 0]
+
+
+INNER = IP(src="10.9.0.1", dst="10.9.0.2") / UDP(sport=5, dport=53) / b"payload"
+INNER6 = IPv6(src="fd00::1", dst="fd00::2") / UDP(sport=5, dport=53) / b"payload"
+OUTER = Ether() / IP(src="10.0.0.1", dst="10.0.0.2")
+VXLAN_HEADER = UDP(sport=999, dport=4789) / bytes.fromhex("0800000000000100")
+FRAME = Ether() / Dot1Q(vlan=5) / INNER
+PPP_INNER = PPP(proto=0x21) / INNER
+TUNNELS = {
+    "ip in ip": (OUTER / INNER, 101, INNER),
+    "6in4": (OUTER / INNER6, 101, INNER6),
+    "4in6": (Ether() / IPv6(src="fd00::8", dst="fd00::9") / INNER, 101, INNER),
+    "gre": (OUTER / GRE() / INNER, 101, INNER),
+    "gre ipv6": (OUTER / GRE() / INNER6, 101, INNER6),
+    "gre with all fields": (OUTER / GRE(chksum_present=1, key_present=1, seqnum_present=1) / INNER, 101, INNER),
+    "gre ethernet": (OUTER / GRE(proto=0x6558) / bytes(FRAME), 1, FRAME),
+    "pptp": (
+        OUTER / GRE_PPTP(seqnum_present=1, acknum_present=1) / PPP(proto=0x21) / INNER,
+        9,
+        PPP(proto=0x21) / INNER,
+    ),
+    "vxlan": (OUTER / VXLAN_HEADER / bytes(FRAME), 1, FRAME),
+    "gre in ip in ip": (OUTER / IP(src="10.7.0.1", dst="10.7.0.2") / GRE() / INNER, 101, INNER),
+}
+
+
+@pytest.mark.parametrize(("packet", "link_type", "inner"), TUNNELS.values(), ids=TUNNELS)
+def test_the_innermost_packet_of_a_tunnel_makes_the_flow_if_asked_for(packet, link_type, inner, write):
+    flows = assert_equal_to_naive(write(pcap([packet])), tunnels="innermost")
+    assert (flows.link_type.tolist(), flows.dst_port.tolist()) == ([link_type], [53])
+    assert flows.X[0, :80].tobytes().rstrip(b"\0") == bytes(inner)[:80]
+
+
+@pytest.mark.parametrize(("packet", "link_type", "inner"), TUNNELS.values(), ids=TUNNELS)
+def test_the_outermost_packet_of_a_tunnel_makes_the_flow_by_default(packet, link_type, inner, write):
+    flows = assert_equal_to_naive(write(pcap([packet])))
+    assert flows.counters[0]["sampled" if packet.haslayer(UDP) and packet[UDP].dport == 4789 else "other_protocol"] == 1
+
+
+@pytest.mark.parametrize(("packet", "link_type", "inner"), TUNNELS.values(), ids=TUNNELS)
+def test_a_tunnelled_packet_cut_anywhere_gives_a_prefix_of_its_row(packet, link_type, inner):
+    packet, row = bytes(packet), bytes(inner)[:80].ljust(80, b"\0")
+    for length in range(len(packet)):
+        capture = pcap([packet], captured=[length])
+        flows = FlowSampler(tunnels="innermost").flows(io.BytesIO(capture))
+        counters = flows.counters[0]
+        assert sum(counters[fate] for fate in ("sampled", "short", "other_protocol")) == 1
+        if len(flows) and flows.dst_port[0] == 53:
+            n_kept = flows.kept_bytes[0, 0]
+            assert flows.X[0, :80].tobytes() == row[:n_kept].ljust(80, b"\0")
+
+
+def test_a_tunnel_that_carries_no_ip_leaves_the_packet_around_it():
+    vxlan = OUTER / VXLAN_HEADER / bytes(Ether() / ARP())
+    flows = flows_of([vxlan, OUTER / GRE(proto=0x0806) / bytes(ARP())], tunnels="innermost")
+    assert flows.dst_port.tolist() == [4789]
+    assert flows.counters[0]["other_protocol"] == 1
+
+
+@pytest.mark.parametrize(("protocol", "between"), [(4, b""), (47, bytes(GRE(proto=0x0800)))], ids=["ip in ip", "gre"])
+def test_2000_tunnels_one_in_another_are_malformed(protocol, between):
+    header = bytes(IP(src="10.0.0.1", dst="10.0.0.2", len=0, proto=protocol)) + between  # length 0: as captured
+    assert flows_of([bytes(Ether(type=0x0800)) + header * 2000], tunnels="innermost").counters[0]["malformed"] == 1
+
+
+def test_exact_repeats_within_the_window_are_dropped_and_counted(write):
+    packets = [udp(sport=1), udp(sport=1), udp(sport=2), udp(sport=1), Ether() / ARP(), Ether() / ARP()]
+    for window, duplicates in ((0, 0), (1, 2), (2, 3), (65_536, 3)):
+        flows = assert_equal_to_naive(write(pcap(packets)), duplicate_window=window)
+        assert flows.counters[0]["duplicate"] == duplicates
+
+
+def test_a_packet_that_differs_in_one_byte_or_in_length_is_no_duplicate():
+    packet = bytes(udp(payload=b"x" * 30))
+    variants = [packet[:i] + bytes([packet[i] ^ 1]) + packet[i + 1 :] for i in range(len(packet))]
+    variants += [packet + bytes(n) for n in range(1, 9)]
+    assert flows_of([packet, *variants], duplicate_window=100).counters[0]["duplicate"] == 0
+    assert flows_of([*variants, *variants], duplicate_window=100).counters[0]["duplicate"] == len(variants)
 
 
 def test_protocols_can_be_left_out():

@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+import warnings
 
 import joblib
 import numpy as np
@@ -12,8 +13,8 @@ from captures import pcap, tcp, udp
 from sklearn.base import clone
 from sklearn.utils.estimator_checks import check_estimator
 
-from sklearn_docids import FlowSampler
-from sklearn_docids.capture.flows import COLUMNS, FlowTable
+from sklearn_docids import CaptureWarning, FlowSampler
+from sklearn_docids.capture.table import COLUMNS, FlowTable
 
 
 @pytest.fixture
@@ -196,6 +197,92 @@ def test_write_leaves_no_partial_file_when_a_capture_is_refused(write, tmp_path)
     with pytest.raises(ValueError, match="not a capture"):
         FlowSampler().write(write(b"nothing"), tmp_path / "X.npy")
     assert [p.name for p in tmp_path.iterdir()] == ["capture.pcap"]
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2, 8])
+def test_the_number_of_threads_changes_neither_rows_nor_files(write, tmp_path, n_jobs):
+    paths = [write(pcap([udp(sport=1 + i % (7 * k)) for i in range(300)]), f"{k}.pcap") for k in range(1, 8)]
+    paths.insert(2, write(b"nothing", "bad.pcap"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CaptureWarning)
+        one, many = FlowSampler().flows(paths), FlowSampler(n_jobs=n_jobs).flows(paths)
+        FlowSampler(n_jobs=n_jobs).write(paths, tmp_path / "out")
+    written = FlowTable.load(tmp_path / "out")
+    for flows in (many, written):
+        assert (flows.X == one.X).all()
+        assert (flows.rows.records == one.rows.records).all()
+        assert (flows.capture == one.capture).all()
+        assert flows.counters == one.counters
+    assert [path.name for path in (tmp_path / "out").iterdir() if path.name.startswith(".")] == []
+
+
+def test_live_flows_on_disk_leave_their_rows_to_be_filled_later(write, tmp_path):
+    # Every third flow lives to the end, the others idle out long before: nearly every write has gaps.
+    packets, times = [], []
+    for i in range(30_000):
+        packets.append(i + 1)
+        times.append(i * 0.05)
+    for i in range(0, 30_000, 3):
+        packets.append(i + 1)
+        times.append(1500.0)
+    header = bytes(udp())
+    capture = pcap([header[:26] + n.to_bytes(4, "big") + header[30:] for n in packets], times=times)
+    path = write(capture)
+    sampler = FlowSampler(idle_timeout=1000.0)
+    sampler.write(path, tmp_path / "out")
+    written, flows = FlowTable.load(tmp_path / "out"), sampler.flows(path)
+    assert (written.X == flows.X).all()
+    assert (written.rows.records == flows.rows.records).all()
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".parquet"])
+def test_a_saved_table_loads_as_it_was(captures, tmp_path, suffix):
+    flows = FlowSampler(fields="raw").flows(captures)
+    path = tmp_path / f"flows{suffix}"
+    for table in (flows, flows[::2], flows[:0]):
+        table.save(path)
+        loaded = FlowTable.load(path)
+        assert (loaded.rows.records == table.rows.records).all()
+        assert (loaded.X == table.X).all()
+        assert (loaded.kept_bytes == table.kept_bytes).all()
+        assert all((loaded[name] == table[name]).all() for name in COLUMNS)
+        assert (loaded.captures, loaded.counters) == (table.captures, table.counters)
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith("flows")] == [path.name]
+
+
+def test_a_parquet_file_is_read_by_pandas(captures, tmp_path):
+    pandas = pytest.importorskip("pandas")
+    flows = FlowSampler(fields="raw").flows(captures)
+    flows.save(tmp_path / "flows.parquet")
+    frame = pandas.read_parquet(tmp_path / "flows.parquet")
+    assert frame["src_ip"].tolist() == flows.src_ip.tolist()
+    assert (np.frombuffer(b"".join(frame["X"]), np.uint8).reshape(flows.X.shape) == flows.X).all()
+    assert str(frame["time_first"].dtype) == "datetime64[ns, UTC]"
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".parquet"])
+def test_what_is_no_flow_table_is_refused(captures, tmp_path, suffix):
+    path = tmp_path / f"flows{suffix}"
+    path.write_bytes(b"PK\x03\x04 nothing")
+    with pytest.raises(ValueError, match=r"flows|Parquet|parquet"):
+        FlowTable.load(path)
+    flows = FlowSampler().flows(captures)
+    flows.captures = flows.captures[:1]
+    flows.save(path)
+    with pytest.raises(ValueError, match="no flow table: its parts do not fit together"):
+        FlowTable.load(path)
+    with pytest.raises(ValueError, match=r"saved as .npz or .parquet"):
+        flows.save(tmp_path / "flows.csv")
+
+
+def test_an_array_file_of_another_kind_is_no_flow_table(tmp_path):
+    np.savez(tmp_path / "other.npz", a=np.zeros(3))
+    with pytest.raises(ValueError, match="no flow table"):
+        FlowTable.load(tmp_path / "other.npz")
+    pickled = tmp_path / "pickled.npz"
+    np.savez(pickled, records=np.array([{}], dtype=object))
+    with pytest.raises(ValueError, match="allow_pickle"):
+        FlowTable.load(pickled)
 
 
 def test_a_stream_gives_a_flow_with_its_nth_packet_and_absorbs_later_ones(write):

@@ -9,7 +9,7 @@ __all__ = ["CaptureError", "CaptureWarning", "FlowTable"]
 def __getattr__(name: str) -> object:
     # The errors are cheap; the table brings numba.
     if name == "FlowTable":
-        from sklearn_docids.capture.flows import FlowTable
+        from sklearn_docids.capture.table import FlowTable
 
         return FlowTable
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

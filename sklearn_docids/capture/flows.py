@@ -1,40 +1,27 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Packets into flows: the flow table of one capture, and the table of finished flows a user gets."""
+"""Packets into flows: the live flows of one capture, and the rows of finished ones."""
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from functools import cached_property
-from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 import numpy as np
 
 from sklearn_docids.capture import kernels
 from sklearn_docids.capture._errors import CaptureError, CaptureWarning
-from sklearn_docids.capture.community_id import community_id
 from sklearn_docids.capture.containers import Capture, capture_name, link_name, opened
 from sklearn_docids.capture.headers import PACKET_FATES
 
-# Finished flows are handed on in groups of this size.
-STAGED_ROWS = 4096
+# Finished flows are handed on in groups of this size: large enough that most of their rows are neighbours on disk.
+STAGED_ROWS = 8192
 FIRST_ROWS = 16_384
 # From this size on the allocator gives an array pages of its own, which the system moves instead of copying them.
 OWN_PAGES_BYTES = 2**25
-NUMERIC_COLUMNS = (
-    *(name for name in kernels.FLOW_DTYPE.names or () if name[:3] not in ("src", "dst", "row")),
-    "src_port",
-    "dst_port",
-)
-COLUMNS = (
-    "capture", "time_first", "time_last", "src_ip", "dst_ip", "src_port", "dst_port", "protocol",
-    "packets_forward", "packets_backward", "bytes_forward", "bytes_backward", "payload_forward", "payload_backward",
-    "tcp_flags_forward", "tcp_flags_backward", "link_type", "truncated", "community_id",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -224,17 +211,22 @@ class FlowAssembler:
         return int(self._cursor["n_live"][0])
 
     def _sweep(self, size: int | None = None, *, everything: bool = False) -> None:
-        """Finish the flows that have idled out and put the others into a fresh table."""
-        fresh = np.zeros(size or len(self._table), kernels.ENTRY_DTYPE)
-        at = 0
-        while True:
-            at = kernels.sweep(
-                self._table, at, fresh, everything, *self._storage(), self._cursor, self._settings
-            )  # fmt: skip
-            if at == len(self._table):
-                break
-            self.flush()
-        self._table = fresh
+        """Finish the flows that have idled out, in order of their rows; put the others into a fresh table."""
+        table = self._table
+        idle = table["name"] != 0
+        if not everything:
+            idle &= self._cursor["clock"][0] - table["last_active"] > self._settings["idle_timeout"][0]
+        self._table = np.zeros(size or len(table), kernels.ENTRY_DTYPE)
+        if not everything:
+            kernels.rehash(table, self._table, self._cursor, self._settings)
+        if self._emit:
+            slots = _slots(table["name"][idle])
+            slots = slots[np.argsort(self.rows.records["row"][slots])]
+            at = 0
+            while at < len(slots):
+                at = kernels.finish_all(slots, at, *self._storage(), self._cursor, self._settings)
+                if at < len(slots):
+                    self.flush()
 
     def _add_slots(self, n_slots: int) -> None:
         n_free, first_new = int(self._cursor["n_free"][0]), len(self.rows)
@@ -262,12 +254,16 @@ class FlowAssembler:
         entries = self._table[self._table["name"] != 0]
         candidates = np.zeros(len(entries), kernels.CANDIDATE_DTYPE)
         candidates["name"], candidates["last_active"] = entries["name"], entries["last_active"]
-        slots = (entries["name"] & np.uint64(0xFFFFFFFF)).astype(np.int64) - 1
-        candidates["row"] = self.rows.records["row"][slots]
+        candidates["row"] = self.rows.records["row"][_slots(entries["name"])]
         earlier = candidates[candidates["last_active"] < self._cursor["clock"][0]]
         candidates = earlier if len(earlier) else candidates
         self._candidates = candidates[np.lexsort((candidates["row"], candidates["last_active"]))]
         self._cursor["candidate"] = 0
+
+
+def _slots(names: np.ndarray) -> np.ndarray:
+    """Return the slots in the names of table entries."""
+    return (names & np.uint64(0xFFFFFFFF)).astype(np.int64) - 1
 
 
 def assemble(source: Any, rules: FlowRules, emit: Callable[[FlowRows], object] | None, on_error: str) -> FlowAssembler:
@@ -319,154 +315,6 @@ def _report_link_types(capture: Capture, counters: dict[str, int]) -> None:
     warn(f"{capture.name}: {n_unknown} packets of unsupported link type {names} are skipped")
 
 
-class FlowTable:
-    """Flows of one or more captures, as columns.
-
-    Every column is an attribute and an item: ``table.src_ip`` is ``table["src_ip"]``. A slice, an index array or a
-    mask selects flows: ``table[table.dst_port == 443]``.
-
-    Parameters
-    ----------
-    rows : FlowRows
-        The flows, in order of capture, then of first packet.
-    capture : ndarray of int64, shape (n_flows,)
-        Number of the capture each flow comes from.
-    captures : sequence of str
-        Names of the captures.
-    counters : sequence of dict
-        For each capture: ``packets`` read, packets by fate (``sampled``, ``non_ip``, ``other_protocol``,
-        ``fragment``, ``short``, ``malformed``, ``unknown_link_type``; their sum is ``packets``), ``flows``, and
-        ``flows_evicted`` (ended early by ``max_live_flows``).
-
-    Attributes
-    ----------
-    X : ndarray of uint8, shape (n_flows, n_packets * n_bytes)
-        First bytes of the first packets, from the link header to the end of the IP packet, zero-padded.
-    kept_bytes : ndarray of uint16, shape (n_flows, n_packets)
-        How many of the ``n_bytes`` of each packet are there.
-    capture : ndarray of int64
-        Index into ``captures``.
-    time_first, time_last : ndarray of int64
-        Time of the first packet, latest time of a packet; ns since 1970-01-01 UTC.
-    src_ip, dst_ip : ndarray of str
-        Addresses; the source sent the first packet that was seen.
-    src_port, dst_port, protocol, link_type : ndarray of int64
-        Ports; 6 for TCP or 17 for UDP; libpcap's number of the link type.
-    packets_forward, packets_backward : ndarray of int64
-        Packets from source to destination and back, all of the flow.
-    bytes_forward, bytes_backward, payload_forward, payload_backward : ndarray of int64
-        Bytes of those packets by their IP length: with IP header, and behind the TCP or UDP header.
-    tcp_flags_forward, tcp_flags_backward : ndarray of int64
-        All flags seen, OR-ed; 0 for UDP.
-    truncated : ndarray of bool
-        The capture holds fewer bytes of one of the kept packets than ``X`` has room for.
-    community_id : ndarray of str
-        Community ID version 1, seed 0, as Zeek and Suricata write it.
-
-    Examples
-    --------
-    >>> import tempfile, pathlib
-    >>> from sklearn_docids import FlowSampler
-    >>> from sklearn_docids.datasets import make_traffic
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     traffic = make_traffic(folder, n_flows=20, random_state=0)
-    ...     flows = FlowSampler().flows(traffic.train)
-    >>> flows.X.shape, flows.X.dtype
-    ((20, 320), dtype('uint8'))
-    >>> set(flows.protocol) <= {6, 17}
-    True
-    """
-
-    def __init__(
-        self, rows: FlowRows, capture: np.ndarray, captures: Sequence[str], counters: Sequence[dict[str, int]]
-    ):
-        self.rows = rows
-        self.capture = capture
-        self.captures = list(captures)
-        self.counters = list(counters)
-
-    @property
-    def X(self) -> np.ndarray:
-        """Bytes of the first packets."""
-        return self.rows.X
-
-    @property
-    def kept_bytes(self) -> np.ndarray:
-        """Bytes kept of each packet."""
-        return self.rows.kept_bytes
-
-    @cached_property
-    def src_ip(self) -> np.ndarray:
-        """Addresses of the senders of the first packets."""
-        return _addresses(self.rows.records, "src")
-
-    @cached_property
-    def dst_ip(self) -> np.ndarray:
-        """Addresses of the other sides."""
-        return _addresses(self.rows.records, "dst")
-
-    @cached_property
-    def community_id(self) -> np.ndarray:
-        """Community IDs, version 1."""
-        return community_id(self.rows.records)
-
-    def __getattr__(self, name: str) -> np.ndarray:
-        if name not in NUMERIC_COLUMNS:
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        column = self.rows.records[name]
-        # Small unsigned integers wrap around in a user's arithmetic.
-        return column.copy() if column.dtype == np.bool_ else column.astype(np.int64)
-
-    def __dir__(self) -> list[str]:
-        return [*super().__dir__(), *NUMERIC_COLUMNS]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __repr__(self) -> str:
-        return f"<FlowTable: {len(self)} flows of {len(self.captures)} captures>"
-
-    def __getitem__(self, key: Any) -> Any:
-        if isinstance(key, str):
-            if key not in COLUMNS:
-                raise KeyError(key)
-            return getattr(self, key)
-        if isinstance(key, int | np.integer):
-            key = [key]
-        return FlowTable(self.rows[key], self.capture[key], self.captures, self.counters)
-
-    def to_pandas(self) -> Any:
-        """Return the columns as a pandas DataFrame.
-
-        Returns
-        -------
-        pandas.DataFrame
-            One row per flow, the columns of the table, times as UTC timestamps.
-
-        Raises
-        ------
-        ImportError
-            pandas is not installed.
-        """
-        import pandas
-
-        frame = pandas.DataFrame({name: self[name] for name in COLUMNS})
-        for name in ("time_first", "time_last"):
-            frame[name] = pandas.to_datetime(frame[name], unit="ns", utc=True)
-        return frame
-
-
-def _addresses(records: np.ndarray, side: str) -> np.ndarray:
-    """Return addresses as strings; each distinct one is formatted once."""
-    packed = np.stack([records["ip_version"].astype(np.uint64), records[f"{side}_high"], records[f"{side}_low"]], 1)
-    distinct, place = np.unique(packed, axis=0, return_inverse=True)
-    texts = [
-        str(IPv4Address(int(low))) if version == 4 else str(IPv6Address(int(high) << 64 | int(low)))
-        for version, high, low in distinct
-    ]
-    return np.array(texts, dtype="U39")[place.ravel()]
-
-
 def read_capture(
     source: Any, rules: FlowRules, on_error: str, progress: Callable[[str, dict[str, int]], object]
 ) -> tuple[str, FlowRows, dict[str, int]] | CaptureError:
@@ -482,30 +330,3 @@ def read_capture(
         return error
     progress(capture_name(source), assembler.counters)
     return capture_name(source), assembler.rows, assembler.counters
-
-
-def concatenate(parts: Sequence[tuple[str, FlowRows, dict[str, int]] | CaptureError], rules: FlowRules) -> FlowTable:
-    """Return one table of the flows of captures that could be read, with a warning for each that could not.
-
-    If none could be read, the first error is raised: there is nothing to go on with.
-    """
-    errors = [part for part in parts if isinstance(part, CaptureError)]
-    if errors and len(errors) == len(parts):
-        raise errors[0]
-    for error in errors:
-        warn(f"{error}; it is left out")
-    # A capture that was left out keeps its number and has no flows.
-    read = [
-        part if not isinstance(part, CaptureError) else (part.capture, FlowRows.empty(0, rules), {}) for part in parts
-    ]
-    rows = [part[1] for part in read]
-    if len(rows) == 1:
-        joined = rows[0]
-    else:
-        joined = FlowRows(
-            np.concatenate([r.records for r in rows]),
-            np.concatenate([r.X for r in rows]),
-            np.concatenate([r.kept_bytes for r in rows]),
-        )
-    capture = np.repeat(np.arange(len(rows)), [len(r) for r in rows])
-    return FlowTable(joined, capture, [part[0] for part in read], [part[2] for part in read])

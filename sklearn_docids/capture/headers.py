@@ -70,7 +70,7 @@ def version_at(data, at, stop):
 @kernel
 def follow_ppp(data, at, stop):
     """Return (fate, first byte of the IP header, IP version) of the PPP frame at ``at``."""
-    if at + 2 <= stop and u16(data, at) == 0xFF03:  # HDLC-like framing
+    if at < stop and data[at] == 0xFF:  # HDLC-like framing: address and control precede
         at += 2
     if at >= stop:
         return SHORT, at, 0

@@ -552,34 +552,33 @@ def add_packets(
 
 
 @kernel
-def ask_for_flow(table, at, flows, X, rules):
-    """Ask memory for a flow that is to be copied out soon."""
-    if at < len(table) and table[at].name:
-        slot = slot_of(table[at].name)
-        prefetch(flows, slot)
-        width = rules.n_packets * rules.n_bytes
-        for column in range(slot * width, slot * width + width, CACHE_LINE):
-            prefetch(X, column)
+def rehash(table, fresh, cursors, settings):
+    """Enter the flows of a table that have not idled out into a fresh one."""
+    cursor, rules = cursors[0], settings[0]
+    cursor.n_live = 0
+    for i in range(len(table)):
+        entry = table[i]
+        if entry.name and cursor.clock - entry.last_active <= rules.idle_timeout:
+            fresh[find_empty(fresh, entry.name >> np.uint64(32))] = entry
+            cursor.n_live += 1
 
 
 @kernel
-def sweep(table, at, fresh, everything, flows, X, kept, free, staged, staged_X, staged_kept, cursors, settings):
-    """Enter the live flows of ``table[at:]`` into ``fresh`` and finish the others; return the place of the next one.
+def ask_for_flow(slot, flows, X, rules):
+    """Ask memory for a flow that is to be copied out soon."""
+    prefetch(flows, slot)
+    width = rules.n_packets * rules.n_bytes
+    for column in range(slot * width, slot * width + width, CACHE_LINE):
+        prefetch(X, column)
 
-    ``everything`` finishes all flows. It stops short of the end when no more flows can be staged.
-    """
+
+@kernel
+def finish_all(slots, at, flows, X, kept, free, staged, staged_X, staged_kept, cursors, settings):
+    """Finish the flows of ``slots[at:]``, as many as can be staged; return the place of the next one."""
     cursor, rules = cursors[0], settings[0]
-    while at < len(table):
-        if rules.recycles:
-            ask_for_flow(table, at + LOOKAHEAD, flows, X, rules)
-        entry = table[at]
-        if entry.name:
-            if everything or cursor.clock - entry.last_active > rules.idle_timeout:
-                if cursor.n_staged == len(staged):
-                    return at
-                finish(slot_of(entry.name), flows, X, kept, free, staged, staged_X, staged_kept, cursor, rules)
-                cursor.n_live -= 1
-            else:
-                fresh[find_empty(fresh, entry.name >> np.uint64(32))] = entry
+    while at < len(slots) and cursor.n_staged < len(staged):
+        if at + LOOKAHEAD < len(slots):
+            ask_for_flow(slots[at + LOOKAHEAD], flows, X, rules)
+        finish(slots[at], flows, X, kept, free, staged, staged_X, staged_kept, cursor, rules)
         at += 1
     return at

@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,54 +18,93 @@ from sklearn_docids.capture._errors import CaptureError
 from sklearn_docids.capture.containers import capture_name
 from sklearn_docids.capture.flows import FlowRows, FlowRules, assemble, warn
 
+MAX_GAP_ROWS = 64
 
-class ArrayFile:
-    """A .npy file whose rows come in any order and whose length is known last.
+# Runs a function on many argument tuples, perhaps in several threads, and returns the results in order.
+RunAll = Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], list[Any]]
 
-    Written beside its name and renamed when complete, so that a file of that name is always whole.
-    """
 
-    def __init__(self, path: str, dtype: np.dtype, row_shape: tuple[int, ...]):
+@dataclass
+class RowFormat:
+    """What a .npy file of rows holds."""
+
+    field: str  # of `FlowRows`
+    name: str
+    dtype: np.dtype
+    row_shape: tuple[int, ...]
+
+
+class RowFile:
+    """A .npy file whose rows come in any order and whose length is known last."""
+
+    def __init__(self, path: str, form: RowFormat):
         self.path = path
-        self.dtype = dtype
-        self.row_shape = row_shape
+        self.form = form
         self.n_rows = 0
-        self._file = open(f"{path}.part", "w+b")  # noqa: SIM115 - closed by `close`
+        self._file = open(path, "w+b", buffering=0)  # noqa: SIM115 - closed by `close`
         self._write_header()
-        self._data_start = self._file.tell()
+        self.data_start = self._file.tell()
 
     def _write_header(self) -> None:
         # numpy pads the header so that the length can grow to 20 digits in place.
-        header = {
-            "descr": np.lib.format.dtype_to_descr(self.dtype),
-            "fortran_order": False,
-            "shape": (self.n_rows, *self.row_shape),
-        }
         self._file.seek(0)
+        header = {
+            "descr": np.lib.format.dtype_to_descr(self.form.dtype),
+            "fortran_order": False,
+            "shape": (self.n_rows, *self.form.row_shape),
+        }
         np.lib.format.write_array_header_2_0(self._file, header)
 
     def put(self, place: np.ndarray, rows: np.ndarray) -> None:
-        """Write ``rows`` at the row numbers ``place`` (ascending), one write per run of neighbours."""
-        row_bytes = rows[:1].nbytes
-        for run in np.split(np.arange(len(place)), np.flatnonzero(np.diff(place) != 1) + 1):
-            self._file.seek(self._data_start + int(place[run[0]]) * row_bytes)
-            self._file.write(rows[run].tobytes())
+        """Write ``rows`` at the row numbers ``place`` (ascending).
+
+        Behind the last row so far, gaps are of flows that still live: they are filled with zeros, to be written later,
+        so that neighbours go out together.
+        """
+        n_late = int(np.searchsorted(place, self.n_rows))
+        for first, last in _runs(place[:n_late], 1):
+            self._write(int(place[first]), rows[first:last])
+        for first, last in _runs(place[n_late:], MAX_GAP_ROWS):
+            where = place[n_late + first : n_late + last]
+            filled = np.zeros((int(where[-1] - where[0]) + 1, *rows.shape[1:]), rows.dtype)
+            filled[where - where[0]] = rows[n_late + first : n_late + last]
+            self._write(int(where[0]), filled)
         self.n_rows = max(self.n_rows, int(place[-1]) + 1)
 
-    def close(self, *, keep: bool) -> None:
-        """Put the file in its place, or remove it."""
+    def _write(self, place: int, rows: np.ndarray) -> None:
+        self._file.seek(self.data_start + place * rows.strides[0])
+        rest = memoryview(rows.view(np.uint8).reshape(-1))  # type: ignore[arg-type]
+        while rest:  # a write may be short
+            rest = rest[self._file.write(rest) :]
+
+    def append(self, other: RowFile) -> None:
+        """Write the rows of another, closed file behind those of this one; remove that file."""
+        self._file.seek(0, os.SEEK_END)
+        with open(other.path, "rb") as source:
+            source.seek(other.data_start)
+            shutil.copyfileobj(source, self._file, 2**20)
+        self.n_rows += other.n_rows
+        os.remove(other.path)
+
+    def reopen(self) -> None:
+        """Open the file again after `close`."""
+        self._file = open(self.path, "r+b", buffering=0)  # noqa: SIM115 - closed by `close`
+
+    def close(self) -> None:
+        """Write the final header."""
         try:
-            if keep:
-                self._write_header()
-            self._file.close()
-        except OSError:  # the disk is full: what is there is not whole
-            keep = False
-            raise
+            self._write_header()
         finally:
-            if keep:
-                os.replace(f"{self.path}.part", self.path)
-            else:
-                os.remove(f"{self.path}.part")
+            self._file.close()
+
+
+def row_formats(rules: FlowRules) -> list[RowFormat]:
+    """Return what a folder of flows holds; the bytes first."""
+    return [
+        RowFormat("X", "X.npy", np.dtype(np.uint8), (rules.n_packets * rules.n_bytes,)),
+        RowFormat("records", "flows.npy", kernels.FLOW_DTYPE, ()),
+        RowFormat("kept_bytes", "kept_bytes.npy", np.dtype(np.uint16), (rules.n_packets,)),
+    ]
 
 
 def write_flows(
@@ -72,65 +114,92 @@ def write_flows(
     out: str,
     progress: Callable[[str, dict[str, int]], object],
     apply_policy: Callable[[FlowRows], object],
+    run_all: RunAll,
 ) -> list[dict[str, int]]:
-    """Write the flows of captures to ``out``; return the counters of each."""
-    width = rules.n_packets * rules.n_bytes
-    if out.endswith(".npy"):
-        files = {"X": ArrayFile(out, np.dtype(np.uint8), (width,))}
-    else:
-        os.makedirs(out, exist_ok=True)
-        files = {
-            "X": ArrayFile(os.path.join(out, "X.npy"), np.dtype(np.uint8), (width,)),
-            "records": ArrayFile(os.path.join(out, "flows.npy"), kernels.FLOW_DTYPE, ()),
-            "kept_bytes": ArrayFile(os.path.join(out, "kept_bytes.npy"), np.dtype(np.uint16), (rules.n_packets,)),
-        }
-    complete = False
-    try:
-        counters = _write_captures(sources, rules, on_error, files, progress, apply_policy)
-        complete = True
-    finally:
-        for file in files.values():
-            file.close(keep=complete)
-    if len(files) > 1:
+    """Write the flows of captures to ``out``; return the counters of each.
+
+    Each capture gets files of its own in a folder beside the goal; they are joined and moved into place at the end,
+    so a file of the final name is always whole.
+    """
+    only_bytes = out.endswith(".npy")
+    folder = (os.path.dirname(out) or ".") if only_bytes else out
+    os.makedirs(folder, exist_ok=True)
+    formats = row_formats(rules)[:1] if only_bytes else row_formats(rules)
+    with tempfile.TemporaryDirectory(prefix=".docids-", dir=folder) as scratch:
+        parts = run_all(
+            _write_capture,
+            [
+                (s, rules, on_error, scratch, number, formats, progress, apply_policy)
+                for number, s in enumerate(sources)
+            ],
+        )
+        errors = [error for _, _, error in parts if error]
+        if len(errors) == len(parts):
+            raise errors[0]
+        for error in errors:
+            warn(f"{error}; it is left out")
+        counters = [counts for _, counts, _ in parts]
         described = [{"name": capture_name(s), **c} for s, c in zip(sources, counters, strict=True)]
-        with open(os.path.join(out, "captures.json.part"), "w", encoding="utf-8") as table:
-            json.dump(described, table, indent=1)
-        os.replace(table.name, os.path.join(out, "captures.json"))
+        joined = [_join([files[i] for files, _, _ in parts]) for i in range(len(formats))]
+        for file, form in zip(joined, formats, strict=True):
+            os.replace(file.path, out if only_bytes else os.path.join(out, form.name))
+        if not only_bytes:
+            table = os.path.join(scratch, "captures.json")
+            with open(table, "w", encoding="utf-8") as text:
+                json.dump(described, text, indent=1)
+            os.replace(table, os.path.join(out, "captures.json"))
     return counters
 
 
-def _write_captures(
-    sources: Sequence[Any],
+def _write_capture(
+    source: Any,
     rules: FlowRules,
     on_error: str,
-    files: dict[str, ArrayFile],
+    scratch: str,
+    number: int,
+    formats: Sequence[RowFormat],
     progress: Callable[[str, dict[str, int]], object],
     apply_policy: Callable[[FlowRows], object],
-) -> list[dict[str, int]]:
-    n_before = 0
-    counters: list[dict[str, int]] = []
-    refused: list[CaptureError] = []
+) -> tuple[list[RowFile], dict[str, int], CaptureError | None]:
+    """Write the flows of one capture; return its files, its counters and why it was refused, if it was."""
+    files = [RowFile(os.path.join(scratch, f"{number}-{form.name}"), form) for form in formats]
+    error, counters = None, {}
 
     def put(rows: FlowRows) -> None:
         apply_policy(rows)
         order = np.argsort(rows.records["row"])
-        for name, file in files.items():
-            file.put(n_before + rows.records["row"][order], getattr(rows, name)[order])
+        place = rows.records["row"][order]
+        for file in files:
+            file.put(place, getattr(rows, file.form.field)[order])
 
-    for source in sources:
-        try:
-            counts = assemble(source, rules, put, on_error).counters
-        except CaptureError as error:
-            if on_error == "raise":
-                raise
-            refused.append(error)
-            counts = {}
-        else:
-            progress(capture_name(source), counts)
-            n_before += counts["flows"]
-        counters.append(counts)
-    if len(refused) == len(sources):
-        raise refused[0]
-    for refusal in refused:
-        warn(f"{refusal}; it is left out")
-    return counters
+    try:
+        counters = assemble(source, rules, put, on_error).counters
+        progress(capture_name(source), counters)
+    except CaptureError as refusal:
+        if on_error == "raise":
+            raise
+        error = refusal
+    finally:
+        for file in files:
+            file.close()
+    return files, counters, error
+
+
+def _runs(place: np.ndarray, max_step: int) -> list[tuple[int, int]]:
+    """Return (first, last) of each run of ascending row numbers that are at most ``max_step`` apart."""
+    if not len(place):
+        return []
+    borders = (np.flatnonzero(np.diff(place) > max_step) + 1).tolist()
+    return list(zip([0, *borders], [*borders, len(place)], strict=True))
+
+
+def _join(files: Sequence[RowFile]) -> RowFile:
+    """Append the files of all captures to that of the first one."""
+    first = files[0]
+    first.reopen()
+    try:
+        for file in files[1:]:
+            first.append(file)
+    finally:
+        first.close()
+    return first

@@ -21,7 +21,7 @@ import numpy as np
 from sklearn.utils import Bunch, check_random_state
 
 if TYPE_CHECKING:
-    from sklearn_docids.capture.flows import FlowTable
+    from sklearn_docids.capture.table import FlowTable
 
 # One turn of a dialogue: (the client speaks, bytes).
 Dialogue = list[tuple[bool, bytes]]

@@ -1,0 +1,366 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The table of flows a user gets: columns, one entry per flow; to files and back."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections.abc import Sequence
+from functools import cached_property
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Any
+
+import numpy as np
+
+from sklearn_docids.capture import kernels
+from sklearn_docids.capture._errors import CaptureError
+from sklearn_docids.capture.community_id import community_id
+from sklearn_docids.capture.flows import FlowRows, FlowRules, warn
+
+NUMERIC_COLUMNS = (
+    *(name for name in kernels.FLOW_DTYPE.names or () if name[:3] not in ("src", "dst", "row")),
+    "src_port",
+    "dst_port",
+)
+COLUMNS = (
+    "capture", "time_first", "time_last", "src_ip", "dst_ip", "src_port", "dst_port", "protocol",
+    "packets_forward", "packets_backward", "bytes_forward", "bytes_backward", "payload_forward", "payload_backward",
+    "tcp_flags_forward", "tcp_flags_backward", "link_type", "truncated", "community_id",
+)  # fmt: skip
+
+
+class FlowTable:
+    """Flows of one or more captures, as columns.
+
+    Every column is an attribute and an item: ``table.src_ip`` is ``table["src_ip"]``. A slice, an index array or a
+    mask selects flows: ``table[table.dst_port == 443]``.
+
+    Parameters
+    ----------
+    rows : FlowRows
+        The flows, in order of capture, then of first packet.
+    capture : ndarray of int64, shape (n_flows,)
+        Number of the capture each flow comes from.
+    captures : sequence of str
+        Names of the captures.
+    counters : sequence of dict
+        For each capture: ``packets`` read, packets by fate (``sampled``, ``non_ip``, ``other_protocol``,
+        ``fragment``, ``short``, ``malformed``, ``unknown_link_type``, ``duplicate``; their sum is ``packets``),
+        ``flows``, and ``flows_evicted`` (ended early by ``max_live_flows``).
+
+    Attributes
+    ----------
+    X : ndarray of uint8, shape (n_flows, n_packets * n_bytes)
+        First bytes of the first packets, from the link header to the end of the IP packet, zero-padded.
+    kept_bytes : ndarray of uint16, shape (n_flows, n_packets)
+        How many of the ``n_bytes`` of each packet are there.
+    capture : ndarray of int64
+        Index into ``captures``.
+    time_first, time_last : ndarray of int64
+        Time of the first packet, latest time of a packet; ns since 1970-01-01 UTC.
+    src_ip, dst_ip : ndarray of str
+        Addresses; the source sent the first packet that was seen.
+    src_port, dst_port, protocol, link_type : ndarray of int64
+        Ports; 6 for TCP or 17 for UDP; libpcap's number of the link type.
+    packets_forward, packets_backward : ndarray of int64
+        Packets from source to destination and back, all of the flow.
+    bytes_forward, bytes_backward, payload_forward, payload_backward : ndarray of int64
+        Bytes of those packets by their IP length: with IP header, and behind the TCP or UDP header.
+    tcp_flags_forward, tcp_flags_backward : ndarray of int64
+        All flags seen, OR-ed; 0 for UDP.
+    truncated : ndarray of bool
+        The capture holds fewer bytes of one of the kept packets than ``X`` has room for.
+    community_id : ndarray of str
+        Community ID version 1, seed 0, as Zeek and Suricata write it.
+
+    Examples
+    --------
+    >>> import tempfile, pathlib
+    >>> from sklearn_docids import FlowSampler
+    >>> from sklearn_docids.datasets import make_traffic
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     traffic = make_traffic(folder, n_flows=20, random_state=0)
+    ...     flows = FlowSampler().flows(traffic.train)
+    >>> flows.X.shape, flows.X.dtype
+    ((20, 320), dtype('uint8'))
+    >>> set(flows.protocol) <= {6, 17}
+    True
+    """
+
+    def __init__(
+        self, rows: FlowRows, capture: np.ndarray, captures: Sequence[str], counters: Sequence[dict[str, int]]
+    ):
+        self.rows = rows
+        self.capture = capture
+        self.captures = list(captures)
+        self.counters = list(counters)
+
+    @property
+    def X(self) -> np.ndarray:
+        """Bytes of the first packets."""
+        return self.rows.X
+
+    @property
+    def kept_bytes(self) -> np.ndarray:
+        """Bytes kept of each packet."""
+        return self.rows.kept_bytes
+
+    @cached_property
+    def src_ip(self) -> np.ndarray:
+        """Addresses of the senders of the first packets."""
+        return _addresses(self.rows.records, "src")
+
+    @cached_property
+    def dst_ip(self) -> np.ndarray:
+        """Addresses of the other sides."""
+        return _addresses(self.rows.records, "dst")
+
+    @cached_property
+    def community_id(self) -> np.ndarray:
+        """Community IDs, version 1."""
+        return community_id(self.rows.records)
+
+    def __getattr__(self, name: str) -> np.ndarray:
+        if name not in NUMERIC_COLUMNS:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        column = self.rows.records[name]
+        # Small unsigned integers wrap around in a user's arithmetic.
+        return column.copy() if column.dtype == np.bool_ else column.astype(np.int64)
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *NUMERIC_COLUMNS]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __repr__(self) -> str:
+        return f"<FlowTable: {len(self)} flows of {len(self.captures)} captures>"
+
+    def __getitem__(self, key: Any) -> Any:
+        if isinstance(key, str):
+            if key not in COLUMNS:
+                raise KeyError(key)
+            return getattr(self, key)
+        if isinstance(key, int | np.integer):
+            key = [key]
+        return FlowTable(self.rows[key], self.capture[key], self.captures, self.counters)
+
+    def to_pandas(self) -> Any:
+        """Return the columns as a pandas DataFrame.
+
+        Returns
+        -------
+        pandas.DataFrame
+            One row per flow, the columns of the table, times as UTC timestamps.
+
+        Raises
+        ------
+        ImportError
+            pandas is not installed.
+        """
+        import pandas
+
+        frame = pandas.DataFrame({name: self[name] for name in COLUMNS})
+        for name in ("time_first", "time_last"):
+            frame[name] = pandas.to_datetime(frame[name], unit="ns", utc=True)
+        return frame
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the table to one file.
+
+        Parameters
+        ----------
+        path : path
+            ``*.npz``: numpy arrays. ``*.parquet``: one row per flow for pandas, DuckDB, Spark and others, with
+            addresses as text, times as UTC timestamps and the bytes in a binary column ``X``; needs pyarrow.
+
+        Raises
+        ------
+        ValueError
+            The name ends otherwise.
+        ImportError
+            pyarrow is not installed.
+        """
+        path = os.fspath(path)
+        described = json.dumps({"captures": self.captures, "counters": self.counters})
+        part = f"{path}.part"
+        if path.endswith(".npz"):
+            with open(part, "wb") as file:
+                np.savez(
+                    file, records=self.rows.records, X=self.X, kept_bytes=self.kept_bytes, capture=self.capture,
+                    described=np.frombuffer(described.encode(), np.uint8),
+                )  # fmt: skip
+        elif path.endswith(".parquet"):
+            _save_parquet(self, part, described)
+        else:
+            raise ValueError(f"a flow table is saved as .npz or .parquet, got {path!r}")
+        os.replace(part, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> FlowTable:
+        """Read a table that `save` or `FlowSampler.write` wrote; nothing in it is executed.
+
+        Parameters
+        ----------
+        path : path
+            A ``.npz`` or ``.parquet`` file, or a folder of `FlowSampler.write`: its arrays are mapped into memory,
+            read-only, and read as they are used.
+
+        Returns
+        -------
+        FlowTable
+            The table.
+
+        Raises
+        ------
+        ValueError
+            The file does not hold a flow table.
+        ImportError
+            pyarrow is not installed.
+        """
+        path = os.fspath(path)
+        if os.path.isdir(path):
+            return cls(*_load_folder(path))
+        if path.endswith(".parquet"):
+            return cls(*_load_parquet(path))
+        try:
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+                rows = FlowRows(arrays["records"], arrays["X"], arrays["kept_bytes"])
+                capture = arrays["capture"]
+                described = json.loads(arrays["described"].tobytes())
+        except (KeyError, TypeError, AttributeError, zipfile.BadZipFile, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}: no flow table: {error}") from None
+        return cls(*_checked(path, rows, capture, described))
+
+
+def _checked(
+    path: str, rows: FlowRows, capture: np.ndarray, described: Any
+) -> tuple[FlowRows, np.ndarray, list[str], list[dict[str, int]]]:
+    """Return the parts of a table read from a file, if they fit together."""
+    arrays = [rows.records, rows.X, rows.kept_bytes, capture]
+    expected = [(kernels.FLOW_DTYPE, 1), (np.dtype(np.uint8), 2), (np.dtype(np.uint16), 2), (np.dtype(np.int64), 1)]
+    fits = [(array.dtype, array.ndim) for array in arrays] == expected and len({len(array) for array in arrays}) == 1
+    try:
+        captures, counters = list(described["captures"]), list(described["counters"])
+    except (KeyError, TypeError):
+        fits = False
+    if not (
+        fits
+        and rows.kept_bytes.shape[1] > 0
+        and rows.X.shape[1] % rows.kept_bytes.shape[1] == 0
+        and len(captures) == len(counters)
+        and (len(capture) == 0 or 0 <= capture.min() <= capture.max() < len(captures))
+    ):
+        raise ValueError(f"{path}: no flow table: its parts do not fit together")
+    return rows, capture, captures, counters
+
+
+def _load_folder(path: str) -> tuple[FlowRows, np.ndarray, list[str], list[dict[str, int]]]:
+    records, X, kept_bytes = (
+        np.load(os.path.join(path, f"{name}.npy"), mmap_mode="r", allow_pickle=False)
+        for name in ("flows", "X", "kept_bytes")
+    )
+    with open(os.path.join(path, "captures.json"), encoding="utf-8") as file:
+        described = json.load(file)
+    try:
+        names = [entry.pop("name") for entry in described]
+        capture = np.repeat(np.arange(len(names)), [entry.get("flows", 0) for entry in described])
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path}: captures.json does not describe captures: {error!r}") from None
+    return _checked(path, FlowRows(records, X, kept_bytes), capture, {"captures": names, "counters": described})
+
+
+# Columns of a Parquet file that the records hold under the same name.
+_STORED = ("row", *(name for name in COLUMNS if name in (kernels.FLOW_DTYPE.names or ())))
+_TIMES = ("time_first", "time_last")
+
+
+def _save_parquet(table: FlowTable, path: str, described: str) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    records = table.rows.records
+    columns: dict[str, Any] = {"capture": table.capture, "row": records["row"]}
+    columns |= {name: table[name] for name in COLUMNS if name != "capture"}
+    columns |= {name: pyarrow.array(columns[name], pyarrow.timestamp("ns", "UTC")) for name in _TIMES}
+    columns["kept_bytes"] = pyarrow.FixedSizeListArray.from_arrays(
+        table.kept_bytes.reshape(-1), table.kept_bytes.shape[1]
+    )
+    rows = np.ascontiguousarray(table.X)
+    columns["X"] = pyarrow.FixedSizeBinaryArray.from_buffers(
+        pyarrow.binary(rows.shape[1]), len(rows), [None, pyarrow.py_buffer(rows)]
+    )
+    stored = pyarrow.table(columns).replace_schema_metadata({"sklearn_docids": described})
+    pyarrow.parquet.write_table(stored, path)
+
+
+def _load_parquet(path: str) -> tuple[FlowRows, np.ndarray, list[str], list[dict[str, int]]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    stored = pyarrow.parquet.read_table(path)
+    try:
+        described = json.loads(stored.schema.metadata[b"sklearn_docids"])
+        records = np.zeros(len(stored), kernels.FLOW_DTYPE)
+        for name in _STORED:
+            column = stored[name]
+            records[name] = (column.cast(pyarrow.int64()) if name in _TIMES else column).to_numpy()
+        for side in ("src", "dst"):
+            _store_addresses(records, side, stored[f"{side}_ip"].to_numpy())
+        n_packets, width = stored.schema.field("kept_bytes").type.list_size, stored.schema.field("X").type.byte_width
+        kept_bytes = stored["kept_bytes"].combine_chunks().flatten().to_numpy().reshape(-1, n_packets)
+        X = np.frombuffer(b"".join(stored["X"].to_pylist()), np.uint8).reshape(-1, width)
+        capture = stored["capture"].to_numpy().astype(np.int64)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path}: no flow table: {error!r}") from None
+    return _checked(path, FlowRows(records, X.copy(), kept_bytes), capture, described)
+
+
+def _store_addresses(records: np.ndarray, side: str, texts: np.ndarray) -> None:
+    """Fill in the addresses of one side; each distinct one is parsed once."""
+    distinct, place = np.unique(texts.astype("U39"), return_inverse=True)
+    addresses = [ip_address(str(text)) for text in distinct]
+    low = np.array([int(address) & (2**64 - 1) for address in addresses], np.uint64)
+    high = np.array([int(address) >> 64 for address in addresses], np.uint64)
+    versions = np.array([address.version for address in addresses], np.uint8)
+    records[f"{side}_low"], records[f"{side}_high"] = low[place], high[place]
+    records["ip_version"] = versions[place]
+
+
+def _addresses(records: np.ndarray, side: str) -> np.ndarray:
+    """Return addresses as strings; each distinct one is formatted once."""
+    packed = np.stack([records["ip_version"].astype(np.uint64), records[f"{side}_high"], records[f"{side}_low"]], 1)
+    distinct, place = np.unique(packed, axis=0, return_inverse=True)
+    texts = [
+        str(IPv4Address(int(low))) if version == 4 else str(IPv6Address(int(high) << 64 | int(low)))
+        for version, high, low in distinct
+    ]
+    return np.array(texts, dtype="U39")[place.ravel()]
+
+
+def concatenate(parts: Sequence[tuple[str, FlowRows, dict[str, int]] | CaptureError], rules: FlowRules) -> FlowTable:
+    """Return one table of the flows of captures that could be read, with a warning for each that could not.
+
+    If none could be read, the first error is raised: there is nothing to go on with.
+    """
+    errors = [part for part in parts if isinstance(part, CaptureError)]
+    if errors and len(errors) == len(parts):
+        raise errors[0]
+    for error in errors:
+        warn(f"{error}; it is left out")
+    # A capture that was left out keeps its number and has no flows.
+    read = [
+        part if not isinstance(part, CaptureError) else (part.capture, FlowRows.empty(0, rules), {}) for part in parts
+    ]
+    rows = [part[1] for part in read]
+    if len(rows) == 1:
+        joined = rows[0]
+    else:
+        joined = FlowRows(
+            np.concatenate([r.records for r in rows]),
+            np.concatenate([r.X for r in rows]),
+            np.concatenate([r.kept_bytes for r in rows]),
+        )
+    capture = np.repeat(np.arange(len(rows)), [len(r) for r in rows])
+    return FlowTable(joined, capture, [part[0] for part in read], [part[2] for part in read])
