@@ -6,11 +6,11 @@ from ipaddress import ip_address
 import numpy as np
 import pytest
 from captures import pcap, tcp, udp, udp6
+from packets import LINK_LAYERS, TUNNELS
 from scapy.layers.inet import IP, TCP, UDP, IPOption_RR
 from scapy.layers.inet6 import IPv6, IPv6ExtHdrHopByHop, IPv6ExtHdrRouting
 from scapy.layers.l2 import CookedLinux, CookedLinuxV2, Dot1Q, Ether
 from scapy.utils import checksum
-from test_flows import LINK_LAYERS, TUNNELS
 
 from sklearn_docids import FlowSampler
 from sklearn_docids.capture.fields import FIELDS

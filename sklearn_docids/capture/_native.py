@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numba
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -117,7 +118,7 @@ if numba.config.BOUNDSCHECK:
     @kernel
     def u16(data, at):
         """Return a big-endian number of two bytes."""
-        return (int(data[at]) << 8) | int(data[at + 1])
+        return (np.int64(data[at]) << 8) | np.int64(data[at + 1])
 
     @kernel
     def u32(data, at):
@@ -127,12 +128,17 @@ if numba.config.BOUNDSCHECK:
     @kernel
     def u64(data, at):
         """Return a big-endian number of eight bytes."""
-        return (types.uint64(u32(data, at)) << types.uint64(32)) | types.uint64(u32(data, at + 4))
+        return (np.uint64(u32(data, at)) << np.uint64(32)) | np.uint64(u32(data, at + 4))
 
     @kernel
     def little_u32(data, at):
         """Return a little-endian number of four bytes."""
-        return int(data[at]) | (int(data[at + 1]) << 8) | (int(data[at + 2]) << 16) | (int(data[at + 3]) << 24)
+        return (
+            np.int64(data[at])
+            | (np.int64(data[at + 1]) << 8)
+            | (np.int64(data[at + 2]) << 16)
+            | (np.int64(data[at + 3]) << 24)
+        )
 
     @kernel
     def copy(source, first, target, place, n_bytes):

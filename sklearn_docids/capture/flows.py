@@ -19,7 +19,9 @@ from sklearn_docids.capture.headers import PACKET_FATES
 
 # Finished flows are handed on in groups of this size: large enough that most of their rows are neighbours on disk.
 STAGED_ROWS = 8192
-FIRST_ROWS = 16_384
+FIRST_ROWS = 4096
+# With so many flows, how many the whole capture has is guessed: from fewer, the guess would be poor.
+GUESS_ROWS = 32_768
 # From this size on the allocator gives an array pages of its own, which the system moves instead of copying them.
 OWN_PAGES_BYTES = 2**25
 
@@ -240,7 +242,9 @@ class FlowAssembler:
     def _expected_rows(self) -> int:
         """Return how many rows to make room for: once what the capture will need by its size, then an eighth more."""
         n_rows = len(self.rows)
-        if n_rows > FIRST_ROWS:
+        if n_rows < GUESS_ROWS:
+            return GUESS_ROWS
+        if n_rows > GUESS_ROWS:
             return n_rows * 9 // 8
         return int(n_rows * min(max(1.1 / (self._fraction_read() or 0.25), 2), 64))
 
