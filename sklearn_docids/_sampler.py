@@ -70,7 +70,7 @@ class FlowSampler(TransformerMixin, BaseEstimator):
     random_state : int, RandomState instance or None, default=None
         Source of the randomised fields.
     verbose : int, default=0
-        1 prints a line per capture.
+        1 prints a line per capture, 2 also one for every tenth of it.
 
     Attributes
     ----------
@@ -179,7 +179,8 @@ class FlowSampler(TransformerMixin, BaseEstimator):
         Parameters
         ----------
         captures : path, binary file or list of them
-            Captures, pcap or pcapng; the first bytes decide, not the name.
+            Captures, pcap or pcapng, each also packed with gzip, zstd, lz4, xz or bzip2; the first bytes decide, not
+            the name. A binary file may be a pipe or ``sys.stdin.buffer``: all that is needed is ``readinto``.
 
         Returns
         -------
@@ -361,10 +362,13 @@ class FlowSampler(TransformerMixin, BaseEstimator):
         """Call a function once per capture, in threads: kernels release the GIL, and nothing is copied."""
         return Parallel(n_jobs=self.n_jobs, require="sharedmem")(delayed(function)(*each) for each in arguments)
 
-    def _progress(self, name: str, counters: dict[str, int]) -> None:
-        if self.verbose:
+    def _progress(self, name: str, fraction: float | None, counters: dict[str, int]) -> None:
+        if self.verbose > (0 if fraction is None else 1):
+            done = "" if fraction is None else f"{fraction:.0%}, "
             ignored = counters["packets"] - counters["sampled"]
-            print(f"{name}: {counters['packets']} packets, {ignored} ignored, {counters['flows']} flows", flush=True)
+            print(
+                f"{name}: {done}{counters['packets']} packets, {ignored} ignored, {counters['flows']} flows", flush=True
+            )
 
     def _output(self, captures: Any, X: np.ndarray) -> Any:
         """Return X with an index of its own where scikit-learn would copy that of a Series of paths."""

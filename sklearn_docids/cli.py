@@ -18,6 +18,9 @@ from sklearn_docids._report import format_flows, write_scores
 N_LISTED = 10
 
 
+CAPTURE_HELP = "pcap or pcapng, packed or not; - is standard input"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return its exit status: 0, 1 for unusable input, 130 for Ctrl-C."""
     args = _parser().parse_args(arguments)
@@ -52,7 +55,16 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(command=_demo)
 
     sample = commands.add_parser("sample", help="write the flow bytes of captures as an array")
-    sample.add_argument("captures", nargs="+", metavar="CAPTURE")
+    sample.add_argument("captures", nargs="+", metavar="CAPTURE", help=CAPTURE_HELP)
+    sample.add_argument("--jobs", type=int, metavar="N", help="threads over captures, -1: one per core (default 1)")
+    sample.add_argument(
+        "--tunnels", default="outermost", choices=("outermost", "innermost"),
+        help="IP packet that makes the flow of a tunnelled packet (default outermost)",
+    )  # fmt: skip
+    sample.add_argument(
+        "--duplicate-window", type=int, default=0, metavar="N",
+        help="drop packets whose bytes equal those of one of N before (default 0: keep all)",
+    )  # fmt: skip
     sample.add_argument(
         "-o", "--output", required=True, metavar="OUT",
         help="X.npy: the array alone; another name: a folder with the array and the flow table",
@@ -61,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     sample.set_defaults(command=_sample)
 
     fit = commands.add_parser("fit", help="train a detector on captures of normal traffic")
-    fit.add_argument("captures", nargs="+", metavar="CAPTURE", help="normal traffic")
+    fit.add_argument("captures", nargs="+", metavar="CAPTURE", help=f"normal traffic: {CAPTURE_HELP}")
     fit.add_argument(
         "--reference",
         required=True,
@@ -80,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     fit.set_defaults(command=_fit)
 
     score = commands.add_parser("score", help="score the flows of captures with a trained detector")
-    score.add_argument("captures", nargs="+", metavar="CAPTURE")
+    score.add_argument("captures", nargs="+", metavar="CAPTURE", help=CAPTURE_HELP)
     score.add_argument("--model", required=True, metavar="M", help="model file written by fit")
     score.add_argument("--output", metavar="CSV", help="one row per flow; default: standard output")
     score.set_defaults(command=_score)
@@ -106,7 +118,10 @@ def _demo(args: argparse.Namespace) -> None:
 def _sample(args: argparse.Namespace) -> None:
     from sklearn_docids import FlowSampler
 
-    counters = FlowSampler(fields=args.fields, verbose=1).write(args.captures, args.output)
+    sampler = FlowSampler(
+        fields=args.fields, tunnels=args.tunnels, duplicate_window=args.duplicate_window, n_jobs=args.jobs, verbose=2
+    )
+    counters = sampler.write(sources(args.captures), args.output)
     print(f"{sum(c.get('flows', 0) for c in counters)} flows written to {args.output}")
 
 
@@ -124,7 +139,7 @@ def _fit(args: argparse.Namespace) -> None:
         raise FileNotFoundError(f"the folder of --model {args.model} does not exist")
     paths, labels = class_captures(Path(args.reference))
     X_reference, y_reference, _ = sampler.sample(paths, labels)
-    X, _, _ = sampler.sample(args.captures)
+    X, _, _ = sampler.sample(sources(args.captures))
     detector.fit(X, reference=ReferenceData(X_reference, y_reference))
     detector.save(args.model, sampler=sampler.set_params(verbose=0))
     print(f"{len(X)} flows and {len(X_reference)} reference flows learned, model written to {args.model}")
@@ -132,6 +147,11 @@ def _fit(args: argparse.Namespace) -> None:
         print(
             "The threshold flags 1 % of these flows, more of new ones; --false-alarm-rate sets it with held-out flows."
         )
+
+
+def sources(captures: Sequence[str]) -> list[Any]:
+    """Return captures as the sampler takes them; ``-`` is standard input."""
+    return [sys.stdin.buffer if capture == "-" else capture for capture in captures]
 
 
 def class_captures(folder: Path) -> tuple[list[Path], list[str]]:
@@ -150,7 +170,9 @@ def class_captures(folder: Path) -> tuple[list[Path], list[str]]:
             continue
         found = sorted(p for p in entry.rglob("*") if p.is_file()) if entry.is_dir() else [entry]
         paths += found
-        labels += [entry.name if entry.is_dir() else entry.stem] * len(found)
+        # dns.pcap.gz is of class dns, too.
+        plain = Path(entry.stem) if entry.suffix in (".gz", ".zst", ".lz4", ".xz", ".bz2") else entry
+        labels += [entry.name if entry.is_dir() else plain.stem] * len(found)
     if not paths:
         raise ValueError(f"{folder} holds no captures: one capture, or folder of captures, per class is needed")
     return paths, labels
@@ -163,7 +185,7 @@ def _score(args: argparse.Namespace) -> None:
     if detector.sampler_ is None:
         raise ValueError(f"{args.model} holds no sampler, so captures cannot be read as it was trained; use docids fit")
     # Standard output is the table's alone.
-    flows = detector.sampler_.set_params(verbose=0).flows(args.captures)
+    flows = detector.sampler_.set_params(verbose=0).flows(sources(args.captures))
     scores = detector.score_samples(flows.X) if len(flows) else np.empty(0)
     if args.output is None:
         write_scores(sys.stdout, flows, scores, detector.offset_)

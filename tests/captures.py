@@ -9,15 +9,15 @@ from scapy.layers.l2 import Ether
 
 def pcap(packets, *, link_type=1, times=None, order="<", magic=0xA1B2C3D4, pad=b"", captured=None):
     """Return a classic pcap of packets (bytes or scapy), one second apart by default."""
-    capture = struct.pack(order + "IHHiIII", magic, 2, 4, 0, 0, 262144, link_type)
+    parts = [struct.pack(order + "IHHiIII", magic, 2, 4, 0, 0, 262144, link_type)]
     for i, packet in enumerate(packets):
         data = bytes(packet)
         time = times[i] if times is not None else float(i)
         ticks = 10**9 if magic == 0xA1B23C4D else 10**6
         seconds, fraction = divmod(round(time * ticks), ticks)
         kept = data if captured is None else data[: captured[i]]
-        capture += struct.pack(order + "IIII", seconds, fraction, len(kept), len(data)) + pad + kept
-    return capture
+        parts.append(struct.pack(order + "IIII", seconds, fraction, len(kept), len(data)) + pad + kept)
+    return b"".join(parts)
 
 
 def block(kind, body, order="<"):

@@ -1,13 +1,17 @@
 """The command line: sample, fit, score, demo, and messages for unusable input."""
 
 import csv
+import gzip
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from captures import pcap, udp
 
 from sklearn_docids import FlowSampler, load_detector
+from sklearn_docids.capture import FlowTable
 from sklearn_docids.cli import class_captures, main
 from sklearn_docids.datasets import make_traffic
 
@@ -30,6 +34,19 @@ def test_sample_writes_the_array(traffic, tmp_path, capsys):
     assert main(["sample", str(traffic.train), "-o", str(tmp_path / "X.npy")]) == 0
     assert (np.load(tmp_path / "X.npy") == FlowSampler().transform(traffic.train)).all()
     assert "30 flows written to" in capsys.readouterr().out
+
+
+def test_sample_reads_standard_input_and_takes_its_options(traffic, tmp_path):
+    packets = Path(traffic.train).read_bytes()
+    command = [sys.executable, "-m", "sklearn_docids", "sample", "-", "-o", str(tmp_path / "out"), "--jobs", "2"]
+    result = subprocess.run(
+        [*command, "--tunnels", "innermost", "--duplicate-window", "3"],
+        input=gzip.compress(packets),
+        capture_output=True,
+    )
+    assert (result.returncode, result.stderr) == (0, b"")
+    expected = FlowSampler(tunnels="innermost", duplicate_window=3).flows(traffic.train)
+    assert (FlowTable.load(tmp_path / "out").X == expected.X).all()
 
 
 def test_fit_stores_the_sampler_it_used(model):
@@ -126,11 +143,11 @@ def test_a_model_without_sampler_cannot_read_captures(model, traffic, tmp_path, 
 
 def test_reference_classes_are_files_or_folders(tmp_path):
     (tmp_path / "tls").mkdir()
-    for name in ("dns.pcap", "tls/a.pcap", "tls/b.pcap", ".hidden"):
+    for name in ("dns.pcap", "ntp.pcap.gz", "tls/a.pcap", "tls/b.pcap", ".hidden"):
         (tmp_path / name).touch()
     paths, labels = class_captures(tmp_path)
-    assert labels == ["dns", "tls", "tls"]
-    assert [path.name for path in paths] == ["dns.pcap", "a.pcap", "b.pcap"]
+    assert labels == ["dns", "ntp", "tls", "tls"]
+    assert [path.name for path in paths] == ["dns.pcap", "ntp.pcap.gz", "a.pcap", "b.pcap"]
 
 
 @pytest.fixture

@@ -283,6 +283,22 @@ def test_an_unreadable_packed_stream_raises_the_error_of_the_stream():
 # Damage
 
 
+@pytest.mark.parametrize("second", [{}, {"order": ">"}, {"magic": 0xA1B23C4D}, {"magic": 0xA1B2CD34, "pad": bytes(8)}])
+@pytest.mark.parametrize("first", [{}, {"order": ">"}, {"magic": 0xA1B2CD34, "pad": bytes(8)}])
+def test_captures_put_one_behind_the_other_are_all_read_with_a_warning(first, second):
+    capture = pcap(PACKETS[:5], **first)
+    both = capture + pcap(PACKETS[5:], **second) + pcap([], **first)
+    with pytest.warns(CaptureWarning, match=rf"byte {len(capture)}, record 6: another capture begins here"):
+        assert (sampled(as_file(both)).X == sampled(as_file(pcap(PACKETS))).X).all()
+    with pytest.raises(CaptureError, match="record 6: another capture begins here"):
+        sampled(as_file(both), on_error="raise")
+
+
+def test_thousands_of_captures_one_behind_the_other_are_no_recursion():
+    with pytest.warns(CaptureWarning, match="another capture begins here"):
+        assert len(sampled(as_file(pcap([]) * 5000 + pcap(PACKETS)))) == 10
+
+
 def test_a_few_empty_records_are_no_damage():
     assert sampled(as_file(pcap([*PACKETS, *[b""] * 999], times=[0.0] * 1009))).counters[0]["short"] == 999
 

@@ -142,6 +142,13 @@ def test_verbose_prints_a_line_per_capture(captures, capsys):
     ]
 
 
+def test_verbose_2_prints_every_tenth_of_a_long_capture(write, capsys):
+    FlowSampler(verbose=2).transform(write(pcap([bytes(udp())] * 200_000)))
+    out = capsys.readouterr().out.splitlines()
+    assert [line.split(": ")[1].split("%")[0][0] for line in out[:9]] == list("123456789")
+    assert out[-1].endswith(": 200000 packets, 0 ignored, 1 flows")
+
+
 def test_the_flow_table_has_the_columns_of_the_contract(captures):
     flows = FlowSampler().flows(captures)
     assert all(len(flows[name]) == 8 for name in COLUMNS)

@@ -141,13 +141,14 @@ class Capture:
     """An open capture: `blocks` yields its packet records.
 
     Damage raises `CaptureError` after the records before it have been yielded. ``unsupported`` collects the link
-    types that were met and cannot be parsed.
+    types that were met and cannot be parsed, ``joint`` is the first place where another pcap follows the one before.
     """
 
     def __init__(self, stream: BinaryIO, name: str):
         self.name = name
         self.n_records = 0
         self.unsupported: set[int] = set()
+        self.joint: CaptureError | None = None
         self._file = stream
         self._unpacked: Unpacked | None = None
         self.window = Window(stream)
@@ -155,6 +156,7 @@ class Capture:
         self._big_endian = False
         self._time = 0  # ns, of the last packet
         self._n_zero = 0
+        self._block_offset = 0  # of the block that is being used
         try:
             self._blocks = self._open()
         except BaseException:
@@ -174,11 +176,13 @@ class Capture:
             self._unpacked.close()
 
     def fraction_read(self) -> float | None:
-        """Return how much of the file has been read, packed or not; None of what is no file."""
+        """Return how much of the file has been handed out, by its packed bytes if packed; None of what is no file."""
         try:
-            return self._file.tell() / (os.fstat(self._file.fileno()).st_size or 1) or None
+            size = os.fstat(self._file.fileno()).st_size
+            done = self._file.tell() if self._unpacked else self._block_offset
         except (AttributeError, OSError):
             return None
+        return done / size if size and done else None
 
     def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield (buffer, records): valid until the next block is asked for."""
@@ -217,7 +221,8 @@ class Capture:
     def _read_pcap_header(self, magic: bytes) -> tuple[int, int]:
         """Return the link type of a classic capture and where its records have the captured length."""
         if not self._fill(24):
-            raise CaptureError(f"pcap file header cut after {self.window.stop} of 24 bytes", self.name)
+            n_bytes = self.window.stop - self.window.start
+            raise CaptureError(f"pcap file header cut after {n_bytes} of 24 bytes", self.name)
         header = self.window.peek(24)
         order = "big" if PCAP_MAGIC[magic][0] else "little"
         # The upper half holds the length of a frame check sequence; it lies behind the IP packet, never in our rows.
@@ -235,6 +240,7 @@ class Capture:
 
     def _taken(self, n_records: int, position: int) -> tuple[np.ndarray, np.ndarray]:
         self.n_records += n_records
+        self._block_offset = self.window.offset
         if n_records:
             self._time = int(self._records["time"][n_records - 1])
         self.window.advance(position)
@@ -254,6 +260,14 @@ class Capture:
                 yield block
             if reason == records.BAD_LENGTH:
                 raise self._damage(f"record claims {needed} bytes, more than the {records.MAX_RECORD} possible")
+            if reason == records.NEXT_CAPTURE:
+                self.joint = self.joint or self._damage("another capture begins here")
+                magic = self._read_magic()
+                (big_endian, tick, header_length), (link_type, lengths) = (
+                    PCAP_MAGIC[magic],
+                    self._read_pcap_header(magic),
+                )
+                continue
             if reason == records.ZERO_RECORDS:
                 raise self._damage(f"{records.MAX_ZERO_RECORDS} empty records in a row, the rest is not read")
             if reason == records.NEED_BYTES and not self._fill(needed):

@@ -22,8 +22,15 @@ STAGED_ROWS = 8192
 FIRST_ROWS = 4096
 # With so many flows, how many the whole capture has is guessed: from fewer, the guess would be poor.
 GUESS_ROWS = 32_768
+FIRST_ROWS = 4096
+# With so many flows, how many the whole capture has is guessed: from fewer, the guess would be poor.
+GUESS_ROWS = 32_768
 # From this size on the allocator gives an array pages of its own, which the system moves instead of copying them.
 OWN_PAGES_BYTES = 2**25
+
+
+# Takes the name of a capture, the fraction of it that has been read (None: it is done), and its counters.
+Progress = Callable[[str, float | None, dict[str, int]], object]
 
 
 @dataclass(frozen=True)
@@ -92,7 +99,7 @@ class FlowRows:
 
 def _resized(array: np.ndarray, n_rows: int) -> np.ndarray:
     shape = (n_rows, *array.shape[1:])
-    if n_rows <= len(array) or array.nbytes >= OWN_PAGES_BYTES:
+    if n_rows <= len(array):
         array.resize(shape, refcheck=False)
         return array
     # A new array rather than a longer one: numpy asks for large pages for it, which are much quicker to come by.
@@ -120,7 +127,7 @@ class FlowAssembler:
         self.rules = rules
         self.rows = FlowRows.empty(min(FIRST_ROWS, rules.max_live_flows + 1) if emit else FIRST_ROWS, rules)
         self._emit = emit
-        self._fraction_read = fraction_read
+        self.fraction_read = fraction_read
         self._settings = rules.settings()
         self._settings["recycles"] = emit is not None
         self._table = np.zeros(2 * FIRST_ROWS, kernels.ENTRY_DTYPE)
@@ -240,13 +247,14 @@ class FlowAssembler:
         self.rows.resize(n_slots)
 
     def _expected_rows(self) -> int:
-        """Return how many rows to make room for: once what the capture will need by its size, then an eighth more."""
+        """Return how many rows to make room for: a quarter more than the capture will need by its size.
+
+        Room that is not used costs no memory, room that is lacking costs copying all rows.
+        """
         n_rows = len(self.rows)
         if n_rows < GUESS_ROWS:
             return GUESS_ROWS
-        if n_rows > GUESS_ROWS:
-            return n_rows * 9 // 8
-        return int(n_rows * min(max(1.1 / (self._fraction_read() or 0.25), 2), 64))
+        return int(n_rows * min(max(1.25 / (self.fraction_read() or 0.6), 1.25), 64))
 
     def _list_candidates(self) -> None:
         """List the flows to evict, longest idle first; among equals that which began first.
@@ -270,8 +278,12 @@ def _slots(names: np.ndarray) -> np.ndarray:
     return (names & np.uint64(0xFFFFFFFF)).astype(np.int64) - 1
 
 
-def assemble(source: Any, rules: FlowRules, emit: Callable[[FlowRows], object] | None, on_error: str) -> FlowAssembler:
+def assemble(
+    source: Any, rules: FlowRules, emit: Callable[[FlowRows], object] | None, on_error: str, progress: Progress
+) -> FlowAssembler:
     """Read one capture to its end or to its damage; return its assembler.
+
+    ``progress`` is told at every tenth of a file whose size is known, and at the end.
 
     Raises
     ------
@@ -280,8 +292,14 @@ def assemble(source: Any, rules: FlowRules, emit: Callable[[FlowRows], object] |
     CaptureError
         The source is no capture, or it is damaged and ``on_error="raise"``.
     """
+    name, tenth = capture_name(source), 1
     for assembler in assemble_blocks(source, rules, emit, on_error):
         last = assembler
+        fraction = assembler.fraction_read()
+        if fraction and 10 * fraction >= tenth:
+            tenth = int(10 * fraction) + 1
+            progress(name, fraction, assembler.counters)
+    progress(name, None, last.counters)
     return last
 
 
@@ -295,10 +313,16 @@ def assemble_blocks(
             for data, records in capture.blocks():
                 assembler.add(data, records)
                 yield assembler
+                if capture.joint and on_error == "raise":
+                    break
+            if capture.joint and on_error == "raise":
+                raise capture.joint
         except CaptureError as error:
             if on_error == "raise":
                 raise
             warn(f"{error}; the {capture.n_records} records before it are kept")
+        if capture.joint:
+            warn(f"{capture.joint}; it is read, too")
         assembler.finish()
         _report_link_types(capture, assembler.counters)
         yield assembler
@@ -320,17 +344,16 @@ def _report_link_types(capture: Capture, counters: dict[str, int]) -> None:
 
 
 def read_capture(
-    source: Any, rules: FlowRules, on_error: str, progress: Callable[[str, dict[str, int]], object]
+    source: Any, rules: FlowRules, on_error: str, progress: Progress
 ) -> tuple[str, FlowRows, dict[str, int]] | CaptureError:
-    """Return (name, flows, counters) of one capture, and tell ``progress`` of it.
+    """Return (name, flows, counters) of one capture.
 
     What is no capture returns its error, where errors are warned of: others of the same call may be captures.
     """
     try:
-        assembler = assemble(source, rules, None, on_error)
+        assembler = assemble(source, rules, None, on_error, progress)
     except CaptureError as error:
         if on_error == "raise":
             raise
         return error
-    progress(capture_name(source), assembler.counters)
     return capture_name(source), assembler.rows, assembler.counters

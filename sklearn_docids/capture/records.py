@@ -19,7 +19,9 @@ MAX_ZERO_RECORDS = 1000
 MAX_TIME = 2**62 - 1
 
 # Why an index kernel returned.
-NEED_BYTES, RECORDS_FULL, BAD_LENGTH, ZERO_RECORDS, SECTION_BLOCK, INTERFACE_BLOCK, BAD_INTERFACE = range(7)
+NEED_BYTES, RECORDS_FULL, BAD_LENGTH, ZERO_RECORDS, SECTION_BLOCK, INTERFACE_BLOCK, BAD_INTERFACE, NEXT_CAPTURE = range(
+    8
+)
 # Where a classic record has its captured length: before the original one; behind it (before version 2.3); either
 # (version 2.3), the captured one being the smaller.
 CAPTURED_FIRST, CAPTURED_LAST, CAPTURED_SMALLER = range(3)
@@ -61,6 +63,18 @@ def captured_length(data, position, big_endian, lengths):
 
 
 @kernel
+def begins_capture(data, position):
+    """Whether a record is in truth the file header of version 2.4 of the next of several captures."""
+    little, big = little_u32(data, position), u32(data, position)
+    for magic in (0xA1B2C3D4, 0xA1B23C4D, 0xA1B2CD34):
+        if little == magic:
+            return little_u32(data, position + 4) == 0x00040002
+        if big == magic:
+            return u32(data, position + 4) == 0x00020004
+    return False
+
+
+@kernel
 def index_pcap(data, position, stop, records, big_endian, header_length, lengths, tick, link_type, n_zero):
     """Return (number of records found, first byte not consumed, reason, bytes needed from there, zero records).
 
@@ -78,6 +92,8 @@ def index_pcap(data, position, stop, records, big_endian, header_length, lengths
         if n == len(records):
             return n, position, RECORDS_FULL, 0, n_zero
         seconds, fraction = file_u32(data, position, big_endian), file_u32(data, position + 4, big_endian)
+        if captured == 0 and begins_capture(data, position):
+            return n, position, NEXT_CAPTURE, 24, n_zero
         n_zero = n_zero + 1 if captured == 0 and seconds == 0 and fraction == 0 else 0
         if n_zero > MAX_ZERO_RECORDS:
             return n, position, ZERO_RECORDS, 0, n_zero

@@ -16,7 +16,7 @@ import numpy as np
 from sklearn_docids.capture import kernels
 from sklearn_docids.capture._errors import CaptureError
 from sklearn_docids.capture.containers import capture_name
-from sklearn_docids.capture.flows import FlowRows, FlowRules, assemble, warn
+from sklearn_docids.capture.flows import FlowRows, FlowRules, Progress, assemble, warn
 
 MAX_GAP_ROWS = 64
 
@@ -112,7 +112,7 @@ def write_flows(
     rules: FlowRules,
     on_error: str,
     out: str,
-    progress: Callable[[str, dict[str, int]], object],
+    progress: Progress,
     apply_policy: Callable[[FlowRows], object],
     run_all: RunAll,
 ) -> list[dict[str, int]]:
@@ -158,7 +158,7 @@ def _write_capture(
     scratch: str,
     number: int,
     formats: Sequence[RowFormat],
-    progress: Callable[[str, dict[str, int]], object],
+    progress: Progress,
     apply_policy: Callable[[FlowRows], object],
 ) -> tuple[list[RowFile], dict[str, int], CaptureError | None]:
     """Write the flows of one capture; return its files, its counters and why it was refused, if it was."""
@@ -173,8 +173,7 @@ def _write_capture(
             file.put(place, getattr(rows, file.form.field)[order])
 
     try:
-        counters = assemble(source, rules, put, on_error).counters
-        progress(capture_name(source), counters)
+        counters = assemble(source, rules, put, on_error, progress).counters
     except CaptureError as refusal:
         if on_error == "raise":
             raise
