@@ -18,7 +18,7 @@ from scapy.layers.inet6 import (
 from scapy.layers.l2 import ARP, GRE, CookedLinuxV2
 
 from sklearn_docids import FlowSampler
-from sklearn_docids.capture._native import kernel
+from sklearn_docids.capture import _native
 from sklearn_docids.capture.containers import Capture
 from sklearn_docids.capture.flows import STAGED_ROWS, FlowAssembler, FlowRules
 from sklearn_docids.capture.kernels import FLOW_DTYPE
@@ -380,7 +380,7 @@ def test_community_id_is_that_of_the_reference_package():
     assert flows.community_id.tolist() == expected
 
 
-def test_kernels_compile_where_no_cache_can_be_written(monkeypatch):
+def test_kernels_compile_where_no_cache_can_be_written_and_say_so_once(monkeypatch):
     compile_function = numba.njit
 
     def read_only(*args, cache=False, **options):
@@ -389,6 +389,7 @@ def test_kernels_compile_where_no_cache_can_be_written(monkeypatch):
         return compile_function(*args, **options)
 
     monkeypatch.setattr(numba, "njit", read_only)
-    with pytest.warns(UserWarning, match=r"compiled code is not cached.*no locator available"):
-        doubled = kernel(lambda x: 2 * x)
-    assert doubled(21) == 42
+    _native._warn_uncached.cache_clear()
+    with pytest.warns(UserWarning, match=r"each process compiles them anew.*NUMBA_CACHE_DIR") as caught:
+        doubled, tripled = _native.kernel(lambda x: 2 * x), _native.kernel(lambda x: 3 * x)
+    assert (len(caught), doubled(21), tripled(21)) == (1, 42, 63)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numba
@@ -38,12 +39,21 @@ def _compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any
     options |= {"nogil": True, "_nrt": False}
     try:
         return numba.njit(cache=True, **options)(function)
-    except RuntimeError as error:  # "no locator available": read-only install and no home directory
-        warnings.warn(
-            f"compiled code is not cached, each process compiles anew (NUMBA_CACHE_DIR names a folder for it): {error}",
-            stacklevel=3,
-        )
+    except RuntimeError as error:  # numba found no folder to write to
+        if "no locator" not in str(error):
+            raise
+        _warn_uncached()
         return numba.njit(**options)(function)
+
+
+@cache
+def _warn_uncached() -> None:
+    """Say once that each process compiles anew: a read-only installation and no home directory, mostly."""
+    warnings.warn(
+        "no folder for compiled kernels can be written: each process compiles them anew, which takes some ten seconds; "
+        "set NUMBA_CACHE_DIR to a folder for them",
+        stacklevel=4,
+    )
 
 
 def _address(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
