@@ -70,12 +70,13 @@ class FlowSampler(TransformerMixin, BaseEstimator):
     random_state : int, RandomState instance or None, default=None
         Source of the randomised fields.
     verbose : int, default=0
-        1 prints a line per capture, 2 also one for every tenth of it.
+        1 prints a line per capture, 2 also one about every tenth of it.
 
     Attributes
     ----------
     counters_ : list of dict
-        For each capture of the last call: packets read, packets by what happened to them, flows
+        For each capture of the last call: packets read, packets by what happened to them, flows; empty for a capture
+        that was left out
         (see `~sklearn_docids.capture.table.FlowTable`).
 
     See Also

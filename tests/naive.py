@@ -97,7 +97,8 @@ def parse(raw, link_type, innermost=False):
         inner, inner_type = enter_tunnel(captured, protocol, transport)
         if inner is not None:
             fate, packet = parse(inner, inner_type, innermost)
-            if fate != "non_ip":
+            cut = len(raw) < ip_end
+            if fate not in ("non_ip", "malformed") and (fate != "short" or cut):
                 return fate, packet
     if protocol not in (6, 17):
         return "other_protocol", None
@@ -107,7 +108,7 @@ def parse(raw, link_type, innermost=False):
     destination = ip.dst, int.from_bytes(captured[transport + 2 : transport + 4], "big")
     header, flags = 8 if protocol == 17 else 20, 0
     if protocol == 6 and transport + 14 <= len(captured):
-        header, flags = 4 * (captured[transport + 12] >> 4), captured[transport + 13]
+        header, flags = 4 * max(captured[transport + 12] >> 4, 5), captured[transport + 13]
     return "sampled", {
         "source": source,
         "destination": destination,
@@ -147,17 +148,19 @@ class Flow:
 
 
 class Clock:
-    """Time of the capture: never runs backwards, and goes on from the new time after a large step back."""
+    """Time of the capture: never runs backwards; goes on from the new time after two large steps back in a row."""
 
     def __init__(self, idle_timeout):
-        self.now, self.latest, self.idle_timeout = 0, None, idle_timeout
+        self.now, self.latest, self.idle_timeout, self.was_behind = 0, None, idle_timeout, False
 
     def advance(self, time):
-        if self.latest is None or time < self.latest - self.idle_timeout:
+        behind = self.latest is not None and time < self.latest - self.idle_timeout
+        if self.latest is None or (behind and self.was_behind):
             self.latest = time
         elif time > self.latest:
             self.now += min(time - self.latest, self.idle_timeout + 1)
             self.latest = time
+        self.was_behind = behind
 
 
 def sample(

@@ -245,6 +245,32 @@ def test_a_bomb_stops_with_a_warning_in_little_memory(pack, write):
     assert peak < 64e6
 
 
+HEADER_BOMBS = {
+    "file headers": pcap(PACKETS) + pcap([]) * 20_000,
+    "section headers": section() + interface() + b"".join(map(enhanced, PACKETS)) + section() * 20_000,
+    "interfaces": section() + interface() + b"".join(map(enhanced, PACKETS)) + (section() + interface() * 99) * 200,
+}
+
+
+@pytest.mark.parametrize("capture", HEADER_BOMBS.values(), ids=HEADER_BOMBS)
+def test_endless_headers_without_packets_stop_with_a_warning(capture):
+    with pytest.warns(CaptureWarning, match=r"record 11: 10000 headers and no packet between them"):
+        assert len(sampled(as_file(gzip.compress(capture)))) == 10
+
+
+def test_endless_empty_members_stop_with_a_warning():
+    packed = gzip.compress(pcap(PACKETS)) + gzip.compress(b"") * 2000
+    with pytest.warns(CaptureWarning, match="1000 empty members in a row"):
+        assert len(sampled(as_file(packed))) == 10
+
+
+def test_a_zstd_window_of_128_mib_is_refused():
+    zstd = pytest.importorskip("backports.zstd")
+    packed = zstd.compress(pcap(PACKETS) + bytes(2**27), options={zstd.CompressionParameter.window_log: 27})
+    with pytest.raises(CaptureError, match="memory"):
+        sampled(as_file(packed))
+
+
 def test_no_thread_is_left_behind_when_reading_stops_early(write):
     path = write(gzip.compress(pcap(MANY[:1]) + bytes(20_000_000)))
     with pytest.warns(CaptureWarning, match="empty records"):
@@ -292,6 +318,39 @@ def test_captures_put_one_behind_the_other_are_all_read_with_a_warning(first, se
         assert (sampled(as_file(both)).X == sampled(as_file(pcap(PACKETS))).X).all()
     with pytest.raises(CaptureError, match="record 6: another capture begins here"):
         sampled(as_file(both), on_error="raise")
+
+
+@pytest.mark.parametrize(
+    ("second", "reason"),
+    [
+        (pcap([], link_type=105), r"link type 105 \(IEEE802_11\) is not supported"),
+        (pcap([])[:20], "pcap file header cut after 20 of 24 bytes"),
+        (section() + interface() + enhanced(PACKETS[0]), "a capture of another kind begins here"),
+        (gzip.compress(pcap(MANY)), "a capture of another kind begins here"),
+    ],
+)
+def test_a_second_capture_that_cannot_be_read_is_reported_with_its_place(second, reason):
+    capture = pcap(PACKETS)
+    with pytest.warns(CaptureWarning, match=rf"byte {len(capture)}, record 11: {reason}.*the 10 records before"):
+        assert len(sampled(as_file(capture + second))) == 10
+
+
+def test_a_pcap_behind_a_pcapng_is_reported():
+    with pytest.warns(CaptureWarning, match="record 2: a capture of another kind begins here"):
+        assert len(sampled(as_file(section() + interface() + enhanced(PACKETS[0]) + pcap(PACKETS)))) == 1
+
+
+def test_a_file_that_was_read_already_is_said_to_be_at_its_end():
+    file = as_file(pcap(PACKETS))
+    sampled(file)
+    with pytest.raises(CaptureError, match="at its end already"):
+        sampled(file)
+
+
+def test_per_packet_information_around_an_unknown_link_type_is_named():
+    capture = pcap([bytes.fromhex("0000080069000000") + bytes(60)], link_type=192)
+    with pytest.raises(CaptureError, match=r"link type 192 \(PPI\) around another is not supported"):
+        sampled(as_file(capture))
 
 
 def test_thousands_of_captures_one_behind_the_other_are_no_recursion():

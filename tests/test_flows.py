@@ -199,6 +199,13 @@ def test_one_wrong_time_stamp_does_not_switch_the_timeout_off():
     assert flows.packets_forward.tolist() == [1, 1, 2, 1]
 
 
+def test_one_stray_time_stamp_from_the_past_ends_no_flow():
+    packets = [udp(sport=1 + i % 10) for i in range(100)]
+    times = [1000.0 + i for i in range(100)]
+    times[37] = 0.0
+    assert flows_of(packets, times=times).packets_forward.tolist() == [10] * 10
+
+
 def test_many_wrong_time_stamps_do_not_switch_the_timeout_off():
     times = [t for i in range(6) for t in (1.7e9 + i, 0.0)] + [1.7e9 + 1000 * i for i in range(1, 5)]
     flows = flows_of([udp()] * len(times), times=times)
@@ -294,6 +301,15 @@ def test_a_tunnel_that_carries_no_ip_leaves_the_packet_around_it():
     assert flows.counters[0]["other_protocol"] == 1
 
 
+@pytest.mark.parametrize(
+    "inside", [b"\x08\0", bytes(6) + bytes(60), bytes(6) + b"\2" * 12 + b"\x08\x00E\x00" + bytes(60)]
+)
+def test_what_merely_looks_like_a_tunnel_leaves_the_packet_around_it(inside):
+    packet = OUTER / UDP(sport=999, dport=4789) / (b"\x08" + inside)
+    flows = flows_of([packet], tunnels="innermost")
+    assert (flows.dst_port.tolist(), flows.counters[0]["sampled"]) == ([4789], 1)
+
+
 @pytest.mark.parametrize(("protocol", "between"), [(4, b""), (47, bytes(GRE(proto=0x0800)))], ids=["ip in ip", "gre"])
 def test_2000_tunnels_one_in_another_are_malformed(protocol, between):
     header = bytes(IP(src="10.0.0.1", dst="10.0.0.2", len=0, proto=protocol)) + between  # length 0: as captured
@@ -367,8 +383,9 @@ def test_tcp_flags_and_payload_of_a_header_cut_by_the_capture_do_not_read_beyond
 
 
 def test_tcp_data_offset_that_lies_gives_no_negative_payload():
-    packet = Ether() / IP(src="10.0.0.1", dst="10.0.0.2") / TCP(dataofs=15)
-    assert flows_of([packet]).payload_forward.tolist() == [0]
+    for lie in (15, 0, 1):
+        packet = Ether() / IP(src="10.0.0.1", dst="10.0.0.2") / TCP(dataofs=lie)
+        assert flows_of([packet]).payload_forward.tolist() == [0]
 
 
 def test_community_id_is_that_of_the_reference_package():

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 import warnings
@@ -288,8 +289,19 @@ def test_an_array_file_of_another_kind_is_no_flow_table(tmp_path):
         FlowTable.load(tmp_path / "other.npz")
     pickled = tmp_path / "pickled.npz"
     np.savez(pickled, records=np.array([{}], dtype=object))
-    with pytest.raises(ValueError, match="allow_pickle"):
+    with pytest.raises(ValueError, match=r"pickled.npz: no flow table: it is no file of arrays"):
         FlowTable.load(pickled)
+    (tmp_path / "empty.npz").touch()
+    with pytest.raises(ValueError, match=r"empty.npz: no flow table"):
+        FlowTable.load(tmp_path / "empty.npz")
+
+
+def test_a_folder_that_write_did_not_write_is_refused_by_name(captures, tmp_path):
+    FlowSampler().write(captures, tmp_path / "out")
+    assert len(FlowTable.load(os.fsencode(tmp_path / "out"))) == 8
+    (tmp_path / "out" / "captures.json").write_text("[{]")
+    with pytest.raises(ValueError, match=r"out: no flow table"):
+        FlowTable.load(tmp_path / "out")
 
 
 def test_a_stream_gives_a_flow_with_its_nth_packet_and_absorbs_later_ones(write):

@@ -20,9 +20,12 @@ CHUNK_BYTES = 2**17
 MAX_CHUNKS = 4
 # A damaged member of at most this size, packed, is searched for what can still be read.
 SALVAGE_BYTES = 2**20
-# Enough for the strongest usual settings of both formats.
-MAX_MEMORY_BYTES = 2**27
-MAX_WINDOW_LOG = 27
+# xz -9 needs 65 MiB. zstd up to level 20 needs 32 MiB; --long and --ultra may ask for more, and are refused then.
+MAX_XZ_BYTES = 2**27
+MAX_ZSTD_WINDOW_LOG = 25
+# So many members in a row without content are an attack.
+MAX_EMPTY_MEMBERS = 1000
+READ_BYTES = 2**16
 # The thread cannot be stopped while it waits for its file; after this it is left alone.
 CLOSE_SECONDS = 1.0
 
@@ -69,7 +72,7 @@ def _zstd() -> Any:
             from backports import zstd
         except ImportError:
             raise _missing("zstd", "backports.zstd") from None
-    return zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: MAX_WINDOW_LOG})
+    return zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: MAX_ZSTD_WINDOW_LOG})
 
 
 def _lz4() -> Any:
@@ -81,7 +84,7 @@ def _lz4() -> Any:
 
 
 def _xz() -> Any:
-    return lzma.LZMADecompressor(format=lzma.FORMAT_XZ, memlimit=MAX_MEMORY_BYTES)
+    return lzma.LZMADecompressor(format=lzma.FORMAT_XZ, memlimit=MAX_XZ_BYTES)
 
 
 def _missing(form: str, package: str) -> ImportError:
@@ -107,33 +110,39 @@ class _Source:
     """The packed bytes: first those already read, then those of the stream."""
 
     def __init__(self, prefix: bytes, stream: Any):
-        self._prefix = prefix
+        self._prefix = memoryview(prefix)
+        self.n_read = 0
         self._readinto = getattr(stream, "readinto1", None) or stream.readinto
-        self._buffer = bytearray(CHUNK_BYTES)
+        self._buffer = bytearray(READ_BYTES)
         self.error: BaseException | None = None
 
     def read(self) -> bytes:
         """Return some bytes, none at the end."""
         if self._prefix:
-            prefix, self._prefix = self._prefix, b""
-            return prefix
-        try:
-            n_read = self._readinto(self._buffer)
-        except BaseException as error:
-            self.error = error
-            raise
-        return bytes(self._buffer[: n_read or 0])
+            data, self._prefix = bytes(self._prefix[:READ_BYTES]), self._prefix[READ_BYTES:]
+        else:
+            try:
+                data = bytes(self._buffer[: self._readinto(self._buffer) or 0])
+            except BaseException as error:
+                self.error = error
+                raise
+        self.n_read += len(data)
+        return data
 
 
 def _unpack(source: _Source, new: Callable[[], Any]) -> Iterator[bytes]:
     """Yield the content of all members of a packed file, which follow one another and may be padded with zeros."""
-    data = source.read()
+    data, n_empty = source.read(), 0
     while data:
-        data = (yield from _unpack_member(data, source, new)).lstrip(b"\0") or source.read().lstrip(b"\0")
+        n_given, data = yield from _unpack_member(data, source, new)
+        n_empty = 0 if n_given else n_empty + 1
+        if n_empty > MAX_EMPTY_MEMBERS:
+            raise EOFError(f"{MAX_EMPTY_MEMBERS} empty members in a row")
+        data = data.lstrip(b"\0") or source.read().lstrip(b"\0")
 
 
-def _unpack_member(data: bytes, source: _Source, new: Callable[[], Any]) -> Generator[bytes, None, bytes]:
-    """Yield the content of one member; return what was read beyond its end."""
+def _unpack_member(data: bytes, source: _Source, new: Callable[[], Any]) -> Generator[bytes, None, tuple[int, bytes]]:
+    """Yield the content of one member; return its size, and what was read beyond its end."""
     decompressor = new()
     packed, n_given = bytearray(), 0
     while not decompressor.eof:
@@ -153,7 +162,7 @@ def _unpack_member(data: bytes, source: _Source, new: Callable[[], Any]) -> Gene
         n_given += len(chunk)
         if chunk:
             yield chunk
-    return decompressor.unused_data or b""
+    return n_given, decompressor.unused_data or b""
 
 
 def _salvage(packed: bytearray, n_given: int, new: Callable[[], Any]) -> Iterator[bytes]:
@@ -241,6 +250,11 @@ class Unpacked:
         buffer[:n_bytes] = self._rest[:n_bytes]
         self._rest = self._rest[n_bytes:]
         return n_bytes
+
+    @property
+    def n_packed(self) -> int:
+        """Packed bytes that have been unpacked."""
+        return self._source.n_read
 
     def close(self) -> None:
         """Stop the thread, so that it reads no more from the stream."""

@@ -29,6 +29,8 @@ PAGE_BYTES = 4096
 RECORDS_PER_CALL = 4096
 # A capture has a handful of interfaces; a file that only lists interfaces must not fill the memory.
 MAX_INTERFACES = 65_536
+# A capture may begin with some thousands of interfaces before the first packet.
+MAX_HEADERS = 10_000
 
 # First four bytes -> (big-endian, ns per tick, bytes of a record header). The third pair is Kuznetzov's variant.
 PCAP_MAGIC = {
@@ -49,10 +51,15 @@ FOREIGN_MAGIC = {
     b"<": "a web page or XML file",
 }
 LINK_NAMES = {
-    6: "IEEE802_5", 9: "PPP", 10: "FDDI", 50: "PPP_HDLC", 51: "PPP_ETHER", 104: "C_HDLC", 105: "IEEE802_11",
-    119: "IEEE802_11_PRISM", 127: "IEEE802_11_RADIOTAP", 143: "DOCSIS", 147: "USER0", 187: "BLUETOOTH_HCI_H4",
-    189: "USB_LINUX", 192: "PPI", 195: "IEEE802_15_4", 220: "USB_LINUX_MMAPPED", 227: "CAN_SOCKETCAN",
-    239: "NFLOG", 253: "NETLINK",
+    3: "AX25", 6: "IEEE802_5", 7: "ARCNET_BSD", 8: "SLIP", 9: "PPP", 10: "FDDI", 11: "ATM_RFC1483", 50: "PPP_HDLC",
+    51: "PPP_ETHER", 104: "C_HDLC", 105: "IEEE802_11", 107: "FRELAY", 117: "PFLOG", 119: "IEEE802_11_PRISM",
+    121: "HHDLC", 127: "IEEE802_11_RADIOTAP", 129: "ARCNET_LINUX", 138: "APPLE_IP_OVER_IEEE1394", 143: "DOCSIS",
+    147: "USER0", 163: "IEEE802_11_AVS", 177: "LINUX_LAPD", 187: "BLUETOOTH_HCI_H4", 189: "USB_LINUX", 192: "PPI",
+    195: "IEEE802_15_4", 197: "ERF", 201: "BLUETOOTH_HCI_H4_WITH_PHDR", 202: "AX25_KISS", 203: "LAPD",
+    215: "IEEE802_15_4_NONASK_PHY", 220: "USB_LINUX_MMAPPED", 224: "FC_2", 227: "CAN_SOCKETCAN",
+    230: "IEEE802_15_4_NOFCS", 231: "DBUS", 239: "NFLOG", 240: "NETANALYZER", 242: "IPOIB", 243: "MPEG_2_TS",
+    247: "INFINIBAND", 248: "SCTP", 249: "USBPCAP", 251: "BLUETOOTH_LE_LL", 252: "WIRESHARK_UPPER_PDU",
+    253: "NETLINK", 256: "BLUETOOTH_LE_LL_WITH_PHDR",
 }  # fmt: skip
 
 
@@ -76,7 +83,7 @@ def capture_name(source: Any) -> str:
 def opened(source: Any) -> Iterator[BinaryIO]:
     """Open a path without Python's own buffering; leave an open file open, it belongs to the caller."""
     if isinstance(source, io.TextIOBase):
-        raise TypeError(f"{capture_name(source)} is open in text mode; open it with mode 'rb'")
+        raise TypeError(f"{capture_name(source)} is open in text mode; open it with mode 'rb', or take its .buffer")
     if hasattr(source, "readinto"):
         yield source
     elif isinstance(source, str | bytes | os.PathLike):
@@ -137,6 +144,13 @@ class Window:
         return self.data[self.start : self.start + n_bytes].tobytes()
 
 
+def _why_empty(file: Any) -> str:
+    try:
+        return "nothing left to read: the file is at its end already" if file.tell() else "empty file, not a capture"
+    except (AttributeError, OSError):
+        return "empty stream, not a capture"
+
+
 class Capture:
     """An open capture: `blocks` yields its packet records.
 
@@ -156,6 +170,7 @@ class Capture:
         self._big_endian = False
         self._time = 0  # ns, of the last packet
         self._n_zero = 0
+        self._n_headers = 0  # since the last packet
         self._block_offset = 0  # of the block that is being used
         try:
             self._blocks = self._open()
@@ -179,7 +194,7 @@ class Capture:
         """Return how much of the file has been handed out, by its packed bytes if packed; None of what is no file."""
         try:
             size = os.fstat(self._file.fileno()).st_size
-            done = self._file.tell() if self._unpacked else self._block_offset
+            done = self._unpacked.n_packed if self._unpacked else self._block_offset
         except (AttributeError, OSError):
             return None
         return done / size if size and done else None
@@ -214,7 +229,7 @@ class Capture:
     def _read_magic(self) -> bytes:
         if not self._fill(4):
             if self.window.stop == self.window.start:
-                raise CaptureError("empty file, not a capture", self.name)
+                raise CaptureError(_why_empty(self._file), self.name)
             raise CaptureError(f"{self.window.stop - self.window.start} bytes only, not a capture", self.name)
         return self.window.peek(4)
 
@@ -222,18 +237,22 @@ class Capture:
         """Return the link type of a classic capture and where its records have the captured length."""
         if not self._fill(24):
             n_bytes = self.window.stop - self.window.start
-            raise CaptureError(f"pcap file header cut after {n_bytes} of 24 bytes", self.name)
+            raise self._damage_of_header(f"pcap file header cut after {n_bytes} of 24 bytes")
         header = self.window.peek(24)
         order = "big" if PCAP_MAGIC[magic][0] else "little"
         # The upper half holds the length of a frame check sequence; it lies behind the IP packet, never in our rows.
         link_type = int.from_bytes(header[20:24], order) & 0xFFFF  # type: ignore[arg-type]
         if link_type not in LINK_TYPES:
-            raise CaptureError(f"link type {link_name(link_type)} is not supported", self.name)
+            raise self._damage_of_header(f"link type {link_name(link_type)} is not supported")
         self.window.advance(self.window.start + 24)
         major, minor = int.from_bytes(header[4:6], order), int.from_bytes(header[6:8], order)  # type: ignore[arg-type]
         if major == DG_UX_VERSION or (major == 2 and minor < 3):
             return link_type, records.CAPTURED_LAST
         return link_type, records.CAPTURED_SMALLER if (major, minor) == (2, 3) else records.CAPTURED_FIRST
+
+    def _damage_of_header(self, reason: str) -> CaptureError:
+        """Return the error of a file header: it has a place if it is that of a capture behind the first."""
+        return self._damage(reason) if self.window.offset else CaptureError(reason, self.name)
 
     def _damage(self, reason: str) -> CaptureError:
         return CaptureError(reason, self.name, self.window.offset, self.n_records + 1)
@@ -242,6 +261,7 @@ class Capture:
         self.n_records += n_records
         self._block_offset = self.window.offset
         if n_records:
+            self._n_headers = 0
             self._time = int(self._records["time"][n_records - 1])
         self.window.advance(position)
         return self.window.data, self._records[:n_records]
@@ -259,9 +279,11 @@ class Capture:
             if n:
                 yield block
             if reason == records.BAD_LENGTH:
+                self._refuse_other_capture()
                 raise self._damage(f"record claims {needed} bytes, more than the {records.MAX_RECORD} possible")
             if reason == records.NEXT_CAPTURE:
                 self.joint = self.joint or self._damage("another capture begins here")
+                self._count_header()
                 magic = self._read_magic()
                 (big_endian, tick, header_length), (link_type, lengths) = (
                     PCAP_MAGIC[magic],
@@ -292,6 +314,7 @@ class Capture:
             if n:
                 yield block
             if reason == records.BAD_LENGTH:
+                self._refuse_other_capture()
                 raise self._damage(f"a block or packet length of {needed} bytes does not fit the block")
             if reason == records.BAD_INTERFACE:
                 raise self._damage(f"packet of interface {needed}, but the section has {self._n_interfaces}")
@@ -303,6 +326,17 @@ class Capture:
                 if window.start == window.stop:
                     return
                 raise self._damage(f"block cut after {window.stop - window.start} of {needed} bytes")
+
+    def _count_header(self) -> None:
+        """Stop at headers without packets between them: a small packed file can hold millions."""
+        self._n_headers += 1
+        if self._n_headers > MAX_HEADERS:
+            raise self._damage(f"{MAX_HEADERS} headers and no packet between them, the rest is not read")
+
+    def _refuse_other_capture(self) -> None:
+        magic = self.window.peek(4)
+        if magic == PCAPNG_MAGIC or magic in PCAP_MAGIC or compression_of(magic):
+            raise self._damage("a capture of another kind begins here: split the two")
 
     def _read_section(self) -> None:
         """Read a section header: it sets the byte order and starts an empty list of interfaces."""
@@ -321,6 +355,7 @@ class Capture:
         self._interfaces = np.zeros(16, records.INTERFACE_DTYPE)
         self._n_interfaces = 0
         window.advance(window.start + length)
+        self._count_header()
 
     def _read_interface(self, length: int) -> None:
         window = self.window
@@ -342,6 +377,7 @@ class Capture:
         interface["binary"], interface["exponent"], interface["offset"] = _time_options(block[16:-4], order)
         self._n_interfaces += 1
         window.advance(window.start + length)
+        self._count_header()
 
 
 def _time_options(options: bytes, order: Any) -> tuple[bool, int, int]:

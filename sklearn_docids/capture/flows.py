@@ -15,19 +15,13 @@ import numpy as np
 from sklearn_docids.capture import kernels
 from sklearn_docids.capture._errors import CaptureError, CaptureWarning
 from sklearn_docids.capture.containers import Capture, capture_name, link_name, opened
-from sklearn_docids.capture.headers import PACKET_FATES
+from sklearn_docids.capture.headers import LINK_PPI, PACKET_FATES
 
 # Finished flows are handed on in groups of this size: large enough that most of their rows are neighbours on disk.
 STAGED_ROWS = 8192
 FIRST_ROWS = 4096
 # With so many flows, how many the whole capture has is guessed: from fewer, the guess would be poor.
 GUESS_ROWS = 32_768
-FIRST_ROWS = 4096
-# With so many flows, how many the whole capture has is guessed: from fewer, the guess would be poor.
-GUESS_ROWS = 32_768
-# From this size on the allocator gives an array pages of its own, which the system moves instead of copying them.
-OWN_PAGES_BYTES = 2**25
-
 
 # Takes the name of a capture, the fraction of it that has been read (None: it is done), and its counters.
 Progress = Callable[[str, float | None, dict[str, int]], object]
@@ -320,9 +314,11 @@ def assemble_blocks(
         except CaptureError as error:
             if on_error == "raise":
                 raise
-            warn(f"{error}; the {capture.n_records} records before it are kept")
-        if capture.joint:
-            warn(f"{capture.joint}; it is read, too")
+            joint = f", another capture begins at byte {capture.joint.offset}" if capture.joint else ""
+            warn(f"{error}; the {capture.n_records} records before it are kept{joint}")
+        else:
+            if capture.joint:
+                warn(f"{capture.joint}; it is read, too")
         assembler.finish()
         _report_link_types(capture, assembler.counters)
         yield assembler
@@ -338,6 +334,7 @@ def _report_link_types(capture: Capture, counters: dict[str, int]) -> None:
     if not n_unknown:
         return
     names = ", ".join(link_name(link_type) for link_type in sorted(capture.unsupported))
+    names = names or f"{link_name(LINK_PPI)} around another"
     if n_unknown == counters["packets"]:
         raise CaptureError(f"link type {names} is not supported", capture.name)
     warn(f"{capture.name}: {n_unknown} packets of unsupported link type {names} are skipped")

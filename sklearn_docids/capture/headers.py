@@ -284,7 +284,8 @@ def enter_tunnel(data, protocol, transport, stop):
 def find_innermost(data, start, stop, link_type):
     """Return what `find_transport` does for the innermost IP packet, then where its frame begins, ends, and its type.
 
-    A tunnel is entered only where it carries IP: of any other the IP packet around it is the innermost.
+    A tunnel is entered only where it carries IP: of any other, and of what merely looks like a tunnel, the IP packet
+    around it is the innermost.
     """
     found = find_transport(data, start, stop, link_type)
     for _ in range(MAX_TUNNELS + 1):
@@ -296,7 +297,7 @@ def find_innermost(data, start, stop, link_type):
         if inner_type < 0:
             return found, start, stop, link_type
         inner = find_transport(data, inner_start, inner_stop, inner_type)
-        if inner[0] == NON_IP:
+        if inner[0] == NON_IP or inner[0] == MALFORMED or (inner[0] == SHORT and end <= stop):
             return found, start, stop, link_type
         found, start, stop, link_type = inner, inner_start, inner_stop, np.int64(inner_type)
     return (MALFORMED, 0, start, 0, start, stop), start, stop, link_type

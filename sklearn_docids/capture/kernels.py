@@ -108,6 +108,7 @@ CURSOR_DTYPE = np.dtype(
         ("clock", np.int64),  # ns, never runs backwards
         ("latest", np.int64),  # latest packet time since the last large step back
         ("started", np.bool_),
+        ("was_behind", np.bool_),  # the packet before was stamped further back than the timeout
         ("n_rows", np.int64),
         ("n_live", np.int64),  # entries of the table
         ("n_free", np.int64),
@@ -213,7 +214,8 @@ def read_transport(data, protocol, transport, stop, end):
         return 0, max(end - transport - 8, 0)
     if transport + 14 > stop:  # cut inside the header
         return 0, max(end - transport - 20, 0)
-    return np.int64(data[transport + 13]), max(end - transport - (np.int64(data[transport + 12]) >> 4) * 4, 0)
+    header = max(np.int64(data[transport + 12]) >> 4, 5) * 4
+    return np.int64(data[transport + 13]), max(end - transport - header, 0)
 
 
 @kernel
@@ -436,18 +438,19 @@ def keep_bytes(flow, X, kept, slot, number, data, packet, rules):
 def advance_clock(cursor, time, idle_timeout):
     """Move the capture clock: forwards with the packets, never back.
 
-    After a step back by more than the timeout (captures put one behind the other, a wrong time stamp) it goes on
-    from the new time, so that one wrong stamp cannot switch the timeout off for the rest of the capture.
+    One packet stamped further back than the timeout is a wrong stamp and leaves the clock alone. Two in a row are
+    captures put one behind the other, or the end of wrong stamps from the future: the clock goes on from there, so that
+    they cannot switch the timeout off for the rest of the capture.
     """
-    if not cursor.started:
+    behind = cursor.started and time < cursor.latest - idle_timeout
+    if not cursor.started or (behind and cursor.was_behind):
         cursor.started = True
         cursor.latest = time
     elif time > cursor.latest:
         # A longer step ends all flows just as well; cut short, absurd stamps cannot make the clock overflow.
         cursor.clock += min(time - cursor.latest, idle_timeout + 1)
         cursor.latest = time
-    elif time < cursor.latest - idle_timeout:
-        cursor.latest = time
+    cursor.was_behind = behind
 
 
 @kernel

@@ -182,7 +182,7 @@ class FlowTable:
         ImportError
             pyarrow is not installed.
         """
-        path = os.fspath(path)
+        path = os.fsdecode(path)
         described = json.dumps({"captures": self.captures, "counters": self.counters})
         part = f"{path}.part"
         if path.endswith(".npz"):
@@ -219,7 +219,7 @@ class FlowTable:
         ImportError
             pyarrow is not installed.
         """
-        path = os.fspath(path)
+        path = os.fsdecode(path)
         if os.path.isdir(path):
             return cls(*_load_folder(path))
         if path.endswith(".parquet"):
@@ -229,9 +229,19 @@ class FlowTable:
                 rows = FlowRows(arrays["records"], arrays["X"], arrays["kept_bytes"])
                 capture = arrays["capture"]
                 described = json.loads(arrays["described"].tobytes())
-        except (KeyError, TypeError, AttributeError, zipfile.BadZipFile, UnicodeDecodeError) as error:
-            raise ValueError(f"{path}: no flow table: {error}") from None
+        except (*NOT_A_TABLE, zipfile.BadZipFile, EOFError) as error:
+            raise _refused(path, error) from None
         return cls(*_checked(path, rows, capture, described))
+
+
+# What reading a file that holds something else can raise.
+NOT_A_TABLE = (KeyError, TypeError, AttributeError, ValueError, OverflowError)
+
+
+def _refused(path: str, error: BaseException) -> ValueError:
+    # numpy's own message would advise to load a pickle.
+    reason = "it is no file of arrays" if "pickle" in str(error) else repr(error)
+    return ValueError(f"{path}: no flow table: {reason}")
 
 
 def _checked(
@@ -257,17 +267,17 @@ def _checked(
 
 
 def _load_folder(path: str) -> tuple[FlowRows, np.ndarray, list[str], list[dict[str, int]]]:
-    records, X, kept_bytes = (
-        np.load(os.path.join(path, f"{name}.npy"), mmap_mode="r", allow_pickle=False)
-        for name in ("flows", "X", "kept_bytes")
-    )
-    with open(os.path.join(path, "captures.json"), encoding="utf-8") as file:
-        described = json.load(file)
     try:
+        records, X, kept_bytes = (
+            np.load(os.path.join(path, f"{name}.npy"), mmap_mode="r", allow_pickle=False)
+            for name in ("flows", "X", "kept_bytes")
+        )
+        with open(os.path.join(path, "captures.json"), encoding="utf-8") as file:
+            described = json.load(file)
         names = [entry.pop("name") for entry in described]
         capture = np.repeat(np.arange(len(names)), [entry.get("flows", 0) for entry in described])
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path}: captures.json does not describe captures: {error!r}") from None
+    except (*NOT_A_TABLE, EOFError) as error:
+        raise _refused(path, error) from None
     return _checked(path, FlowRows(records, X, kept_bytes), capture, {"captures": names, "counters": described})
 
 
@@ -312,8 +322,8 @@ def _load_parquet(path: str) -> tuple[FlowRows, np.ndarray, list[str], list[dict
         kept_bytes = stored["kept_bytes"].combine_chunks().flatten().to_numpy().reshape(-1, n_packets)
         X = np.frombuffer(b"".join(stored["X"].to_pylist()), np.uint8).reshape(-1, width)
         capture = stored["capture"].to_numpy().astype(np.int64)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path}: no flow table: {error!r}") from None
+    except NOT_A_TABLE as error:
+        raise _refused(path, error) from None
     return _checked(path, FlowRows(records, X.copy(), kept_bytes), capture, described)
 
 
