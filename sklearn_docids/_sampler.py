@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, ClassVar
@@ -360,8 +361,27 @@ class FlowSampler(TransformerMixin, BaseEstimator):
         return flows
 
     def _run_all(self, function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Call a function once per capture, in threads: kernels release the GIL, and nothing is copied."""
-        return Parallel(n_jobs=self.n_jobs, require="sharedmem")(delayed(function)(*each) for each in arguments)
+        """Call a function once per capture, in threads: kernels release the GIL, and nothing is copied.
+
+        After an error no other capture is begun; those in work are finished, so that no thread goes on behind the
+        caller's back, and the first error in order of captures is raised, whatever the number of threads.
+        """
+        failed = threading.Event()
+
+        def guarded(each: tuple[Any, ...]) -> tuple[Any, Exception | None]:
+            if failed.is_set():
+                return None, None
+            try:
+                return function(*each), None
+            except Exception as error:
+                failed.set()
+                return None, error
+
+        results = Parallel(n_jobs=self.n_jobs, require="sharedmem")(delayed(guarded)(each) for each in arguments)
+        for _, error in results:
+            if error:
+                raise error
+        return [result for result, _ in results]
 
     def _progress(self, name: str, fraction: float | None, counters: dict[str, int]) -> None:
         if self.verbose > (0 if fraction is None else 1):

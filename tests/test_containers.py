@@ -11,6 +11,7 @@ import sys
 import threading
 import tracemalloc
 import warnings
+import zlib
 
 import numpy as np
 import pytest
@@ -187,6 +188,51 @@ def test_a_packed_capture_gives_the_same_rows_whatever_its_name(pack, write):
 def test_gzip_is_read_without_isal_too(monkeypatch):
     monkeypatch.setitem(sys.modules, "isal", None)
     assert len(sampled(as_file(in_two_members(gzip.compress)(pcap(MANY)) + bytes(100)))) == 5000
+
+
+@pytest.mark.parametrize("pack", PACKERS.values(), ids=PACKERS)
+@pytest.mark.parametrize("n_zeros", [1, 300, 300_000])
+def test_members_behind_zero_padding_are_read(pack, n_zeros):
+    capture = pcap(MANY)
+    assert len(sampled(as_file(pack(capture[:1000]) + bytes(n_zeros) + pack(capture[1000:]) + bytes(n_zeros)))) == 5000
+
+
+class Trickle(io.RawIOBase):
+    """Gives few bytes at a time; ends with an exception if there is one."""
+
+    def __init__(self, data, size, error=None):
+        self.file, self.size, self.error = io.BytesIO(data), size, error
+
+    def readinto(self, buffer):
+        data = self.file.read(min(self.size, len(buffer)))
+        buffer[: len(data)] = data
+        if not data and self.error:
+            raise self.error
+        return len(data)
+
+
+@pytest.mark.parametrize("size", [1, 7, 4096])
+def test_a_long_gzip_header_may_lie_across_reads(size):
+    plain = gzip.compress(pcap(PACKETS))
+    header = bytes([31, 139, 8, 8 | 16 | 2]) + plain[4:10] + b"name.pcap\0" + b"a comment\0"
+    header += struct.pack("<H", zlib.crc32(header) & 0xFFFF)
+    assert len(sampled(Trickle(header + plain[10:], size))) == 10
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3), OSError("gone"), ValueError("odd")], ids=repr)
+def test_an_error_of_the_packed_source_comes_through_whatever_it_is(error):
+    packed = gzip.compress(pcap(MANY))
+    with pytest.raises(type(error)):
+        sampled(Trickle(packed[: len(packed) // 2], 4096, error))
+
+
+def test_a_non_blocking_stream_without_data_is_not_its_end():
+    reading, writing = os.pipe()
+    os.write(writing, pcap(PACKETS))
+    os.set_blocking(reading, False)
+    with open(reading, "rb", buffering=0) as pipe, pytest.raises(BlockingIOError, match="no data now"):
+        sampled(pipe)
+    os.close(writing)
 
 
 def test_a_packed_fifo_is_read_to_its_end(tmp_path):

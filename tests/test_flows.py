@@ -206,6 +206,20 @@ def test_one_stray_time_stamp_from_the_past_ends_no_flow():
     assert flows_of(packets, times=times).packets_forward.tolist() == [10] * 10
 
 
+def test_the_clock_does_not_overflow(write):
+    # Each pair of stamps from both ends of time moves it by the timeout of a century's fraction.
+    packets = [udp(sport=1 + i % 7) for i in range(600)]
+    times = [4.0e9 if i // 2 % 2 else float(i) for i in range(600)]
+    path = write(pcap(packets, times=times))
+    for idle_timeout in (1e9, 2e9, 2.3e9, None):
+        assert_equal_to_naive(path, idle_timeout=idle_timeout)
+        assert_equal_to_naive(path, idle_timeout=idle_timeout, max_live_flows=2)
+
+
+def test_rows_of_any_length_take_memory_by_need():
+    assert flows_of([udp()], n_packets=1024, n_bytes=65_535).X.shape == (1, 1024 * 65_535)
+
+
 def test_many_wrong_time_stamps_do_not_switch_the_timeout_off():
     times = [t for i in range(6) for t in (1.7e9 + i, 0.0)] + [1.7e9 + 1000 * i for i in range(1, 5)]
     flows = flows_of([udp()] * len(times), times=times)

@@ -14,7 +14,7 @@ from captures import pcap, tcp, udp
 from sklearn.base import clone
 from sklearn.utils.estimator_checks import check_estimator
 
-from sklearn_docids import CaptureWarning, FlowSampler
+from sklearn_docids import CaptureError, CaptureWarning, FlowSampler
 from sklearn_docids.capture.table import COLUMNS, FlowTable
 
 
@@ -224,6 +224,25 @@ def test_the_number_of_threads_changes_neither_rows_nor_files(write, tmp_path, n
     assert [path.name for path in (tmp_path / "out").iterdir() if path.name.startswith(".")] == []
 
 
+@pytest.mark.parametrize("n_jobs", [1, 4])
+def test_the_first_error_in_order_is_raised_and_nothing_is_left(write, tmp_path, n_jobs):
+    big = write(pcap([bytes(udp())] * 50_000), "big.pcap")
+    bad = [write(b"nothing", f"bad{i}.pcap") for i in range(3)]
+    sampler = FlowSampler(n_jobs=n_jobs, on_error="raise")
+    for _ in range(5):
+        with pytest.raises(CaptureError, match=r"bad0.pcap"):
+            sampler.write([big, *bad, big, tmp_path / "missing"], tmp_path / "out")
+        assert list((tmp_path / "out").iterdir()) == []
+        with pytest.raises(CaptureError, match=r"bad0.pcap"):
+            sampler.flows([big, *bad])
+
+
+def test_a_folder_is_no_goal_for_an_array(captures, tmp_path):
+    (tmp_path / "X.npy").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"X.npy is a folder"):
+        FlowSampler().write(captures, tmp_path / "X.npy")
+
+
 def test_live_flows_on_disk_leave_their_rows_to_be_filled_later(write, tmp_path):
     # Every third flow lives to the end, the others idle out long before: nearly every write has gaps.
     packets, times = [], []
@@ -294,6 +313,46 @@ def test_an_array_file_of_another_kind_is_no_flow_table(tmp_path):
     (tmp_path / "empty.npz").touch()
     with pytest.raises(ValueError, match=r"empty.npz: no flow table"):
         FlowTable.load(tmp_path / "empty.npz")
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("ip_version", 9), ("protocol", 1), ("src_low", 2**40), ("dst_high", 1)], ids=str
+)
+def test_flows_that_cannot_be_are_not_loaded(captures, tmp_path, column, value):
+    flows = FlowSampler().flows(captures)
+    flows.rows.records[column] = value
+    flows.save(tmp_path / "flows.npz")
+    with pytest.raises(ValueError, match=r"flows.npz: no flow table: it holds"):
+        FlowTable.load(tmp_path / "flows.npz")
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("src_port", 70_000), ("src_port", -1), ("row", None), ("src_ip", "::1"), ("src_ip", "x")]
+)
+def test_a_parquet_file_with_impossible_values_is_not_loaded(captures, tmp_path, column, value):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "flows.parquet"
+    FlowSampler().flows(captures).save(path)
+    table = parquet.read_table(path)
+    at = table.schema.get_field_index(column)
+    wrong = [value, *table[column].to_pylist()[1:]]
+    parquet.write_table(table.set_column(at, column, [wrong]), path)
+    with pytest.raises(ValueError, match=r"flows.parquet: no flow table"):
+        FlowTable.load(path)
+
+
+def test_a_compressed_table_is_refused_before_it_is_unpacked(tmp_path):
+    np.savez_compressed(tmp_path / "bomb.npz", X=np.zeros(10**7, np.uint8))
+    with pytest.raises(ValueError, match="it is compressed"):
+        FlowTable.load(tmp_path / "bomb.npz")
+
+
+@pytest.mark.parametrize("n_flows", [10**11, -1, 5.0, "5"])
+def test_numbers_of_flows_that_do_not_fit_are_refused(captures, tmp_path, n_flows):
+    FlowSampler().write(captures, tmp_path / "out")
+    (tmp_path / "out" / "captures.json").write_text(json.dumps([{"name": "a", "flows": n_flows}]))
+    with pytest.raises(ValueError, match=r"out: no flow table: captures.json has other numbers"):
+        FlowTable.load(tmp_path / "out")
 
 
 def test_a_folder_that_write_did_not_write_is_refused_by_name(captures, tmp_path):

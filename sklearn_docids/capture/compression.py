@@ -109,7 +109,8 @@ def compression_of(magic: bytes) -> Callable[[], Any] | None:
 class _Source:
     """The packed bytes: first those already read, then those of the stream."""
 
-    def __init__(self, prefix: bytes, stream: Any):
+    def __init__(self, prefix: bytes, stream: Any, closed: threading.Event):
+        self._closed = closed
         self._prefix = memoryview(prefix)
         self.n_read = 0
         self._readinto = getattr(stream, "readinto1", None) or stream.readinto
@@ -117,12 +118,17 @@ class _Source:
         self.error: BaseException | None = None
 
     def read(self) -> bytes:
-        """Return some bytes, none at the end."""
+        """Return some bytes, none at the end or when nobody wants more."""
+        if self._closed.is_set():
+            return b""
         if self._prefix:
             data, self._prefix = bytes(self._prefix[:READ_BYTES]), self._prefix[READ_BYTES:]
         else:
             try:
-                data = bytes(self._buffer[: self._readinto(self._buffer) or 0])
+                n_read = self._readinto(self._buffer)
+                if n_read is None:
+                    raise BlockingIOError("the stream is non-blocking and has no data now")
+                data = bytes(self._buffer[:n_read])
             except BaseException as error:
                 self.error = error
                 raise
@@ -138,25 +144,34 @@ def _unpack(source: _Source, new: Callable[[], Any]) -> Iterator[bytes]:
         n_empty = 0 if n_given else n_empty + 1
         if n_empty > MAX_EMPTY_MEMBERS:
             raise EOFError(f"{MAX_EMPTY_MEMBERS} empty members in a row")
-        data = data.lstrip(b"\0") or source.read().lstrip(b"\0")
+        data = data.lstrip(b"\0")
+        # Zeros pad archives: a read that holds nothing else is not the end.
+        while not data and (read := source.read()):
+            data = read.lstrip(b"\0")
 
 
 def _unpack_member(data: bytes, source: _Source, new: Callable[[], Any]) -> Generator[bytes, None, tuple[int, bytes]]:
     """Yield the content of one member; return its size, and what was read beyond its end."""
     decompressor = new()
-    packed, n_given = bytearray(), 0
+    packed, n_given, last_piece = bytearray(), 0, 0
     while not decompressor.eof:
         if not data and decompressor.needs_input:
             data = source.read()
             if not data:
                 raise EOFError("it ends in the middle")
-        if len(packed) <= SALVAGE_BYTES:
-            packed += data
+        if data:
+            last_piece = len(packed)
+            if last_piece <= SALVAGE_BYTES:
+                packed += data
         try:
             chunk = decompressor.decompress(data, max_length=CHUNK_BYTES)
         except Exception:
+            if n_given == 0 and new is _gzip and not isinstance(decompressor, _Zlib):
+                # isal does not get over the end of a read inside a long header; zlib does.
+                decompressor, data, packed = _Zlib(), bytes(packed), bytearray()
+                continue
             if len(packed) <= SALVAGE_BYTES:
-                yield from _salvage(packed, n_given, new)
+                yield from _salvage(packed, last_piece, n_given, new)
             raise
         data = b""
         n_given += len(chunk)
@@ -165,17 +180,17 @@ def _unpack_member(data: bytes, source: _Source, new: Callable[[], Any]) -> Gene
     return n_given, decompressor.unused_data or b""
 
 
-def _salvage(packed: bytearray, n_given: int, new: Callable[[], Any]) -> Iterator[bytes]:
+def _salvage(packed: bytearray, last_piece: int, n_given: int, new: Callable[[], Any]) -> Iterator[bytes]:
     """Yield what a damaged member holds beyond its first ``n_given`` bytes.
 
     Of a call that fails, a decompressor gives nothing, not even what it read before the damage. So the packed bytes
-    are fed to another one singly.
+    are given to another one: those before the last piece at once, those of the last piece singly.
     """
     decompressor = new()
     n_bytes = 0
-    for i in range(len(packed)):
-        chunk = b"-"
-        data = bytes(packed[i : i + 1])
+    pieces = [bytes(packed[:last_piece]), *(bytes(packed[i : i + 1]) for i in range(last_piece, len(packed)))]
+    for piece in pieces:
+        chunk, data = b"-", piece
         while chunk and not decompressor.eof:
             try:
                 chunk = decompressor.decompress(data, max_length=CHUNK_BYTES)
@@ -203,10 +218,10 @@ class Unpacked:
 
     def __init__(self, prefix: bytes, stream: Any, new: Callable[[], Any]):
         new()  # a package that is missing is said now
-        self._source = _Source(prefix, stream)
-        self._chunks: queue.Queue[bytes | Exception] = queue.Queue(MAX_CHUNKS)
-        self._rest = memoryview(b"")
         self._closed = threading.Event()
+        self._source = _Source(prefix, stream, self._closed)
+        self._chunks: queue.Queue[bytes | BaseException] = queue.Queue(MAX_CHUNKS)
+        self._rest = memoryview(b"")
         self._thread = threading.Thread(target=self._run, args=(new,), daemon=True, name="unpack a capture")
         self._thread.start()
 
@@ -217,11 +232,10 @@ class Unpacked:
                 if self._closed.is_set():
                     return
             self._put(b"")
-        except Exception as error:
-            damaged = CompressionError(str(error) or type(error).__name__)
-            self._put(error if error is self._source.error else damaged)
+        except BaseException as error:  # whatever it is, whoever reads must not wait for ever
+            self._put(self._source.error or CompressionError(str(error) or type(error).__name__))
 
-    def _put(self, chunk: bytes | Exception) -> None:
+    def _put(self, chunk: bytes | BaseException) -> None:
         while not self._closed.is_set():
             try:
                 return self._chunks.put(chunk, timeout=0.1)
@@ -240,10 +254,11 @@ class Unpacked:
         """
         if not self._rest:
             chunk = self._chunks.get()
-            if not chunk or isinstance(chunk, Exception):
+            if isinstance(chunk, BaseException):
                 self._chunks.put(chunk)  # for whoever asks again
-                if isinstance(chunk, Exception):
-                    raise chunk
+                raise chunk
+            if not chunk:
+                self._chunks.put(chunk)
                 return 0
             self._rest = memoryview(chunk)
         n_bytes = min(len(buffer), len(self._rest))

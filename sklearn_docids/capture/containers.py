@@ -29,6 +29,7 @@ PAGE_BYTES = 4096
 RECORDS_PER_CALL = 4096
 # A capture has a handful of interfaces; a file that only lists interfaces must not fill the memory.
 MAX_INTERFACES = 65_536
+MAX_OPTION_BYTES = 65_536
 # A capture may begin with some thousands of interfaces before the first packet.
 MAX_HEADERS = 10_000
 
@@ -120,7 +121,9 @@ class Window:
             if self.stop == len(self.data) or self.start + n_bytes > len(self.data):
                 self._move_to_front(n_bytes)
             n_read = self._readinto(self.data[self.stop :].data)
-            if not n_read:  # None: a non-blocking stream without data is at its end for us
+            if n_read is None:
+                raise BlockingIOError("the stream is non-blocking and has no data now; it would be cut off here")
+            if not n_read:
                 return False
             self.stop += n_read
         return True
@@ -191,13 +194,13 @@ class Capture:
             self._unpacked.close()
 
     def fraction_read(self) -> float | None:
-        """Return how much of the file has been handed out, by its packed bytes if packed; None of what is no file."""
-        try:
-            size = os.fstat(self._file.fileno()).st_size
-            done = self._unpacked.n_packed if self._unpacked else self._block_offset
-        except (AttributeError, OSError):
+        """Return how much of the file has been used, by its packed bytes if packed; None of what is no plain file."""
+        raw = getattr(self._file, "raw", self._file)
+        if not isinstance(raw, io.FileIO):  # a stream that unpacks has the file number of the packed file
             return None
-        return done / size if size and done else None
+        size = os.fstat(raw.fileno()).st_size
+        done = self._unpacked.n_packed if self._unpacked else self._block_offset
+        return min(done / size, 1.0) if size and done else None
 
     def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield (buffer, records): valid until the next block is asked for."""
@@ -374,7 +377,9 @@ class Capture:
             link_type = -1
         interface["link_type"] = link_type
         interface["snap_length"] = int.from_bytes(block[12:16], order)  # type: ignore[arg-type]
-        interface["binary"], interface["exponent"], interface["offset"] = _time_options(block[16:-4], order)
+        interface["binary"], interface["exponent"], interface["offset"] = _time_options(
+            block[16:-4][:MAX_OPTION_BYTES], order
+        )
         self._n_interfaces += 1
         window.advance(window.start + length)
         self._count_header()

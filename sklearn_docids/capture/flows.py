@@ -20,6 +20,10 @@ from sklearn_docids.capture.headers import LINK_PPI, PACKET_FATES
 # Finished flows are handed on in groups of this size: large enough that most of their rows are neighbours on disk.
 STAGED_ROWS = 8192
 FIRST_ROWS = 4096
+# Where rows are so long that they would take more, there are fewer of them at first.
+FIRST_BYTES = 2**26
+# Not more than this is taken on a guess, unless twice as much as there is already is more.
+GUESS_BYTES = 2**30
 # With so many flows, how many the whole capture has is guessed: from fewer, the guess would be poor.
 GUESS_ROWS = 32_768
 
@@ -42,6 +46,11 @@ class FlowRules:
     duplicate_window: int = 0
     emit_early: bool = False
 
+    @property
+    def row_bytes(self) -> int:
+        """Memory of a flow, without the table."""
+        return kernels.FLOW_DTYPE.itemsize + self.n_packets * (self.n_bytes + 2)
+
     def settings(self) -> np.ndarray:
         """Return the rules as the kernels take them."""
         settings = np.zeros(1, kernels.SETTINGS_DTYPE)
@@ -52,8 +61,9 @@ class FlowRules:
             settings[name] = getattr(self, name)
         settings["tcp"] = "tcp" in self.protocols
         settings["udp"] = "udp" in self.protocols
-        seconds = np.inf if self.idle_timeout is None else self.idle_timeout
-        settings["idle_timeout"] = round(min(seconds * 1e9, 2**62))
+        # 73 years are never, as all times lie within twice that; so sums of times and timeouts do not overflow.
+        never = self.idle_timeout is None or self.idle_timeout * 1e9 >= 2**61
+        settings["idle_timeout"] = 2**62 if never else round(self.idle_timeout * 1e9)  # type: ignore[operator]
         return settings
 
 
@@ -119,14 +129,16 @@ class FlowAssembler:
         fraction_read: Callable[[], float | None] = lambda: None,
     ):
         self.rules = rules
-        self.rows = FlowRows.empty(min(FIRST_ROWS, rules.max_live_flows + 1) if emit else FIRST_ROWS, rules)
+        most = max(FIRST_BYTES // rules.row_bytes, 4)
+        n_first = min(FIRST_ROWS, most, rules.max_live_flows + 1 if emit else FIRST_ROWS)
+        self.rows = FlowRows.empty(n_first, rules)
         self._emit = emit
         self.fraction_read = fraction_read
         self._settings = rules.settings()
         self._settings["recycles"] = emit is not None
         self._table = np.zeros(2 * FIRST_ROWS, kernels.ENTRY_DTYPE)
         self._free = np.arange(len(self.rows))[::-1].copy() if emit else np.zeros(0, np.int64)
-        self._staged = FlowRows.empty(STAGED_ROWS if emit else 2, rules)
+        self._staged = FlowRows.empty(min(STAGED_ROWS, most) if emit else 2, rules)
         self._candidates = np.zeros(0, kernels.CANDIDATE_DTYPE)
         self._packets = np.zeros(kernels.LOOKAHEAD, kernels.PACKET_DTYPE)
         self._digests = np.zeros(max(rules.duplicate_window, 1), np.uint64)
@@ -197,6 +209,8 @@ class FlowAssembler:
             self.flush()
         elif lacking == kernels.NO_CANDIDATE:
             self._list_candidates()
+        elif lacking == kernels.CLOCK_FULL:
+            self._set_clock_back()
         elif lacking == kernels.TABLE_FULL:
             self._sweep()
             # Sweeping again soon would cost more than a larger table.
@@ -231,6 +245,15 @@ class FlowAssembler:
                 if at < len(slots):
                     self.flush()
 
+    def _set_clock_back(self) -> None:
+        """Set the clock back to where a flow that was active at 0 has just idled out."""
+        step = int(self._cursor["clock"][0] - self._settings["idle_timeout"][0] - 1)
+        self._cursor["clock"] -= step
+        self._table["last_active"] -= step
+        self._next_sweep -= step
+        self._candidates = np.zeros(0, kernels.CANDIDATE_DTYPE)
+        self._cursor["candidate"] = 0
+
     def _add_slots(self, n_slots: int) -> None:
         n_free, first_new = int(self._cursor["n_free"][0]), len(self.rows)
         free = np.zeros(n_slots, np.int64)
@@ -247,8 +270,9 @@ class FlowAssembler:
         """
         n_rows = len(self.rows)
         if n_rows < GUESS_ROWS:
-            return GUESS_ROWS
-        return int(n_rows * min(max(1.25 / (self.fraction_read() or 0.6), 1.25), 64))
+            return min(GUESS_ROWS, 8 * n_rows)
+        guess = int(n_rows * max(1.25 / (self.fraction_read() or 0.6), 1.25))
+        return min(guess, max(2 * n_rows, GUESS_BYTES // self.rules.row_bytes))
 
     def _list_candidates(self) -> None:
         """List the flows to evict, longest idle first; among equals that which began first.
@@ -305,10 +329,10 @@ def assemble_blocks(
         assembler = FlowAssembler(rules, emit, capture.fraction_read)
         try:
             for data, records in capture.blocks():
-                assembler.add(data, records)
-                yield assembler
                 if capture.joint and on_error == "raise":
                     break
+                assembler.add(data, records)
+                yield assembler
             if capture.joint and on_error == "raise":
                 raise capture.joint
         except CaptureError as error:

@@ -40,7 +40,9 @@ LOOKAHEAD = 32
 N_KEYS = 12
 
 # Why `add_packets` returned.
-DONE, TABLE_FULL, NO_SLOT, STAGE_FULL, NO_CANDIDATE = range(5)
+DONE, TABLE_FULL, NO_SLOT, STAGE_FULL, NO_CANDIDATE, CLOCK_FULL = range(6)
+# The clock is set back before it can overflow; only differences of it count.
+MAX_CLOCK = 2**61
 
 # The widths leave no padding: its bytes would hold whatever was in memory, and `FlowSampler.write` stores records.
 FLOW_DTYPE = np.dtype(
@@ -485,6 +487,8 @@ def missing_room(table, flows, candidates, staged, cursor, rules):
     """Return what is lacking for one more packet, whatever it is: `DONE` if nothing."""
     if 2 * (cursor.n_live + 1) > len(table):
         return TABLE_FULL
+    if cursor.clock > MAX_CLOCK + rules.idle_timeout:
+        return CLOCK_FULL
     if (rules.recycles and cursor.n_free == 0) or (not rules.recycles and cursor.n_rows == len(flows)):
         return NO_SLOT
     if cursor.n_staged + 2 > len(staged):  # a flow can end by this packet, and its own be given out early

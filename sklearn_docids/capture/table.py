@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 import zipfile
 from collections.abc import Sequence
 from functools import cached_property
@@ -184,18 +185,19 @@ class FlowTable:
         """
         path = os.fsdecode(path)
         described = json.dumps({"captures": self.captures, "counters": self.counters})
-        part = f"{path}.part"
-        if path.endswith(".npz"):
-            with open(part, "wb") as file:
-                np.savez(
-                    file, records=self.rows.records, X=self.X, kept_bytes=self.kept_bytes, capture=self.capture,
-                    described=np.frombuffer(described.encode(), np.uint8),
-                )  # fmt: skip
-        elif path.endswith(".parquet"):
-            _save_parquet(self, part, described)
-        else:
+        if not path.endswith((".npz", ".parquet")):
             raise ValueError(f"a flow table is saved as .npz or .parquet, got {path!r}")
-        os.replace(part, path)
+        with tempfile.TemporaryDirectory(prefix=".docids-", dir=os.path.dirname(path) or ".") as scratch:
+            part = os.path.join(scratch, "table")
+            if path.endswith(".parquet"):
+                _save_parquet(self, part, described)
+            else:
+                with open(part, "wb") as file:
+                    np.savez(
+                        file, records=self.rows.records, X=self.X, kept_bytes=self.kept_bytes, capture=self.capture,
+                        described=np.frombuffer(described.encode(), np.uint8),
+                    )  # fmt: skip
+            os.replace(part, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> FlowTable:
@@ -220,65 +222,66 @@ class FlowTable:
             pyarrow is not installed.
         """
         path = os.fsdecode(path)
-        if os.path.isdir(path):
-            return cls(*_load_folder(path))
-        if path.endswith(".parquet"):
-            return cls(*_load_parquet(path))
+        read = _load_folder if os.path.isdir(path) else _load_parquet if path.endswith(".parquet") else _load_npz
         try:
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-                rows = FlowRows(arrays["records"], arrays["X"], arrays["kept_bytes"])
-                capture = arrays["capture"]
-                described = json.loads(arrays["described"].tobytes())
-        except (*NOT_A_TABLE, zipfile.BadZipFile, EOFError) as error:
-            raise _refused(path, error) from None
-        return cls(*_checked(path, rows, capture, described))
-
-
-# What reading a file that holds something else can raise.
-NOT_A_TABLE = (KeyError, TypeError, AttributeError, ValueError, OverflowError)
-
-
-def _refused(path: str, error: BaseException) -> ValueError:
-    # numpy's own message would advise to load a pickle.
-    reason = "it is no file of arrays" if "pickle" in str(error) else repr(error)
-    return ValueError(f"{path}: no flow table: {reason}")
+            return cls(*_checked(*read(path)))
+        except (OSError, ImportError):
+            raise
+        except Exception as error:  # a file that holds something else can make its readers raise nearly anything
+            # numpy's own message would advise to load a pickle.
+            reason = "it is no file of arrays" if "pickle" in str(error) else str(error) or type(error).__name__
+            raise ValueError(f"{path}: no flow table: {reason}") from None
 
 
 def _checked(
-    path: str, rows: FlowRows, capture: np.ndarray, described: Any
+    rows: FlowRows, capture: np.ndarray, captures: list[str], counters: list[dict[str, int]]
 ) -> tuple[FlowRows, np.ndarray, list[str], list[dict[str, int]]]:
     """Return the parts of a table read from a file, if they fit together."""
-    arrays = [rows.records, rows.X, rows.kept_bytes, capture]
+    records = rows.records
+    arrays = [records, rows.X, rows.kept_bytes, capture]
     expected = [(kernels.FLOW_DTYPE, 1), (np.dtype(np.uint8), 2), (np.dtype(np.uint16), 2), (np.dtype(np.int64), 1)]
-    fits = [(array.dtype, array.ndim) for array in arrays] == expected and len({len(array) for array in arrays}) == 1
-    try:
-        captures, counters = list(described["captures"]), list(described["counters"])
-    except (KeyError, TypeError):
-        fits = False
     if not (
-        fits
+        [(array.dtype, array.ndim) for array in arrays] == expected
+        and len({len(array) for array in arrays}) == 1
         and rows.kept_bytes.shape[1] > 0
         and rows.X.shape[1] % rows.kept_bytes.shape[1] == 0
         and len(captures) == len(counters)
         and (len(capture) == 0 or 0 <= capture.min() <= capture.max() < len(captures))
     ):
-        raise ValueError(f"{path}: no flow table: its parts do not fit together")
+        raise ValueError("its parts do not fit together")
+    is_ipv4 = records["ip_version"] == 4
+    wide = np.zeros(len(records), bool)
+    for name in ("src", "dst"):
+        wide |= (records[f"{name}_high"] > 0) | (records[f"{name}_low"] >> np.uint64(32) > 0)
+    if not (np.isin(records["ip_version"], (4, 6)).all() and np.isin(records["protocol"], (6, 17)).all()):
+        raise ValueError("it holds flows that are not TCP or UDP over IP")
+    if (is_ipv4 & wide).any():
+        raise ValueError("it holds IPv4 flows with longer addresses")
     return rows, capture, captures, counters
 
 
+def _load_npz(path: str) -> tuple[FlowRows, np.ndarray, list[str], list[dict[str, int]]]:
+    with zipfile.ZipFile(path) as archive:
+        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+            raise ValueError("it is compressed, which save never does")
+    with np.load(path, allow_pickle=False) as arrays:
+        rows = FlowRows(arrays["records"], arrays["X"], arrays["kept_bytes"])
+        described = json.loads(arrays["described"].tobytes())
+        return rows, arrays["capture"], list(described["captures"]), list(described["counters"])
+
+
 def _load_folder(path: str) -> tuple[FlowRows, np.ndarray, list[str], list[dict[str, int]]]:
-    try:
-        records, X, kept_bytes = (
-            np.load(os.path.join(path, f"{name}.npy"), mmap_mode="r", allow_pickle=False)
-            for name in ("flows", "X", "kept_bytes")
-        )
-        with open(os.path.join(path, "captures.json"), encoding="utf-8") as file:
-            described = json.load(file)
-        names = [entry.pop("name") for entry in described]
-        capture = np.repeat(np.arange(len(names)), [entry.get("flows", 0) for entry in described])
-    except (*NOT_A_TABLE, EOFError) as error:
-        raise _refused(path, error) from None
-    return _checked(path, FlowRows(records, X, kept_bytes), capture, {"captures": names, "counters": described})
+    records, X, kept_bytes = (
+        np.load(os.path.join(path, f"{name}.npy"), mmap_mode="r", allow_pickle=False)
+        for name in ("flows", "X", "kept_bytes")
+    )
+    with open(os.path.join(path, "captures.json"), encoding="utf-8") as file:
+        described = json.load(file)
+    names = [entry.pop("name") for entry in described]
+    n_flows = [entry.get("flows", 0) for entry in described]
+    if not all(type(n) is int and n >= 0 for n in n_flows) or sum(n_flows) != len(records):
+        raise ValueError("captures.json has other numbers of flows than flows.npy")
+    return FlowRows(records, X, kept_bytes), np.repeat(np.arange(len(names)), n_flows), names, described
 
 
 # Columns of a Parquet file that the records hold under the same name.
@@ -310,32 +313,34 @@ def _load_parquet(path: str) -> tuple[FlowRows, np.ndarray, list[str], list[dict
     import pyarrow.parquet
 
     stored = pyarrow.parquet.read_table(path)
-    try:
-        described = json.loads(stored.schema.metadata[b"sklearn_docids"])
-        records = np.zeros(len(stored), kernels.FLOW_DTYPE)
-        for name in _STORED:
-            column = stored[name]
-            records[name] = (column.cast(pyarrow.int64()) if name in _TIMES else column).to_numpy()
-        for side in ("src", "dst"):
-            _store_addresses(records, side, stored[f"{side}_ip"].to_numpy())
-        n_packets, width = stored.schema.field("kept_bytes").type.list_size, stored.schema.field("X").type.byte_width
-        kept_bytes = stored["kept_bytes"].combine_chunks().flatten().to_numpy().reshape(-1, n_packets)
-        X = np.frombuffer(b"".join(stored["X"].to_pylist()), np.uint8).reshape(-1, width)
-        capture = stored["capture"].to_numpy().astype(np.int64)
-    except NOT_A_TABLE as error:
-        raise _refused(path, error) from None
-    return _checked(path, FlowRows(records, X.copy(), kept_bytes), capture, described)
+    described = json.loads(stored.schema.metadata[b"sklearn_docids"])
+    if any(column.null_count for column in stored.columns):
+        raise ValueError("it has missing values")
+    records = np.zeros(len(stored), kernels.FLOW_DTYPE)
+    for name in _STORED:
+        column = stored[name].cast(pyarrow.int64()) if name in _TIMES else stored[name]
+        # A checked cast: a number that does not fit raises.
+        records[name] = column.cast(pyarrow.from_numpy_dtype(records.dtype[name])).to_numpy()
+    versions = [_store_addresses(records, side, stored[f"{side}_ip"].to_numpy()) for side in ("src", "dst")]
+    if (versions[0] != versions[1]).any():
+        raise ValueError("it has flows between IPv4 and IPv6")
+    records["ip_version"] = versions[0]
+    n_packets, width = stored.schema.field("kept_bytes").type.list_size, stored.schema.field("X").type.byte_width
+    kept_bytes = stored["kept_bytes"].combine_chunks().flatten().to_numpy().reshape(-1, n_packets)
+    X = np.frombuffer(b"".join(stored["X"].to_pylist()), np.uint8).reshape(-1, width).copy()
+    capture = stored["capture"].cast(pyarrow.int64()).to_numpy()
+    return FlowRows(records, X, kept_bytes), capture, list(described["captures"]), list(described["counters"])
 
 
-def _store_addresses(records: np.ndarray, side: str, texts: np.ndarray) -> None:
-    """Fill in the addresses of one side; each distinct one is parsed once."""
+def _store_addresses(records: np.ndarray, side: str, texts: np.ndarray) -> np.ndarray:
+    """Fill in the addresses of one side, each distinct one parsed once; return their IP versions."""
     distinct, place = np.unique(texts.astype("U39"), return_inverse=True)
     addresses = [ip_address(str(text)) for text in distinct]
     low = np.array([int(address) & (2**64 - 1) for address in addresses], np.uint64)
     high = np.array([int(address) >> 64 for address in addresses], np.uint64)
     versions = np.array([address.version for address in addresses], np.uint8)
     records[f"{side}_low"], records[f"{side}_high"] = low[place], high[place]
-    records["ip_version"] = versions[place]
+    return versions[place]
 
 
 def _addresses(records: np.ndarray, side: str) -> np.ndarray:

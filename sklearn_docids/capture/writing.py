@@ -122,6 +122,8 @@ def write_flows(
     so a file of the final name is always whole.
     """
     only_bytes = out.endswith(".npy")
+    if only_bytes and os.path.isdir(out):
+        raise IsADirectoryError(f"{out} is a folder; a name that ends in .npy is that of a file")
     folder = (os.path.dirname(out) or ".") if only_bytes else out
     os.makedirs(folder, exist_ok=True)
     formats = row_formats(rules)[:1] if only_bytes else row_formats(rules)
