@@ -255,6 +255,9 @@ def read_ahead(data, records, packets, table, flows, rules, keys):
     """Read the headers of some records; ask memory for their table entries, then for their flows."""
     mask = len(table) - 1
     for i in range(len(records)):
+        prefetch(data, records[i].start)
+        prefetch(data, records[i].start + CACHE_LINE)
+    for i in range(len(records)):
         record, packet = records[i], packets[i]
         packet.time = record.time
         packet.fate = read_packet(data, record, rules, packet)
