@@ -18,6 +18,7 @@ from sklearn.utils._param_validation import Interval, Options, StrOptions
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, validate_data
 
 from sklearn_docids import _scoring, _training
+from sklearn_docids._folding import FoldedNetwork, state_of
 
 if TYPE_CHECKING:
     from sklearn_docids._sampler import FlowSampler
@@ -375,7 +376,7 @@ class DOCIDSDetector(OutlierMixin, BaseEstimator):
             Mean squared difference between the 256 features and their reconstruction.
         """
         X = self._check_rows(X)
-        return _scoring.evaluate(_scoring.reconstruction_error_of, self.network_, X)
+        return self._evaluate(_scoring.reconstruction_error_of, X)
 
     def embed(self, X: Any) -> np.ndarray:
         """Return the features g.
@@ -391,7 +392,7 @@ class DOCIDSDetector(OutlierMixin, BaseEstimator):
             Features.
         """
         X = self._check_rows(X)
-        return _scoring.evaluate(_scoring.features_of, self.network_, X)
+        return self._evaluate(_scoring.features_of, X)
 
     def explain(self, X: Any) -> np.ndarray:
         """Return how much each byte moves the score: the gradient of the abnormality (opposite of the score).
@@ -414,8 +415,8 @@ class DOCIDSDetector(OutlierMixin, BaseEstimator):
         X = self._check_rows(X)
         if X.shape[1] % self.n_packets:
             raise ValueError(f"X has {X.shape[1]} columns, which do not divide into n_packets={self.n_packets} packets")
-        gradient = _scoring.gradient_of(_scoring.abnormality_of(self.templates_))
-        return _scoring.evaluate(gradient, self.network_, X).reshape(len(X), self.n_packets, -1)
+        by_byte = _scoring.gradient(_scoring.abnormality_of(self.templates_), self.network_, X)
+        return by_byte.reshape(len(X), self.n_packets, -1)
 
     def save(self, path: str | os.PathLike[str], *, sampler: FlowSampler | None = None) -> None:
         """Write the fitted detector as one safetensors file with JSON metadata; no code is stored.
@@ -545,11 +546,24 @@ class DOCIDSDetector(OutlierMixin, BaseEstimator):
         order = rng.permutation(len(X))
         n_templates = min(self.n_templates, max(1, (len(X) - 1) // 2))
         templates = X[np.sort(order[:n_templates])]
-        self.templates_ = _scoring.evaluate(_scoring.class_scores_of, self.network_, templates)
+        self.templates_ = self._evaluate(_scoring.class_scores_of, templates)
         return X[np.sort(order[n_templates:])]
 
     def _score(self, X: np.ndarray) -> np.ndarray:
-        return -_scoring.evaluate(_scoring.abnormality_of(self.templates_), self.network_, X)
+        return -self._evaluate(_scoring.abnormality_of(self.templates_), X)
+
+    def _evaluate(self, function: _scoring.FeatureFunction, X: np.ndarray) -> np.ndarray:
+        """Return a function of the features of all rows; the folded network is made when first needed."""
+        folded = getattr(self, "_folded", None)
+        if folded is None or folded.state != state_of(self.network_):
+            self._folded = folded = FoldedNetwork(self.network_, self.n_features_in_)
+        return _scoring.evaluate(function, self.network_, folded, X)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is pickled: not the folded network, which is made again from the other one."""
+        state = dict(super().__getstate__())
+        state.pop("_folded", None)
+        return state
 
     def _check_rows(self, X: Any) -> np.ndarray:
         check_is_fitted(self, "offset_")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Scoring with a fitted network: what it computes, chunk by chunk."""
+"""Scoring with a fitted network: what is made of its features, chunk by chunk."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sklearn_docids._folding import FoldedNetwork
 from sklearn_docids._network import DOCIDSNetwork
 from sklearn_docids._training import rows_to_tensor
 
@@ -16,66 +17,80 @@ from sklearn_docids._training import rows_to_tensor
 # with one shape the score of a flow does not depend on the flows beside it. Larger chunks leave the cache.
 CHUNK_ROWS = 64
 
+# Of a network and features g, (n, 256).
+FeatureFunction = Callable[[DOCIDSNetwork, Tensor], Tensor]
 
-def features_of(network: DOCIDSNetwork, flows: Tensor) -> Tensor:
+
+def features_of(network: DOCIDSNetwork, features: Tensor) -> Tensor:
     """Return g."""
-    return network.features(flows)
+    return features
 
 
-def class_scores_of(network: DOCIDSNetwork, flows: Tensor) -> Tensor:
+def class_scores_of(network: DOCIDSNetwork, features: Tensor) -> Tensor:
     """Return h_c."""
-    return network.h_c(network.features(flows))
+    return network.h_c(features)
 
 
-def reconstruction_error_of(network: DOCIDSNetwork, flows: Tensor) -> Tensor:
+def reconstruction_error_of(network: DOCIDSNetwork, features: Tensor) -> Tensor:
     """Return the mean squared difference between g and its reconstruction, per flow."""
-    features = network.features(flows)
     return (network.autoencoder(features) - features).square().mean(dim=1)
 
 
-def abnormality_of(templates: np.ndarray | None) -> Callable[[DOCIDSNetwork, Tensor], Tensor]:
+def abnormality_of(templates: np.ndarray | None) -> FeatureFunction:
     """Return the function whose opposite is the score: reconstruction error, or distance to the nearest template."""
     if templates is None:
         return reconstruction_error_of
     rows = torch.from_numpy(templates)
 
-    def distance_of(network: DOCIDSNetwork, flows: Tensor) -> Tensor:
-        # Differences, not the expanded square: the result of a row must not depend on the rows beside it.
-        differences = class_scores_of(network, flows).double()[:, None, :] - rows.to(flows.device)[None, :, :]
-        squares = differences.square().sum(dim=2).amin(dim=1)
+    def distance_of(network: DOCIDSNetwork, features: Tensor) -> Tensor:
+        places = class_scores_of(network, features).double()
+        all_templates = rows.to(features.device)
+        with torch.no_grad():  # by the expanded square, the quick way; its rounding cannot matter to who is nearest
+            nearest = (all_templates.square().sum(dim=1) - 2 * places @ all_templates.T).argmin(dim=1)
+        squares = (places - all_templates[nearest]).square().sum(dim=1)
         # The gradient of the root is infinite at 0; a template is 0 from itself, and no byte takes it further off.
         return torch.where(squares > 0, squares, 1.0).sqrt() * (squares > 0)
 
     return distance_of
 
 
-def gradient_of(
-    function: Callable[[DOCIDSNetwork, Tensor], Tensor],
-) -> Callable[[DOCIDSNetwork, Tensor], Tensor]:
-    """Return the gradient of a function of each row by the bytes of the row."""
+def evaluate(function: FeatureFunction, network: DOCIDSNetwork, folded: FoldedNetwork, X: np.ndarray) -> np.ndarray:
+    """Return ``function`` of the features of all rows, as float64.
 
-    def gradient(network: DOCIDSNetwork, flows: Tensor) -> Tensor:
-        with torch.enable_grad():
-            flows = flows.to(network.h_c.weight.dtype).requires_grad_()
-            # Rows do not influence one another in evaluation, so the sum has the gradients of all of them.
-            (by_byte,) = torch.autograd.grad(function(network, flows).sum(), flows)
-        return by_byte
-
-    return gradient
-
-
-def evaluate(function: Callable[[DOCIDSNetwork, Tensor], Tensor], network: DOCIDSNetwork, X: np.ndarray) -> np.ndarray:
-    """Return ``function`` of all rows, as float64."""
+    Rows that end in equally many zeros are computed together, whatever their order.
+    """
     device = network.h_c.weight.device
     network.eval()
-    results = []
+    parts = folded.parts_of(X)
+    results = np.empty(0)
     with torch.no_grad():
-        for first in range(0, len(X), CHUNK_ROWS):
-            chunk = rows_to_tensor(X[first : first + CHUNK_ROWS])
-            n_rows = len(chunk)
-            if n_rows < CHUNK_ROWS:
-                chunk = torch.cat([chunk, chunk.new_zeros(CHUNK_ROWS - n_rows, chunk.shape[1])])
-            results.append(function(network, chunk.to(device))[:n_rows].cpu().double().numpy())
+        for part in np.unique(parts):
+            rows = np.flatnonzero(parts == part)
+            for first in range(0, len(rows), CHUNK_ROWS):
+                place = rows[first : first + CHUNK_ROWS]
+                chunk = _padded(rows_to_tensor(X[place])).to(device)
+                values = function(network, folded.features(chunk, part))[: len(place)].cpu().double().numpy()
+                if len(results) != len(X):
+                    results = np.empty((len(X), *values.shape[1:]))
+                results[place] = values
+    return results
+
+
+def _padded(chunk: Tensor) -> Tensor:
+    return torch.cat([chunk, chunk.new_zeros(CHUNK_ROWS - len(chunk), chunk.shape[1])])
+
+
+def gradient(function: FeatureFunction, network: DOCIDSNetwork, X: np.ndarray) -> np.ndarray:
+    """Return the gradient of a function of each row by the bytes of the row, as float64."""
+    network.eval()
+    results = []
+    for first in range(0, len(X), CHUNK_ROWS):
+        chunk = rows_to_tensor(X[first : first + CHUNK_ROWS])
+        n_rows = len(chunk)
+        flows = _padded(chunk).to(network.h_c.weight).requires_grad_()
+        # Rows do not influence one another in evaluation, so the sum has the gradients of all of them.
+        (by_byte,) = torch.autograd.grad(function(network, network.features(flows)).sum(), flows)
+        results.append(by_byte[:n_rows].cpu().double().numpy())
     return np.concatenate(results)
 
 

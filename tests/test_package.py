@@ -67,8 +67,9 @@ LAYERS = {
     "_losses": set(),
     "_network": set(),
     "_training": {"_losses", "_network"},
-    "_scoring": {"_network", "_training"},
-    "_detector": {"_scoring", "_training", "_network", "persistence", "_sampler"},
+    "_folding": {"_network"},
+    "_scoring": {"_folding", "_network", "_training"},
+    "_detector": {"_folding", "_scoring", "_training", "_network", "persistence", "_sampler"},
 }
 
 
