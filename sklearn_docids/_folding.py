@@ -67,15 +67,13 @@ class FoldedNetwork:
         self.dtype, self.device = dense_1.weight.dtype, dense_1.weight.device
         with torch.no_grad():
             self.pool_1, self.pool_2 = Pooled(norm_1), Pooled(norm_2)
-            # Channels last: twice as fast, and behind the convolutions a row is its positions, one after the other.
-            self.conv_1 = self._stored(conv_1.weight.double()[:, :, None] / network.scale, channels_last)
+            self.conv_1 = self._stored(conv_1.weight.double() / network.scale, channels_last)
             self.bias_1 = self._stored(conv_1.bias)
             self.factor_1 = self._stored(self.pool_1.factor[:, None, None])
             self.summand_1 = self._stored(self.pool_1.summand[:, None, None])
-            self.conv_2 = self._stored(conv_2.weight[:, :, None], channels_last)
+            self.conv_2 = self._stored(conv_2.weight, channels_last)
             self.bias_2 = self._stored(conv_2.bias)
-            # (outputs, channels, positions) -> (outputs, positions, channels): a shorter row is then a shorter matrix.
-            matrix = dense_1.weight.double().unflatten(1, (conv_2.out_channels, -1)).transpose(1, 2)
+            matrix = dense_1.weight.double().unflatten(1, (-1, conv_2.out_channels))
             summand = dense_1.bias.double() + (matrix * self.pool_2.summand).sum((1, 2))
             matrix = (matrix * self.pool_2.factor).flatten(1)
             factor_3, summand_3 = affine_of(norm_3)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 N_FEATURES_G = 256
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 class PairOutput(NamedTuple):
@@ -27,21 +28,36 @@ def pooled_length(n_columns: int) -> int:
     return ((n_columns + 5) // 2 + 5) // 2
 
 
+class FlattenPositions(nn.Module):
+    """(n, channels, 1, length) -> (n, length * channels): all channels of a position, then those of the next.
+
+    The other order means the same network; this one is how the numbers lie in memory, so nothing is copied.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return one row per flow."""
+        return x.permute(0, 2, 3, 1).flatten(1)
+
+
 class FeatureExtractor(nn.Sequential):
-    """g: two convolutions over the bytes of a flow and two dense layers, (n, n_columns) -> (n, 256)."""
+    """g: two convolutions over the bytes of a flow and two dense layers, (n, 1, 1, n_columns) -> (n, 256).
+
+    The convolutions have one dimension of length 1 more than they need, and channels last in memory: that is the form
+    for which torch has its quick kernels.
+    """
 
     def __init__(self, n_columns: int, dense_activation: str | None):
         activation = {None: nn.Identity, "relu": nn.ReLU}[dense_activation]
         super().__init__(
-            nn.Conv1d(1, 32, kernel_size=6, padding=5),
+            nn.Conv2d(1, 32, kernel_size=(1, 6), padding=(0, 5)),
             nn.ReLU(),
-            nn.BatchNorm1d(32),
-            nn.MaxPool1d(2),
-            nn.Conv1d(32, 64, kernel_size=6, padding=5),
+            nn.BatchNorm2d(32),
+            nn.MaxPool2d((1, 2)),
+            nn.Conv2d(32, 64, kernel_size=(1, 6), padding=(0, 5)),
             nn.ReLU(),
-            nn.BatchNorm1d(64),
-            nn.MaxPool1d(2),
-            nn.Flatten(),
+            nn.BatchNorm2d(64),
+            nn.MaxPool2d((1, 2)),
+            FlattenPositions(),
             nn.Linear(64 * pooled_length(n_columns), 1024),
             activation(),
             nn.BatchNorm1d(1024),
@@ -49,6 +65,7 @@ class FeatureExtractor(nn.Sequential):
             activation(),
             nn.BatchNorm1d(N_FEATURES_G),
         )
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 class Autoencoder(nn.Sequential):
@@ -85,10 +102,14 @@ class DOCIDSNetwork(nn.Module):
         self.h_c = nn.Linear(N_FEATURES_G, n_classes)
         self.autoencoder = Autoencoder()
 
+    def scaled(self, flows: Tensor) -> Tensor:
+        """Return flow bytes, (n, n_columns) of any number type, as g takes them."""
+        # Scaled here, so that bytes travel as bytes, and by a constant: a scale taken from a capture would leak it.
+        return (flows.to(self.h_c.weight.dtype) / self.scale)[:, None, None, :]
+
     def features(self, flows: Tensor) -> Tensor:
         """Return g of flow bytes, (n, n_columns) of any number type -> (n, 256)."""
-        # Scaled here, so that bytes travel as bytes, and by a constant: a scale taken from a capture would leak it.
-        return self.g(flows.to(self.h_c.weight.dtype).unsqueeze(1) / self.scale)
+        return self.g(self.scaled(flows))
 
     def forward(self, target: Tensor, reference: Tensor | None = None) -> PairOutput:
         """Return features and class scores of both inputs, and the reconstruction of the target's features."""
@@ -101,26 +122,30 @@ class DOCIDSNetwork(nn.Module):
 
     def _paired_features(self, target: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
         """Return g of both inputs, normalised as ``batch_norm`` says."""
+        n_target = len(target)
         if self.batch_norm == "joint":
             features = self.features(torch.cat([target, reference]))
-            return features[: len(target)], features[len(target) :]
-        if self.batch_norm == "target":
-            with _running_statistics_kept(self.g):
-                reference_features = self.features(reference)
-        else:
-            reference_features = self.features(reference)
-        return self.features(target), reference_features
+            return features[:n_target], features[n_target:]
+        target, reference = self.scaled(target), self.scaled(reference)
+        for layer in self.g:
+            if isinstance(layer, nn.Linear):
+                # One product for both inputs: the gradients of the largest matrices are summed once, inside it.
+                both = layer(torch.cat([target, reference]))
+                target, reference = both[:n_target], both[n_target:]
+            elif isinstance(layer, BATCH_NORMS) and self.batch_norm == "target":
+                with _running_statistics_kept(layer):
+                    reference = layer(reference)
+                target = layer(target)
+            else:
+                reference, target = layer(reference), layer(target)
+        return target, reference
 
 
 @contextmanager
-def _running_statistics_kept(module: nn.Module) -> Iterator[None]:
+def _running_statistics_kept(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> Iterator[None]:
     """Normalise by the statistics of the batch without letting them into the running ones, which scoring uses."""
-    norms = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm1d)]
-    momenta = [layer.momentum for layer in norms]
-    for layer in norms:
-        layer.momentum = 0.0
+    momentum, norm.momentum = norm.momentum, 0.0
     try:
         yield
     finally:
-        for layer, momentum in zip(norms, momenta, strict=True):
-            layer.momentum = momentum
+        norm.momentum = momentum

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from sklearn_docids._network import DOCIDSNetwork, pooled_length
+from sklearn_docids._network import DOCIDSNetwork, FlattenPositions, pooled_length
 
 
 def n_parameters(module):
@@ -14,10 +14,10 @@ def n_parameters(module):
 def test_lengths_of_table_1():
     network = DOCIDSNetwork(320, 20)
     lengths = [320]
-    flows = torch.zeros(2, 1, 320)
+    flows = torch.zeros(2, 1, 1, 320)
     for layer in network.g:
         flows = layer(flows)
-        if isinstance(layer, nn.Conv1d | nn.MaxPool1d | nn.Flatten):
+        if isinstance(layer, nn.Conv2d | nn.MaxPool2d | FlattenPositions):
             lengths.append(flows.shape[-1])
     assert lengths == [320, 325, 162, 167, 83, 5312]
     assert flows.shape == (2, 256)
@@ -31,8 +31,8 @@ def test_parameter_counts_of_table_1():
 
 def test_layers_of_table_1_in_order():
     kinds = [type(layer) for layer in DOCIDSNetwork(320, 20).g if not isinstance(layer, nn.Identity)]
-    convolution = [nn.Conv1d, nn.ReLU, nn.BatchNorm1d, nn.MaxPool1d]
-    assert kinds == [*convolution, *convolution, nn.Flatten, nn.Linear, nn.BatchNorm1d, nn.Linear, nn.BatchNorm1d]
+    convolution = [nn.Conv2d, nn.ReLU, nn.BatchNorm2d, nn.MaxPool2d]
+    assert kinds == [*convolution, *convolution, FlattenPositions, nn.Linear, nn.BatchNorm1d, nn.Linear, nn.BatchNorm1d]
 
 
 @pytest.mark.parametrize("n_columns", [1, 2, 3, 7, 100, 321])
@@ -48,7 +48,7 @@ def test_bytes_are_scaled_inside_the_network():
     network = DOCIDSNetwork(8, 2).eval()
     row = torch.tensor([[0, 1, 5, 100, 200, 255, 7, 9]], dtype=torch.uint8)
     assert torch.equal(network.features(row), network.features(row.double()))
-    assert torch.equal(network.features(row), network.g((row.float() / 255).unsqueeze(1)))
+    assert torch.equal(network.features(row), network.g((row.float() / 255)[:, None, None, :]))
 
 
 def running_mean(network):
@@ -88,3 +88,16 @@ def test_dense_activation_stands_behind_the_dense_layers_of_g_only():
         sum(isinstance(layer, nn.ReLU) for layer in relu.g) - sum(isinstance(layer, nn.ReLU) for layer in plain.g) == 2
     )
     assert len(relu.autoencoder) == len(plain.autoencoder)
+
+
+@pytest.mark.parametrize("batch_norm", ["separate", "target"])
+def test_both_inputs_at_once_give_what_each_alone_gives(batch_norm):
+    """Walking both inputs through the layers together is the literal network, run once per input."""
+    torch.manual_seed(0)
+    target, reference = torch.rand(9, 40, dtype=torch.float64) * 255, torch.rand(7, 40, dtype=torch.float64) * 255
+    network = DOCIDSNetwork(40, 3, batch_norm, dense_activation="relu").double()
+    output = network(target, reference)
+    assert torch.allclose(output.target_features, network.features(target), rtol=1e-12, atol=1e-12)
+    assert torch.allclose(
+        output.reference_class_scores, network.h_c(network.features(reference)), rtol=1e-12, atol=1e-12
+    )
