@@ -141,6 +141,9 @@ class DOCIDSDetector(OutlierMixin, BaseEstimator):
         ``reconstruction_loss``, unweighted.
     n_iter_ : int
         Epochs run.
+    interrupted_ : bool
+        Whether Ctrl-C ended training. `fit` then raises KeyboardInterrupt once the detector can be used: with the
+        weights of a recent step and a threshold of its own.
     network_ : torch.nn.Module
         The trained network, with ``g``, ``h_c`` and ``autoencoder``.
     templates_ : ndarray of float64, shape (n_templates, n_classes), or None
@@ -284,13 +287,15 @@ class DOCIDSDetector(OutlierMixin, BaseEstimator):
         ------
         ValueError
             A parameter, X or the reference is unusable; the message names it.
+        KeyboardInterrupt
+            Ctrl-C was pressed during training; the detector is usable and says ``interrupted_``.
 
         Warns
         -----
         UserWarning
             There is no reference, although the descriptiveness loss has a weight.
         ConvergenceWarning
-            A loss was not finite; training stopped and the last finite weights are kept.
+            A loss was not finite, or Ctrl-C was pressed; training stopped and recent finite weights are kept.
         """
         self._validate_params()
         for name in ("network_", "offset_"):  # an earlier fit must not show through if this one fails
@@ -314,6 +319,10 @@ class DOCIDSDetector(OutlierMixin, BaseEstimator):
         if not math.isfinite(self.offset_):
             del self.offset_
             raise ValueError("scores of the training rows are not finite; lower lr, or look for extreme values in X")
+        self.interrupted_ = net.interrupted
+        if net.interrupted:
+            # Usable from here on, and the search or script around it ends as its user wants.
+            raise KeyboardInterrupt("training was interrupted; the detector is fitted as far as it came")
         return self
 
     def score_samples(self, X: Any) -> np.ndarray:

@@ -90,7 +90,9 @@ class FoldedNetwork:
             self._set_parts(matrix, summand)
 
     def _stored(self, value: Tensor, layout: torch.memory_format = torch.contiguous_format) -> Tensor:
-        return value.to(self.device, self.dtype).contiguous(memory_format=layout)
+        # Filled anew: with a dimension of length 1, a tensor can pass for both layouts and keep the one it has.
+        stored = torch.empty(value.shape, dtype=self.dtype, device=self.device, memory_format=layout)
+        return stored.copy_(value)
 
     def _set_parts(self, matrix: Tensor, summand: Tensor) -> None:
         """Compute, for each length at which the zeros may begin, what they contribute."""

@@ -115,6 +115,8 @@ class NonFiniteLossError(ArithmeticError):
 class PairedNet(NeuralNet):
     """The skorch net inside the detector: the loss in three terms, stopped when it is not finite."""
 
+    interrupted = False
+
     def get_loss(self, y_pred: PairOutput, y_true: Tensor, X: Any = None, training: bool = False) -> Tensor:
         """Return the composite loss and note its terms in the history."""
         total, terms = self.criterion_(y_pred, y_true)
@@ -146,7 +148,7 @@ class Snapshot(Callback):
 
     def on_train_begin(self, net: PairedNet, **kwargs: Any) -> None:
         """Copy the weights training starts from."""
-        self.n_steps = 0
+        self.n_steps = self.n_done = 0
         self._take(net)
 
     def on_batch_begin(self, net: PairedNet, batch: Any = None, training: bool = False, **kwargs: Any) -> None:
@@ -154,6 +156,10 @@ class Snapshot(Callback):
         if self.n_steps % STEPS_BETWEEN_SNAPSHOTS == 0 and self.n_steps:
             self._take(net)
         self.n_steps += 1
+
+    def on_batch_end(self, net: PairedNet, training: bool = False, **kwargs: Any) -> None:
+        """Count the step."""
+        self.n_done += 1
 
     def _take(self, net: PairedNet) -> None:
         if weights_are_finite(net):
@@ -251,7 +257,11 @@ def make_net(
 
 
 def train(net: PairedNet, flows: PairedFlows) -> str | None:
-    """Fit the net; return why it stopped early, if it did."""
+    """Fit the net; return why it stopped early, if it did.
+
+    Ctrl-C sets ``net.interrupted`` and stops it likewise, once there has been a step.
+    """
+    net.interrupted = False
     # Not partial_fit: it swallows Ctrl-C, and an interrupted fit would look finished.
     net.notify("on_train_begin", X=flows, y=None)
     try:
@@ -259,10 +269,23 @@ def train(net: PairedNet, flows: PairedFlows) -> str | None:
         if not outputs_are_finite(net, flows):  # the last step of all is followed by no loss that would show it
             raise NonFiniteLossError("the reconstruction loss is not finite after the last step")
     except NonFiniteLossError as error:
-        step = dict(net.callbacks_)["snapshot"].restore(net)
-        return f"{error}; training stops, the weights of step {step} are kept"
+        return f"{error}; training stops, the weights of step {_go_back(net)} are kept"
+    except KeyboardInterrupt:
+        step = dict(net.callbacks_)["snapshot"].n_done
+        if not step:
+            raise
+        net.interrupted = True
+        if not outputs_are_finite(net, flows):
+            step = _go_back(net)
+        return f"training was interrupted; the weights of step {step} are kept"
     net.notify("on_train_end", X=flows, y=None)
     return None
+
+
+def _go_back(net: PairedNet) -> int:
+    """Put the last copy of the weights back; return the number of steps it had seen."""
+    step: int = dict(net.callbacks_)["snapshot"].restore(net)
+    return step
 
 
 def epoch_history(net: PairedNet) -> list[dict[str, float]]:

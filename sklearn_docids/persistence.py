@@ -309,6 +309,7 @@ def _fill(
     network.load_state_dict({name.removeprefix("network."): t for name, t in tensors.items()}, assign=True)
     if (templates is None) != (detector.score_method != "knn"):
         raise _ModelError(f"score_method={detector.score_method!r} does not fit its templates")
+    network.g.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     detector.network_ = network.to(_available_device(detector)).eval()
     if detector.reference_classes_ is not None:
         detector.reference_classes_ = np.array(detector.reference_classes_.tolist())

@@ -11,7 +11,9 @@ from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.utils.estimator_checks import check_estimator, parametrize_with_checks
 
 from sklearn_docids import DOCIDSDetector, ReferenceData, paper
+from sklearn_docids._folding import FoldedNetwork
 from sklearn_docids._scoring import CHUNK_ROWS, conformal_threshold
+from sklearn_docids._training import PairedFlows
 
 NO_REFERENCE = "ignore:fit without a reference:UserWarning"
 
@@ -96,16 +98,42 @@ def test_explain_needs_columns_that_divide_into_packets(fitted):
         detector.explain(blobs()[0])
 
 
-def test_an_interrupted_fit_does_not_look_finished(monkeypatch):
-    def interrupted(*args):
-        raise KeyboardInterrupt
+def interrupt_at(step, monkeypatch):
+    """Press Ctrl-C when a batch is drawn."""
+    pair, n_pairs = PairedFlows.pair, [0]
 
+    def interrupted(*args):
+        n_pairs[0] += 1
+        if n_pairs[0] == step:
+            raise KeyboardInterrupt
+        return pair(*args)
+
+    monkeypatch.setattr(PairedFlows, "pair", interrupted)
+
+
+def test_a_fit_that_is_interrupted_before_its_first_step_leaves_nothing(monkeypatch):
     X, reference, _ = blobs()
     detector = DOCIDSDetector(max_epochs=1)
-    monkeypatch.setattr("sklearn_docids._training.PairedFlows.pair", interrupted)
+    interrupt_at(1, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         detector.fit(X, reference=reference)
     assert not hasattr(detector, "offset_")
+
+
+def test_an_interrupted_fit_is_usable_and_says_so(monkeypatch):
+    X, reference, far = blobs()
+    detector = DOCIDSDetector(max_epochs=50, batch_size=16, random_state=0)
+    interrupt_at(30, monkeypatch)
+    with (
+        pytest.warns(ConvergenceWarning, match="training was interrupted; the weights of step 29 are kept"),
+        pytest.raises(KeyboardInterrupt, match="fitted as far as it came"),
+    ):
+        detector.fit(X, reference=reference)
+    assert detector.interrupted_
+    assert (detector.n_iter_, sum(epoch["pairs"] for epoch in detector.history_)) == (8, 7 * 60 + 16)
+    assert np.median(detector.score_samples(far)) < np.median(detector.score_samples(X))
+    monkeypatch.undo()
+    assert not detector.fit(X, reference=reference).interrupted_
 
 
 def test_decision_is_score_minus_offset_and_predict_its_sign(fitted):
@@ -499,3 +527,60 @@ def test_paper_settings_are_those_stated():
         "fields": "paper",
     }.items() <= sampler.items()
     assert paper.detector(lr=1e-3).lr == 1e-3
+
+
+def eager_scores(detector, X):
+    """Score with the network as it is, row by row of the definition."""
+    network = detector.network_.eval()
+    with torch.no_grad():
+        features = network.features(torch.from_numpy(X))
+        return -(network.autoencoder(features) - features).square().mean(dim=1).double().numpy()
+
+
+def shuffle_norms(network, seed=0):
+    """Give batch normalisations statistics and factors of all kinds, negative ones and zero included."""
+    rng = torch.Generator().manual_seed(seed)
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
+            for name, spread in (("weight", 1.0), ("bias", 1.0), ("running_mean", 0.5)):
+                value = getattr(layer, name)
+                value.data.copy_(torch.randn(value.shape, generator=rng) * spread)
+            layer.weight.data[::7] = 0
+            layer.running_var.copy_(torch.rand(layer.running_var.shape, generator=rng) + 0.3)
+
+
+@pytest.mark.parametrize("dense_activation", [None, "relu"])
+@pytest.mark.parametrize("n_columns", [1, 3, 24, 321])
+def test_the_folded_network_computes_the_same_scores(dense_activation, n_columns):
+    X, (X_reference, y_reference), far = blobs(n_columns=n_columns)
+    detector = DOCIDSDetector(max_epochs=1, batch_size=16, random_state=0, dense_activation=dense_activation)
+    detector.fit(X, reference=(X_reference, y_reference))
+    shuffle_norms(detector.network_)
+    rows = np.concatenate([X, far])
+    for end in range(0, n_columns + 1, max(1, n_columns // 9)):
+        cut = rows.copy()
+        cut[:, end:] = 0
+        expected = eager_scores(detector, cut)
+        deviation = np.abs(detector.score_samples(cut) - expected) / np.maximum(np.abs(expected), np.median(-expected))
+        assert deviation.max() < 2e-6
+
+
+def test_the_folded_network_follows_the_network_and_is_not_pickled(fitted):
+    X, reference, _ = blobs()
+    detector = DOCIDSDetector(max_epochs=1, batch_size=16, random_state=0).fit(X, reference=reference)
+    before = detector.score_samples(X)
+    detector.network_.load_state_dict(fitted.network_.state_dict())
+    assert not np.allclose(detector.score_samples(X), before)
+    np.testing.assert_allclose(detector.score_samples(X), eager_scores(detector, X), rtol=1e-5)
+    assert isinstance(detector._folded, FoldedNetwork)
+    assert "_folded" not in pickle.loads(pickle.dumps(detector)).__dict__
+    assert len(pickle.dumps(detector)) < 24e6
+
+
+def test_rows_that_end_in_zeros_score_alike_alone_and_among_others(fitted):
+    X, _, _ = blobs()
+    rows = X.copy()
+    for i in range(len(rows)):
+        rows[i, i % 25 :] = 0
+    together = fitted.score_samples(rows)
+    assert [fitted.score_samples(rows[i : i + 1])[0] for i in range(len(rows))] == together.tolist()
