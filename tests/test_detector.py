@@ -121,7 +121,7 @@ def test_a_fit_that_is_interrupted_before_its_first_step_leaves_nothing(monkeypa
 
 
 def test_an_interrupted_fit_is_usable_and_says_so(monkeypatch):
-    X, reference, far = blobs()
+    X, reference, _ = blobs()
     detector = DOCIDSDetector(max_epochs=50, batch_size=16, random_state=0)
     interrupt_at(30, monkeypatch)
     with (
@@ -131,7 +131,7 @@ def test_an_interrupted_fit_is_usable_and_says_so(monkeypatch):
         detector.fit(X, reference=reference)
     assert detector.interrupted_
     assert (detector.n_iter_, sum(epoch["pairs"] for epoch in detector.history_)) == (8, 7 * 60 + 16)
-    assert np.median(detector.score_samples(far)) < np.median(detector.score_samples(X))
+    assert (detector.predict(X) == -1).sum() == 1  # the threshold is that of these weights: 1 % of 60 rows
     monkeypatch.undo()
     assert not detector.fit(X, reference=reference).interrupted_
 
