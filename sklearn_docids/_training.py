@@ -148,18 +148,17 @@ class Snapshot(Callback):
 
     def on_train_begin(self, net: PairedNet, **kwargs: Any) -> None:
         """Copy the weights training starts from."""
-        self.n_steps = self.n_done = 0
+        self.n_steps = 0
         self._take(net)
 
     def on_batch_begin(self, net: PairedNet, batch: Any = None, training: bool = False, **kwargs: Any) -> None:
         """Copy the weights every few steps."""
         if self.n_steps % STEPS_BETWEEN_SNAPSHOTS == 0 and self.n_steps:
             self._take(net)
-        self.n_steps += 1
 
     def on_batch_end(self, net: PairedNet, training: bool = False, **kwargs: Any) -> None:
         """Count the step."""
-        self.n_done += 1
+        self.n_steps += 1
 
     def _take(self, net: PairedNet) -> None:
         if weights_are_finite(net):
@@ -271,7 +270,7 @@ def train(net: PairedNet, flows: PairedFlows) -> str | None:
     except NonFiniteLossError as error:
         return f"{error}; training stops, the weights of step {_go_back(net)} are kept"
     except KeyboardInterrupt:
-        step = dict(net.callbacks_)["snapshot"].n_done
+        step = dict(net.callbacks_)["snapshot"].n_steps
         if not step:
             raise
         net.interrupted = True

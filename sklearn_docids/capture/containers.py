@@ -232,7 +232,7 @@ class Capture:
     def _read_magic(self) -> bytes:
         if not self._fill(4):
             if self.window.stop == self.window.start:
-                raise CaptureError(_why_empty(self._file), self.name)
+                raise CaptureError(_why_empty(self._file) if not self._unpacked else "packed, but empty", self.name)
             raise CaptureError(f"{self.window.stop - self.window.start} bytes only, not a capture", self.name)
         return self.window.peek(4)
 

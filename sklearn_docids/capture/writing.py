@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -73,7 +72,9 @@ class RowFile:
 
     def _write(self, place: int, rows: np.ndarray) -> None:
         self._file.seek(self.data_start + place * rows.strides[0])
-        rest = memoryview(rows.view(np.uint8).reshape(-1))  # type: ignore[arg-type]
+        self._write_all(memoryview(rows.view(np.uint8).reshape(-1)))  # type: ignore[arg-type]
+
+    def _write_all(self, rest: memoryview) -> None:
         while rest:  # a write may be short
             rest = rest[self._file.write(rest) :]
 
@@ -82,7 +83,8 @@ class RowFile:
         self._file.seek(0, os.SEEK_END)
         with open(other.path, "rb") as source:
             source.seek(other.data_start)
-            shutil.copyfileobj(source, self._file, 2**20)
+            while data := source.read(2**20):
+                self._write_all(memoryview(data))
         self.n_rows += other.n_rows
         os.remove(other.path)
 
