@@ -3,21 +3,23 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import warnings
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, OutlierMixin
+from sklearn.base import BaseEstimator, OutlierMixin, clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils._param_validation import Interval, Options, StrOptions
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, validate_data
 
-from sklearn_docids import _scoring, _training
+from sklearn_docids import _checkpoint, _scoring, _training
+from sklearn_docids._callbacks import CallbackSupportMixin, EpochTasks, with_callbacks
 from sklearn_docids._folding import FoldedNetwork, state_of
 
 if TYPE_CHECKING:
@@ -63,7 +65,21 @@ class ReferenceData:
         return f"ReferenceData({np.shape(self.X)[0]} flows)"
 
 
-class DOCIDSDetector(OutlierMixin, BaseEstimator):
+class FitRows(NamedTuple):
+    """Checked input of one fit."""
+
+    training: np.ndarray
+    stopping: np.ndarray | None  # held out for early stopping
+    threshold: np.ndarray | None  # held out for the threshold
+    target: np.ndarray  # all but those held out for the threshold
+    reference: np.ndarray | None
+    labels: np.ndarray | None  # class numbers of the reference
+    classes: np.ndarray | None
+    seed: int
+    threshold_seed: int
+
+
+class DOCIDSDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
     r"""Anomaly detector for flows, trained on unlabelled normal traffic beside a labelled reference.
 
     A one-dimensional convolutional network g maps the bytes of a flow to 256 features, a linear layer h_c maps these
@@ -91,15 +107,16 @@ class DOCIDSDetector(OutlierMixin, BaseEstimator):
     n_templates : int, default=1000
         Most target flows kept as templates for ``"knn"``; always fewer than half of the rows.
     contamination : "auto" or float, default="auto"
-        Share of training rows beyond the threshold, in (0, 0.5]; "auto" is 0.01. The training data is normal, so
-        this is a rate of false alarms, but one measured on rows that were trained on: new rows are flagged more often.
-        With ``"knn"`` it is the share of those training rows that are no templates.
+        Share of the rows of `fit` beyond the threshold, in (0, 0.5]. The rows are normal, so this is a rate of false
+        alarms, but one measured on rows that were trained on: new rows are flagged more often. "auto" is 0.01 of the
+        rows that are no templates (templates, which only ``"knn"`` has, are at distance 0 from themselves).
     false_alarm_rate : float or None, default=None
         Rate of false alarms to hold on new normal flows, in (0, 0.5]. The threshold then comes from
         ``validation_fraction`` of the rows, which are kept out of training (split conformal prediction): at most this
         share of new rows is flagged on average, if they are drawn like the held-out ones. Excludes ``contamination``.
     validation_fraction : float, default=0.2
-        Share of the rows kept out of training for ``false_alarm_rate``, in (0, 1). At least ceil(1/rate) - 1 rows.
+        Share of the rows kept out of training, in (0, 1): once for ``false_alarm_rate`` (at least ceil(1/rate) - 1
+        rows), and once more, of the others, for ``early_stopping``.
     max_epochs : "auto" or int, default="auto"
         Passes over the target. "auto": as many as give about 500 steps, at least 1.
     batch_size : int, default=128
@@ -124,8 +141,31 @@ class DOCIDSDetector(OutlierMixin, BaseEstimator):
         Activation behind the two dense layers of g. None is Table 1 as printed.
     detach_target : bool, default=False
         Whether the reconstruction loss moves the autoencoder alone, not its goal, the features.
+    early_stopping : bool, default=False
+        Whether to end training when the weighted target losses (compactness, reconstruction) of held-out rows have not
+        improved for ``n_iter_no_change`` epochs, and to keep the weights of the best epoch.
+    n_iter_no_change : int, default=10
+        Epochs without improvement before early stopping.
+    tol : float, default=1e-4
+        Least improvement that counts for early stopping.
+    warm_start : bool, default=False
+        Whether `fit` goes on from the weights and moments of the fit before, with a learning-rate schedule of its own.
+        Only then are the moments kept in the detector (about 46 MB with ``"adamw"``).
+    checkpoint_folder : path or None, default=None
+        Existing folder for the state of training, written after an epoch, at most every 30 s. A `fit` of the same
+        settings and rows that finds its own checkpoint goes on from there and gives bit for bit what it would have
+        given without the break; a `fit` that is done removes it. Needs an int as ``random_state``.
+    callbacks : list of skorch callbacks or None, default=None
+        Copies of these are called during training, with a history of ``train_loss`` and the three losses. Their own
+        state is in no checkpoint. scikit-learn's callbacks are set with ``set_callbacks`` (scikit-learn 1.9).
     device : str, default="auto"
         torch device; "auto" is "cuda" where there is one, otherwise "cpu".
+    precision : {"float32", "bfloat16"}, default="float32"
+        Numbers of the training steps; ``"bfloat16"`` trades digits for time on processors that have it. Weights and
+        scores are float32 all the same.
+    execution : {"eager", "compiled", "cuda_graph"}, default="eager"
+        How training steps are run: ``"compiled"`` by torch.compile, which takes a C++ compiler and about a minute at
+        first; ``"cuda_graph"`` recorded once and replayed, on CUDA devices alone.
     random_state : int, RandomState instance or None, default=None
         Source of initial weights, batches, templates and held-out rows. Global generators are left alone, but None
         draws a seed from NumPy's, as everywhere in scikit-learn.
@@ -138,9 +178,9 @@ class DOCIDSDetector(OutlierMixin, BaseEstimator):
         Threshold on `score_samples`: a flow that scores below it is abnormal.
     history_ : list of dict
         Per epoch: ``epoch``, ``pairs`` seen, and the means of ``descriptiveness_loss``, ``compactness_loss`` and
-        ``reconstruction_loss``, unweighted.
+        ``reconstruction_loss``, unweighted; ``validation_loss`` with early stopping.
     n_iter_ : int
-        Epochs run.
+        Epochs run, those of earlier fits included where this one went on from them.
     interrupted_ : bool
         Whether Ctrl-C ended training. `fit` then raises KeyboardInterrupt once the detector can be used: with the
         weights of a recent step and a threshold of its own.
@@ -186,6 +226,7 @@ class DOCIDSDetector(OutlierMixin, BaseEstimator):
 
     # scikit-learn's metadata routing: fit takes the reference without being asked to.
     __metadata_request__fit: ClassVar[dict[str, bool]] = {"reference": True}
+    __metadata_request__partial_fit: ClassVar[dict[str, bool]] = {"reference": True}
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "lambda_descriptiveness": [Interval(Real, 0, None, closed="left")],
@@ -208,7 +249,15 @@ class DOCIDSDetector(OutlierMixin, BaseEstimator):
         "batch_norm": [StrOptions({"separate", "target", "joint"})],
         "dense_activation": [Options(str, {"relu"}), None],
         "detach_target": ["boolean"],
+        "early_stopping": ["boolean"],
+        "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
+        "tol": [Interval(Real, 0, None, closed="left")],
+        "warm_start": ["boolean"],
+        "checkpoint_folder": [str, os.PathLike, None],
+        "callbacks": [list, None],
         "device": [str],
+        "precision": [StrOptions({"float32", "bfloat16"})],
+        "execution": [StrOptions({"eager", "compiled", "cuda_graph"})],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
     }
@@ -236,7 +285,15 @@ class DOCIDSDetector(OutlierMixin, BaseEstimator):
         batch_norm: str = "target",
         dense_activation: str | None = None,
         detach_target: bool = False,
+        early_stopping: bool = False,
+        n_iter_no_change: int = 10,
+        tol: float = 1e-4,
+        warm_start: bool = False,
+        checkpoint_folder: str | os.PathLike[str] | None = None,
+        callbacks: list[Any] | None = None,
         device: str = "auto",
+        precision: str = "float32",
+        execution: str = "eager",
         random_state: Any = None,
         verbose: int = 0,
     ):
@@ -260,10 +317,19 @@ class DOCIDSDetector(OutlierMixin, BaseEstimator):
         self.batch_norm = batch_norm
         self.dense_activation = dense_activation
         self.detach_target = detach_target
+        self.early_stopping = early_stopping
+        self.n_iter_no_change = n_iter_no_change
+        self.tol = tol
+        self.warm_start = warm_start
+        self.checkpoint_folder = checkpoint_folder
+        self.callbacks = callbacks
         self.device = device
+        self.precision = precision
+        self.execution = execution
         self.random_state = random_state
         self.verbose = verbose
 
+    @with_callbacks
     def fit(self, X: Any, y: Any = None, *, reference: Any = None) -> DOCIDSDetector:
         """Train on normal target traffic beside a labelled reference.
 
@@ -273,7 +339,7 @@ class DOCIDSDetector(OutlierMixin, BaseEstimator):
             Target flows, unlabelled and normal; at least 2. uint8 stays uint8, other numbers become float32 batch by
             batch. Values outside 0..255 are accepted.
         y : object, default=None
-            Ignored.
+            Not used for training; handed to scikit-learn's callbacks.
         reference : ReferenceData or tuple (X_reference, y_reference), default=None
             Labelled reference flows with the columns of X and at least two classes. None trains without the
             descriptiveness loss.
@@ -286,7 +352,8 @@ class DOCIDSDetector(OutlierMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            A parameter, X or the reference is unusable; the message names it.
+            A parameter, X or the reference is unusable; the message names it. With ``warm_start=True`` the detector
+            stays as it was.
         KeyboardInterrupt
             Ctrl-C was pressed during training; the detector is usable and says ``interrupted_``.
 
@@ -298,32 +365,57 @@ class DOCIDSDetector(OutlierMixin, BaseEstimator):
             A loss was not finite, or Ctrl-C was pressed; training stopped and recent finite weights are kept.
         """
         self._validate_params()
-        for name in ("network_", "offset_"):  # an earlier fit must not show through if this one fails
-            if hasattr(self, name):
-                delattr(self, name)
-        X = _check_range(validate_data(self, X, ensure_min_samples=2))
-        X_reference, y_reference = self._check_reference(reference)
-        rng = check_random_state(self.random_state)
-        X, X_held_out = self._hold_out(X, rng)
-        net = self._train(X, X_reference, y_reference, seed=int(rng.randint(2**31 - 1)))
-        self.network_ = net.module_
-        self.history_ = _training.epoch_history(net)
-        self.n_iter_ = len(self.history_)
-        self.sampler_: FlowSampler | None = None
-        X_scored = self._set_templates(X, rng)
-        if X_held_out is None or self.false_alarm_rate is None:
-            share = AUTO_CONTAMINATION if self.contamination == "auto" else float(self.contamination)
-            self.offset_ = float(np.percentile(self._score(X_scored), 100 * share))
-        else:
-            self.offset_ = _scoring.conformal_threshold(self._score(X_held_out), self.false_alarm_rate)
-        if not math.isfinite(self.offset_):
-            del self.offset_
-            raise ValueError("scores of the training rows are not finite; lower lr, or look for extreme values in X")
-        self.interrupted_ = net.interrupted
-        if net.interrupted:
-            # Usable from here on, and the search or script around it ends as its user wants.
-            raise KeyboardInterrupt("training was interrupted; the detector is fitted as far as it came")
-        return self
+        goes_on = self.warm_start and hasattr(self, "network_")
+        rows = self._checked_rows(X, reference, goes_on)
+        steps_per_epoch = len(_training.batch_bounds(len(rows.training), self.batch_size))
+        settings = self._training_settings(rows.seed, self._n_epochs(steps_per_epoch), self.schedule, goes_on)
+        callbacks = self._net_callbacks(rows, settings, steps_per_epoch)
+        if hasattr(self, "_init_callback_context"):
+            tasks = EpochTasks(self, X, y, lambda net: self._fitted_so_far(net, rows), settings.n_epochs)
+            callbacks.insert(0, ("tasks", tasks))
+        return self._train(rows, settings, callbacks, goes_on)
+
+    def partial_fit(self, X: Any, y: Any = None, *, reference: Any = None) -> DOCIDSDetector:
+        """Train for one pass over more target traffic, from the weights there are.
+
+        The learning rate is ``lr`` throughout, since the number of steps to come is not known; the optimiser's moments
+        are carried over with ``warm_start=True`` alone. Templates and threshold are made anew from the rows of this
+        call, because earlier rows are not kept.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_flows, n_columns)
+            Target flows, unlabelled and normal; at least 2.
+        y : object, default=None
+            Ignored.
+        reference : ReferenceData or tuple (X_reference, y_reference), default=None
+            Labelled reference flows; the first call sets the classes, later ones may lack some of them.
+
+        Returns
+        -------
+        DOCIDSDetector
+            The fitted detector.
+
+        Raises
+        ------
+        ValueError
+            A parameter, X or the reference is unusable, or ``early_stopping`` is on; the detector stays as it was.
+        KeyboardInterrupt
+            As in `fit`.
+
+        Warns
+        -----
+        UserWarning, ConvergenceWarning
+            As in `fit`.
+        """
+        self._validate_params()
+        if self.early_stopping:
+            raise ValueError("partial_fit does not support early_stopping=True: one pass has no epochs to compare")
+        goes_on = hasattr(self, "network_")
+        rows = self._checked_rows(X, reference, goes_on)
+        settings = self._training_settings(rows.seed, 1, None, goes_on)
+        callbacks = [("progress", _training.Progress())] if self.verbose else []
+        return self._train(rows, settings, callbacks, goes_on)
 
     def score_samples(self, X: Any) -> np.ndarray:
         """Return how normal flows are: the lower, the more abnormal.
@@ -446,38 +538,180 @@ class DOCIDSDetector(OutlierMixin, BaseEstimator):
         check_is_fitted(self, "offset_")
         save_detector(self, os.fspath(path), sampler)
 
-    def _train(
-        self, X: np.ndarray, X_reference: np.ndarray | None, y_reference: np.ndarray | None, seed: int
-    ) -> _training.PairedNet:
-        steps_per_epoch = len(_training.batch_bounds(len(X), self.batch_size))
-        net = _training.make_net(
-            self._network_settings(X.shape[1]),
-            {
-                "descriptiveness": self.lambda_descriptiveness,
-                "compactness": self.lambda_compactness,
-                "reconstruction": self.lambda_reconstruction,
-                "detach_target": self.detach_target,
-            },
-            max_epochs=self._n_epochs(steps_per_epoch),
-            batch_size=self.batch_size,
-            steps_per_epoch=steps_per_epoch,
-            optimizer=self.optimizer,
-            lr=self.lr,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-            schedule=self.schedule,
-            device=self._device(),
+    def _checked_rows(self, X: Any, reference: Any, goes_on: bool) -> FitRows:
+        """Return the input of a fit, checked and split; forget an earlier fit unless this one goes on from it."""
+        if not goes_on:  # an earlier fit must not show through if this one fails
+            for name in ("network_", "offset_", "_moments"):
+                self.__dict__.pop(name, None)
+        _check_kind(reference)
+        X = _check_range(validate_data(self, X, reset=not goes_on, ensure_min_samples=2))
+        if isinstance(reference, tuple) and len(X) == len(reference):
+            raise ValueError(
+                "reference is a tuple and X has 2 rows: in cross-validation, scikit-learn would take the two for rows "
+                "of one table; give ReferenceData(X_reference, y_reference)"
+            )
+        X_reference, labels, classes = self._check_reference(reference, goes_on)
+        rng = check_random_state(self.random_state)
+        threshold = stopping = None
+        target = X
+        if self.false_alarm_rate is not None:
+            target, threshold = self._hold_out_for_threshold(X, rng)
+        training = target
+        if self.early_stopping:
+            training, stopping = self._hold_out(target, rng)
+            if min(len(training), len(stopping)) < 2:
+                raise ValueError(
+                    f"early_stopping needs 2 rows to train on and 2 held-out rows, but validation_fraction="
+                    f"{self.validation_fraction} of {len(target)} rows holds out {len(stopping)}"
+                )
+        seeds = int(rng.randint(2**31 - 1)), int(rng.randint(2**31 - 1))
+        return FitRows(training, stopping, threshold, target, X_reference, labels, classes, *seeds)
+
+    def _training_settings(
+        self, seed: int, n_epochs: int, schedule: str | None, goes_on: bool
+    ) -> _training.TrainingSettings:
+        device = self._device()
+        if self.execution == "cuda_graph" and torch.device(device).type != "cuda":
+            raise ValueError(f"execution='cuda_graph' needs a CUDA device, the device is {device!r}")
+        names = ("batch_size", "optimizer", "lr", "momentum", "weight_decay", "precision", "execution")
+        return _training.TrainingSettings(
+            **{name: getattr(self, name) for name in names},
+            n_epochs=n_epochs,
+            schedule=schedule,
+            device=device,
             seed=seed,
-            verbose=self.verbose,
+            first_epoch=self.n_iter_ if goes_on else 0,
         )
-        stopped = _training.train(net, _training.PairedFlows(X, X_reference, y_reference))
+
+    def _net_callbacks(
+        self, rows: FitRows, settings: _training.TrainingSettings, steps_per_epoch: int
+    ) -> list[tuple[str, Any]]:
+        """Return the callbacks of a fit, in the order in which they are called."""
+        callbacks: list[tuple[str, Any]] = []
+        early_stopping = None
+        if settings.schedule == "one_cycle":
+            callbacks.append(("schedule", _training.OneCycle(settings.n_epochs * steps_per_epoch)))
+        if self.verbose:
+            callbacks.append(("progress", _training.Progress()))
+        if rows.stopping is not None:
+            held_out = _training.PairedFlows(rows.stopping, device=settings.device)
+            early_stopping = _training.EarlyStopping(held_out, self.n_iter_no_change, self.tol)
+            callbacks.append(("early_stopping", early_stopping))
+        for i, callback in enumerate(self.callbacks or ()):
+            callbacks.append((f"callbacks_{i}", clone(callback, safe=False)))
+        if self.checkpoint_folder is not None:
+            callbacks.append(("checkpoint", self._checkpoint(rows, settings, early_stopping, steps_per_epoch)))
+        return callbacks
+
+    def _checkpoint(
+        self,
+        rows: FitRows,
+        settings: _training.TrainingSettings,
+        early_stopping: _training.EarlyStopping | None,
+        steps_per_epoch: int,
+    ) -> _checkpoint.Checkpoint:
+        folder = os.fspath(self.checkpoint_folder)  # type: ignore[arg-type] # not None here
+        if not os.path.isdir(folder):
+            raise NotADirectoryError(f"checkpoint_folder {folder!r} is no existing folder")
+        if not isinstance(self.random_state, Integral):
+            raise ValueError("checkpoint_folder needs an int as random_state: else no fit draws what another one drew")
+        changes_nothing = ("verbose", "callbacks", "checkpoint_folder", "contamination", "score_method", "n_templates")
+        parameters = {name: value for name, value in self.get_params().items() if name not in changes_nothing}
+        described = {**parameters, **vars(settings), "threads": torch.get_num_threads()}
+        arrays = [rows.training, rows.stopping, rows.reference, rows.labels]
+        digest = _checkpoint.fingerprint(described, arrays, getattr(self, "network_", None))
+        return _checkpoint.Checkpoint(folder, digest, early_stopping, steps_per_epoch)
+
+    def _train(
+        self,
+        rows: FitRows,
+        settings: _training.TrainingSettings,
+        callbacks: list[tuple[str, Any]],
+        goes_on: bool,
+    ) -> DOCIDSDetector:
+        """Train a net and take over what it has learned."""
+        net = self._make_net(rows, settings, callbacks, goes_on)
+        stopped = _training.train(net, _training.PairedFlows(rows.training, rows.reference, rows.labels, net.device))
         if stopped:
-            warnings.warn(stopped, ConvergenceWarning, stacklevel=3)
+            warnings.warn(stopped, ConvergenceWarning, stacklevel=4)
+        fitted = self._fitted_by(net, rows)
+        if not math.isfinite(fitted["offset_"]):
+            raise ValueError("scores of the training rows are not finite; lower lr, or look for extreme values in X")
+        for name, value in fitted.items():
+            setattr(self, name, value)
+        self.__dict__.pop("_moments", None)
+        if self.warm_start:
+            self._moments = settings.optimizer, _training.optimizer_tensors(net)
+        if net.interrupted:
+            # Usable from here on, and the search or script around it ends as its user wants.
+            raise KeyboardInterrupt("training was interrupted; the detector is fitted as far as it came")
+        return self
+
+    def _make_net(
+        self,
+        rows: FitRows,
+        settings: _training.TrainingSettings,
+        callbacks: list[tuple[str, Any]],
+        goes_on: bool,
+    ) -> _training.PairedNet:
+        """Return a net that is ready to train, with the weights of an earlier fit or of a checkpoint."""
+        losses = {
+            "descriptiveness": self.lambda_descriptiveness,
+            "compactness": self.lambda_compactness,
+            "reconstruction": self.lambda_reconstruction,
+            "detach_target": self.detach_target,
+        }
+        network = self._network_settings(rows.training.shape[1], rows.classes)
+        net = _training.make_net(network, losses, settings, callbacks)
+        net.watched = bool(self.callbacks)
+        if goes_on:
+            net.module_.load_state_dict(self.network_.state_dict())
+            net.earlier_epochs = list(self.history_)
+            optimizer, moments = getattr(self, "_moments", (None, {}))
+            if optimizer == settings.optimizer:
+                _training.restore_optimizer(net, moments)
+        if "checkpoint" in dict(callbacks):
+            dict(callbacks)["checkpoint"].resume(net)
         return net
 
-    def _network_settings(self, n_columns: int) -> dict[str, Any]:
+    def _fitted_by(self, net: _training.PairedNet, rows: FitRows) -> dict[str, Any]:
+        """Return the fitted attributes that a net makes."""
+        fitted = copy.copy(self)
+        fitted.network_ = net.module_.eval()
+        fitted.reference_classes_ = rows.classes
+        fitted._calibrate(rows)
+        history = _training.epoch_history(net)
+        return {
+            "network_": fitted.network_,
+            "reference_classes_": rows.classes,
+            "templates_": fitted.templates_,
+            "offset_": fitted.offset_,
+            "history_": history,
+            "n_iter_": len(history),
+            "interrupted_": net.interrupted,
+            "sampler_": getattr(self, "sampler_", None),
+            "_folded": fitted._folded,
+        }
+
+    def _fitted_so_far(self, net: _training.PairedNet, rows: FitRows) -> dict[str, Any]:
+        """Return the fitted attributes as of now, with a network that training does not change any more."""
+        network = copy.deepcopy(net.module_)
+        now = {**self._fitted_by(net, rows), "network_": network}
+        net.module_.train()
+        return now
+
+    def _calibrate(self, rows: FitRows) -> None:
+        """Set ``templates_`` and ``offset_``."""
+        others = self._set_templates(rows.target, np.random.RandomState(rows.threshold_seed))
+        if rows.threshold is not None and self.false_alarm_rate is not None:
+            self.offset_ = _scoring.conformal_threshold(self._score(rows.threshold), self.false_alarm_rate)
+        elif self.contamination == "auto":
+            self.offset_ = float(np.percentile(self._score(others), 100 * AUTO_CONTAMINATION))
+        else:
+            self.offset_ = float(np.percentile(self._score(rows.target), 100 * float(self.contamination)))
+
+    def _network_settings(self, n_columns: int, classes: np.ndarray | None) -> dict[str, Any]:
         """Return the arguments of `DOCIDSNetwork`."""
-        classes = self.reference_classes_
         return {
             "n_columns": n_columns,
             "n_classes": N_CLASSES_WITHOUT_REFERENCE if classes is None else len(classes),
@@ -498,26 +732,21 @@ class DOCIDSDetector(OutlierMixin, BaseEstimator):
             raise ValueError(f"device must be 'auto' or one of {DEVICES}, perhaps with a number, got {self.device!r}")
         return self.device
 
-    def _check_reference(self, reference: Any) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """Return reference rows and class numbers; set ``reference_classes_``."""
-        self.reference_classes_ = None
+    def _check_reference(
+        self, reference: Any, goes_on: bool
+    ) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
+        """Return reference rows, class numbers, and classes: those of the fit before where this one goes on."""
+        classes = self.reference_classes_ if goes_on else None
         if reference is None:
             if self.lambda_descriptiveness > 0:
                 warnings.warn(
                     "fit without a reference: there is no descriptiveness loss, and features may collapse to a "
                     "constant; give reference=(X_reference, y_reference), or lambda_descriptiveness=0 if this is meant",
                     UserWarning,
-                    stacklevel=3,
+                    stacklevel=4,
                 )
-            return None, None
-        if isinstance(reference, ReferenceData):
-            X, y = reference.X, reference.y
-        elif isinstance(reference, tuple) and len(reference) == 2:
-            X, y = reference
-        else:
-            raise ValueError(
-                f"reference must be ReferenceData or a tuple (X_reference, y_reference), got {type(reference).__name__}"
-            )
+            return None, None, classes
+        X, y = (reference.X, reference.y) if isinstance(reference, ReferenceData) else reference
         names = getattr(self, "feature_names_in_", None)
         if names is not None and hasattr(X, "columns") and list(X.columns) != list(names):
             raise ValueError("reference X has other column names than the target X, or another order of them")
@@ -526,24 +755,30 @@ class DOCIDSDetector(OutlierMixin, BaseEstimator):
         check_consistent_length(X, y)
         if X.shape[1] != self.n_features_in_:
             raise ValueError(f"reference X has {X.shape[1]} columns, but the target X has {self.n_features_in_}")
-        self.reference_classes_, numbers = np.unique(y, return_inverse=True)
-        if len(self.reference_classes_) < 2:
-            raise ValueError(f"reference y needs at least 2 classes, got only {self.reference_classes_.tolist()}")
-        return X, numbers
+        found = np.unique(y)
+        if goes_on:
+            _check_classes(found, classes)
+        elif len(found) < 2:
+            raise ValueError(f"reference y needs at least 2 classes, got only {found.tolist()}")
+        classes = found if classes is None else classes
+        return X, np.searchsorted(classes, y), classes
 
-    def _hold_out(self, X: np.ndarray, rng: np.random.RandomState) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return rows to train on and, for ``false_alarm_rate``, rows to set the threshold with."""
-        if self.false_alarm_rate is None:
-            return X, None
+    def _hold_out_for_threshold(self, X: np.ndarray, rng: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
+        """Return other rows, and rows to set the threshold with, as many as ``false_alarm_rate`` needs."""
         if self.contamination != "auto":
             raise ValueError("contamination and false_alarm_rate both set the threshold: give one of them")
-        n_needed = math.ceil(1 / self.false_alarm_rate - 1e-9) - 1  # 1 / (1 / 49) is more than 49
-        n_held_out = round(self.validation_fraction * len(X))
-        if n_held_out < n_needed or len(X) - n_held_out < 2:
+        n_needed = math.ceil(1 / float(self.false_alarm_rate or 1) - 1e-9) - 1  # 1 / (1 / 49) is more than 49
+        others, held_out = self._hold_out(X, rng)
+        if len(held_out) < n_needed or len(others) < 2:
             raise ValueError(
                 f"false_alarm_rate={self.false_alarm_rate} needs at least {n_needed} held-out rows and 2 rows to train "
-                f"on, but validation_fraction={self.validation_fraction} of {len(X)} rows holds out {n_held_out}"
+                f"on, but validation_fraction={self.validation_fraction} of {len(X)} rows holds out {len(held_out)}"
             )
+        return others, held_out
+
+    def _hold_out(self, X: np.ndarray, rng: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
+        """Return other rows and held-out rows, ``validation_fraction`` of all, both in their order."""
+        n_held_out = round(self.validation_fraction * len(X))
         order = rng.permutation(len(X))
         return X[np.sort(order[n_held_out:])], X[np.sort(order[:n_held_out])]
 
@@ -569,7 +804,7 @@ class DOCIDSDetector(OutlierMixin, BaseEstimator):
         return _scoring.evaluate(function, self.network_, folded, X)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what is pickled: not the folded network, which is made again from the other one."""
+        """Return what is pickled: not the folded network, which is made again from the trained one."""
         state = dict(super().__getstate__())
         state.pop("_folded", None)
         return state
@@ -577,6 +812,25 @@ class DOCIDSDetector(OutlierMixin, BaseEstimator):
     def _check_rows(self, X: Any) -> np.ndarray:
         check_is_fitted(self, "offset_")
         return _check_range(validate_data(self, X, reset=False))
+
+
+def _check_kind(reference: Any) -> None:
+    """Refuse what is no reference, before anything else can go wrong with it."""
+    is_pair = isinstance(reference, tuple) and len(reference) == 2
+    if reference is not None and not is_pair and not isinstance(reference, ReferenceData):
+        raise ValueError(
+            f"reference must be ReferenceData or a tuple (X_reference, y_reference), got {type(reference).__name__}; "
+            "if cross-validation has cut a tuple, give ReferenceData"
+        )
+
+
+def _check_classes(found: np.ndarray, classes: np.ndarray | None) -> None:
+    """Refuse reference classes that the network has no output for."""
+    if classes is None:
+        raise ValueError("reference was not given to the first fit, so the network knows no classes: fit anew")
+    new = [label for label in found.tolist() if label not in classes.tolist()]
+    if new:
+        raise ValueError(f"reference y has classes {new} that the first fit did not know: fit anew")
 
 
 def _check_labels(y: Any) -> np.ndarray:

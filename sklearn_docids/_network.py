@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import batch_norm
 
 N_FEATURES_G = 256
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -132,20 +131,10 @@ class DOCIDSNetwork(nn.Module):
                 # One product for both inputs: the gradients of the largest matrices are summed once, inside it.
                 both = layer(torch.cat([target, reference]))
                 target, reference = both[:n_target], both[n_target:]
-            elif isinstance(layer, BATCH_NORMS) and self.batch_norm == "target":
-                with _running_statistics_kept(layer):
-                    reference = layer(reference)
+            elif isinstance(layer, BATCH_NORMS) and self.batch_norm == "target" and self.training:
+                # By the statistics of the batch, which stay out of the running ones.
+                reference = batch_norm(reference, None, None, layer.weight, layer.bias, training=True, eps=layer.eps)
                 target = layer(target)
             else:
                 reference, target = layer(reference), layer(target)
         return target, reference
-
-
-@contextmanager
-def _running_statistics_kept(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> Iterator[None]:
-    """Normalise by the statistics of the batch without letting them into the running ones, which scoring uses."""
-    momentum, norm.momentum = norm.momentum, 0.0
-    try:
-        yield
-    finally:
-        norm.momentum = momentum

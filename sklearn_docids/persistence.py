@@ -8,8 +8,6 @@ shapes and size fit the network that the JSON describes.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
 import warnings
@@ -17,43 +15,33 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 
-from sklearn_docids import __version__
+from sklearn_docids import __version__, _sealed
 from sklearn_docids._detector import DOCIDSDetector
 from sklearn_docids._network import DOCIDSNetwork
+from sklearn_docids._sealed import SealedFileError
 
 if TYPE_CHECKING:
     from sklearn_docids._sampler import FlowSampler
 
 FORMAT = 1
-# A longer header is no model of ours: the longest part of it, the history, has 150 bytes per epoch.
-MAX_HEADER = 16 * 2**20
 MAX_LABEL = 1024
-UNSEALED = "0" * 64
+# Parameters that belong to one machine or session, and are not part of a model.
+NOT_STORED = ("callbacks", "checkpoint_folder")
 CONFIG_KEYS = {
     "format", "estimator", "versions", "parameters", "sampler", "n_features_in", "feature_names_in",
-    "reference_classes", "n_templates", "offset", "n_iter", "history",
+    "reference_classes", "n_templates", "offset", "n_iter", "interrupted", "history",
 }  # fmt: skip
-DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64"}
 
 
 def save_detector(detector: DOCIDSDetector, path: str, sampler: FlowSampler | None) -> None:
     """Write a fitted detector; see `DOCIDSDetector.save`."""
     _check_savable(detector, sampler)
-    tensors = {f"network.{name}": value.cpu().contiguous() for name, value in detector.network_.state_dict().items()}
+    tensors = {f"network.{name}": value for name, value in detector.network_.state_dict().items()}
     if detector.templates_ is not None:
         tensors["templates"] = torch.from_numpy(detector.templates_)
-    config = json.dumps(_config(detector, sampler), allow_nan=False, default=_plain)
-    data = safetensors.torch.save(tensors, {"docids": config, "sha256": UNSEALED})
-    data = data.replace(_seal(UNSEALED), _seal(hashlib.sha256(data).hexdigest()), 1)
-    with open(f"{path}.part", "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(f"{path}.part", path)
+    _sealed.write(path, tensors, _config(detector, sampler))
 
 
 def _check_savable(detector: DOCIDSDetector, sampler: FlowSampler | None) -> None:
@@ -79,11 +67,6 @@ def _other_width(sampler: FlowSampler, detector: DOCIDSDetector) -> str:
     return f"the sampler makes rows of {width} columns, the detector takes {detector.n_features_in_}"
 
 
-def _seal(digest: str) -> bytes:
-    """Return the checksum as it stands in the header; inside a JSON string, its quotes would be escaped."""
-    return f'"sha256":"{digest}"'.encode()
-
-
 def _config(detector: DOCIDSDetector, sampler: FlowSampler | None) -> dict[str, Any]:
     """Return everything but the weights."""
     names = getattr(detector, "feature_names_in_", None)
@@ -102,20 +85,16 @@ def _config(detector: DOCIDSDetector, sampler: FlowSampler | None) -> dict[str, 
         "n_templates": None if detector.templates_ is None else len(detector.templates_),
         "offset": detector.offset_,
         "n_iter": detector.n_iter_,
+        "interrupted": detector.interrupted_,
         "history": detector.history_,
     }
 
 
 def _storable(parameters: dict[str, Any]) -> dict[str, Any]:
-    """Return parameters without a generator in ``random_state``: its state is that of one process."""
+    """Return parameters as they are stored: without a generator, whose state is that of one process."""
     seed = parameters["random_state"]
-    return {**parameters, "random_state": seed if isinstance(seed, int | np.integer) else None}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.generic):
-        return value.item()
-    raise TypeError(f"a model file cannot hold a {type(value).__name__}")
+    kept = {name: value for name, value in parameters.items() if name not in NOT_STORED}
+    return {**kept, "random_state": seed if isinstance(seed, int | np.integer) else None}
 
 
 def load_detector(path: str | os.PathLike[str]) -> DOCIDSDetector:
@@ -160,71 +139,32 @@ def load_detector(path: str | os.PathLike[str]) -> DOCIDSDetector:
     path = os.fspath(path)
     try:
         return _read(path)
-    except (_ModelError, SafetensorError, UnicodeDecodeError, RecursionError, OverflowError) as error:
+    except SealedFileError as error:
         raise ValueError(f"{path}: not a usable DOC-IDS model: {error}") from None
 
 
-class _ModelError(Exception):
-    """What is wrong with a model file."""
-
-
 def _read(path: str) -> DOCIDSDetector:
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        header = _read_header(file, size)
-        metadata = header.pop("__metadata__", None)
-        if not isinstance(metadata, dict) or not isinstance(metadata.get("docids"), str):
-            raise _ModelError("it has no DOC-IDS metadata")
-        config = _parse_json(metadata["docids"])
-        detector, network = _skeleton(config)
-        _check_tensors(header, _expected_tensors(config, network), size - file.tell())
-        file.seek(0)
-        data = file.read()
-    digest = str(metadata.get("sha256"))
-    if hashlib.sha256(data.replace(_seal(digest), _seal(UNSEALED), 1)).hexdigest() != digest:
-        raise _ModelError("its checksum is wrong")
-    _fill(detector, network, config, safetensors.torch.load(data))
+    made: list[Any] = []
+
+    def expected(config: dict[str, Any]) -> _sealed.Expected:
+        made.extend(_skeleton(config))
+        return _expected_tensors(config, made[1])
+
+    config, tensors = _sealed.read(path, expected)
+    detector, network = made
+    _fill(detector, network, config, tensors)
     _warn_of_versions(path, config["versions"])
     return detector
 
 
-def _read_header(file: Any, size: int) -> dict[str, Any]:
-    """Return the header of a safetensors file; the file then stands at the first tensor."""
-    length = int.from_bytes(file.read(8), "little")
-    if size < 10 or length > min(size - 8, MAX_HEADER):
-        raise _ModelError("it does not begin like a safetensors file")
-    header = _parse_json(file.read(length).decode("utf-8"))
-    if not isinstance(header, dict):
-        raise _ModelError("its header is no JSON object")
-    return header
-
-
-def _parse_json(text: str) -> Any:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        result = dict(pairs)
-        if len(result) < len(pairs):
-            raise _ModelError("a key of its JSON stands there twice")
-        return result
-
-    def refuse(constant: str) -> None:
-        raise _ModelError(f"its JSON holds {constant}")
-
-    try:
-        return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
-    except ValueError as error:  # a number of thousands of digits is one without being a JSONDecodeError
-        raise _ModelError(f"its JSON is damaged: {error}") from None
-
-
-def _skeleton(config: Any) -> tuple[DOCIDSDetector, DOCIDSNetwork]:
+def _skeleton(config: dict[str, Any]) -> tuple[DOCIDSDetector, DOCIDSNetwork]:
     """Return an unfitted detector and a network without memory, made from a checked config."""
-    if not isinstance(config, dict):
-        raise _ModelError("its metadata is no JSON object")
     if config.get("format") != FORMAT:
-        raise _ModelError(f"its format is {config.get('format')!r}, this version reads format {FORMAT}")
+        raise SealedFileError(f"its format is {config.get('format')!r}, this version reads format {FORMAT}")
     if set(config) != CONFIG_KEYS:
-        raise _ModelError(f"its metadata has other keys than expected: {sorted(set(config) ^ CONFIG_KEYS)}")
+        raise SealedFileError(f"its metadata has other keys than expected: {sorted(set(config) ^ CONFIG_KEYS)}")
     if config["estimator"] != DOCIDSDetector.__name__:
-        raise _ModelError(f"it holds a {config['estimator']!r}")
+        raise SealedFileError(f"it holds a {config['estimator']!r}")
     _check_fields(config)
     detector = _make(DOCIDSDetector, config["parameters"])
     detector.n_features_in_ = config["n_features_in"]
@@ -232,7 +172,7 @@ def _skeleton(config: Any) -> tuple[DOCIDSDetector, DOCIDSNetwork]:
     classes = config["reference_classes"]
     detector.reference_classes_ = None if classes is None else np.array(classes, dtype=object)
     with torch.device("meta"):
-        network = DOCIDSNetwork(**detector._network_settings(detector.n_features_in_))
+        network = DOCIDSNetwork(**detector._network_settings(detector.n_features_in_, detector.reference_classes_))
     return detector, network
 
 
@@ -253,62 +193,46 @@ def _check_fields(config: dict[str, Any]) -> None:
     checks = {
         "n_features_in": is_count(config["n_features_in"]),
         "n_iter": type(config["n_iter"]) is int and config["n_iter"] >= 0,
+        "interrupted": type(config["interrupted"]) is bool,
         "n_templates": config["n_templates"] is None or is_count(config["n_templates"]),
         "offset": type(config["offset"]) in (int, float) and math.isfinite(config["offset"]),
         "history": isinstance(config["history"], list) and all(isinstance(e, dict) for e in config["history"]),
         "versions": isinstance(config["versions"], dict),
-        "parameters": isinstance(config["parameters"], dict),
+        "parameters": isinstance(config["parameters"], dict) and not set(NOT_STORED) & set(config["parameters"]),
         "feature_names_in": names is None or (is_strings(names) and len(names) == config["n_features_in"]),
         "reference_classes": classes is None or (same_kind and len(classes) >= 2),
     }
     wrong = [name for name, good in checks.items() if not good]
     if wrong:
-        raise _ModelError(f"its metadata has unusable values for {wrong}")
+        raise SealedFileError(f"its metadata has unusable values for {wrong}")
 
 
 def _make(estimator: Any, parameters: Any) -> Any:
     """Return an estimator with checked parameters."""
     if not isinstance(parameters, dict):
-        raise _ModelError(f"the parameters of {estimator.__name__} are no JSON object")
+        raise SealedFileError(f"the parameters of {estimator.__name__} are no JSON object")
     try:
         made = estimator(**parameters)
         made._validate_params()
     except (TypeError, ValueError) as error:
-        raise _ModelError(f"{estimator.__name__} refuses its parameters: {error}") from None
+        raise SealedFileError(f"{estimator.__name__} refuses its parameters: {error}") from None
     return made
 
 
-def _expected_tensors(config: dict[str, Any], network: DOCIDSNetwork) -> dict[str, tuple[str, list[int]]]:
-    expected = {
-        f"network.{name}": (DTYPES[value.dtype], list(value.shape)) for name, value in network.state_dict().items()
-    }
+def _expected_tensors(config: dict[str, Any], network: DOCIDSNetwork) -> _sealed.Expected:
+    expected = {f"network.{name}": entry for name, entry in _sealed.described(network.state_dict()).items()}
     if config["n_templates"] is not None:
         expected["templates"] = ("F64", [config["n_templates"], network.h_c.out_features])
     return expected
 
 
-def _check_tensors(header: dict[str, Any], expected: dict[str, tuple[str, list[int]]], n_bytes: int) -> None:
-    """Check names, types and shapes of the tensors, and that they fill the rest of the file."""
-    if set(header) != set(expected):
-        raise _ModelError(f"its tensors are not those of its network: {sorted(set(header) ^ set(expected))[:4]}")
-    for name, described in header.items():
-        if not isinstance(described, dict) or (described.get("dtype"), described.get("shape")) != expected[name]:
-            raise _ModelError(f"tensor {name} is not the {expected[name]} of its network")
-    needed = sum(math.prod(shape) * (4 if dtype == "F32" else 8) for dtype, shape in expected.values())
-    if needed != n_bytes:
-        raise _ModelError(f"its tensors take {n_bytes} bytes, its network needs {needed}")
-
-
 def _fill(
     detector: DOCIDSDetector, network: DOCIDSNetwork, config: dict[str, Any], tensors: dict[str, torch.Tensor]
 ) -> None:
-    for name, tensor in tensors.items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise _ModelError(f"tensor {name} holds NaN or infinity")
     templates = tensors.pop("templates", None)
     network.load_state_dict({name.removeprefix("network."): t for name, t in tensors.items()}, assign=True)
     if (templates is None) != (detector.score_method != "knn"):
-        raise _ModelError(f"score_method={detector.score_method!r} does not fit its templates")
+        raise SealedFileError(f"score_method={detector.score_method!r} does not fit its templates")
     network.g.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     detector.network_ = network.to(_available_device(detector)).eval()
     if detector.reference_classes_ is not None:
@@ -316,12 +240,13 @@ def _fill(
     detector.templates_ = None if templates is None else templates.numpy()
     detector.offset_ = float(config["offset"])
     detector.n_iter_ = config["n_iter"]
+    detector.interrupted_ = config["interrupted"]
     detector.history_ = config["history"]
     if config["feature_names_in"] is not None:
         detector.feature_names_in_ = np.array(config["feature_names_in"], dtype=object)
     detector.sampler_ = _load_sampler(config["sampler"])
     if detector.sampler_ and detector.sampler_.n_packets * detector.sampler_.n_bytes != detector.n_features_in_:
-        raise _ModelError(_other_width(detector.sampler_, detector))
+        raise SealedFileError(_other_width(detector.sampler_, detector))
 
 
 def _available_device(detector: DOCIDSDetector) -> str:
@@ -329,7 +254,7 @@ def _available_device(detector: DOCIDSDetector) -> str:
     try:
         device = detector._device()
     except ValueError as error:
-        raise _ModelError(str(error)) from None
+        raise SealedFileError(str(error)) from None
     try:
         torch.zeros(1, device=device)
     except (AssertionError, RuntimeError, NotImplementedError):
@@ -348,7 +273,7 @@ def _load_sampler(parameters: Any) -> FlowSampler | None:
     try:
         return _make(FlowSampler, parameters).fit([])
     except (TypeError, ValueError) as error:
-        raise _ModelError(f"FlowSampler refuses its parameters: {error}") from None
+        raise SealedFileError(f"FlowSampler refuses its parameters: {error}") from None
 
 
 def _warn_of_versions(path: str, saved: dict[str, Any]) -> None:

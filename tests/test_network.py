@@ -76,12 +76,6 @@ def test_whether_the_reference_normalises_the_target(batch_norm):
     assert torch.equal(first, second) == (batch_norm != "joint")
 
 
-def test_momentum_comes_back_after_the_reference():
-    network = DOCIDSNetwork(12, 2, "target")
-    network(torch.rand(4, 12), torch.rand(4, 12))
-    assert network.g[2].momentum == nn.BatchNorm1d(1).momentum
-
-
 def test_dense_activation_stands_behind_the_dense_layers_of_g_only():
     plain, relu = DOCIDSNetwork(12, 2), DOCIDSNetwork(12, 2, dense_activation="relu")
     assert (

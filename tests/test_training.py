@@ -30,7 +30,7 @@ def paired(n_target=50, counts=(5, 100, 20), batch_size=16):
 
 def test_an_epoch_sees_each_target_row_once_with_as_many_reference_rows():
     flows, batch_size = paired()
-    batches = list(PairedBatches(flows, batch_size, np.random.default_rng(0)))
+    batches = list(PairedBatches(flows, batch_size, seed=0, n_epoch=0))
     assert sorted(b for batch, _ in batches for b in batch["target"][:, 0].tolist()) == sorted(
         flows.target[:, 0].tolist()
     )
@@ -39,7 +39,7 @@ def test_an_epoch_sees_each_target_row_once_with_as_many_reference_rows():
 
 def test_reference_rows_carry_their_own_labels_and_classes_are_balanced():
     flows, batch_size = paired()
-    iterator = PairedBatches(flows, batch_size, np.random.default_rng(0))
+    iterator = PairedBatches(flows, batch_size, seed=0, n_epoch=0)
     drawn = [(batch["reference"], labels) for _ in range(200) for batch, labels in iterator]
     assert all((rows[:, 0] == labels).all() for rows, labels in drawn)
     shares = np.bincount(torch.cat([labels for _, labels in drawn]).numpy()) / sum(len(labels) for _, labels in drawn)
@@ -48,7 +48,7 @@ def test_reference_rows_carry_their_own_labels_and_classes_are_balanced():
 
 def test_bytes_stay_bytes_up_to_the_network():
     flows, batch_size = paired()
-    batch, _ = next(iter(PairedBatches(flows, batch_size, np.random.default_rng(0))))
+    batch, _ = next(iter(PairedBatches(flows, batch_size, seed=0, n_epoch=0)))
     assert batch["target"].dtype == batch["reference"].dtype == torch.uint8
 
 

@@ -1,0 +1,468 @@
+"""How training ends early, goes on, and is resumed; callbacks; options of the training step."""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import pytest
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from skorch.callbacks import Callback, EarlyStopping
+
+from sklearn_docids import DOCIDSDetector, _checkpoint, _sealed, _training, load_detector
+
+
+def rows(n=40, n_columns=12, seed=0):
+    """Target rows around a centre, reference rows of three classes."""
+    rng = np.random.default_rng(seed)
+    X = (rng.integers(60, 180, n_columns) + rng.integers(-20, 21, (n, n_columns))).astype(np.uint8)
+    return X, (rng.integers(0, 256, (30, n_columns), dtype=np.uint8), np.arange(30) % 3)
+
+
+def detector(**parameters):
+    return DOCIDSDetector(**{"max_epochs": 3, "batch_size": 16, "random_state": 0, **parameters})
+
+
+def weights(fitted):
+    return torch.cat([value.flatten().double() for value in fitted.network_.state_dict().values()])
+
+
+# Early stopping
+
+
+def test_early_stopping_ends_training_when_nothing_improves():
+    X, reference = rows(200)
+    fitted = detector(max_epochs=200, early_stopping=True, n_iter_no_change=3, tol=0.01).fit(X, reference=reference)
+    losses = [epoch["validation_loss"] for epoch in fitted.history_]
+    assert fitted.n_iter_ == len(losses) < 200
+    assert fitted.history_[0]["pairs"] == 160
+    assert min(losses[-3:]) > min(losses[:-3]) - 0.01
+    assert all(min(losses[i : i + 3]) < min(losses[:i]) - 0.01 for i in range(1, len(losses) - 3))
+
+
+def test_early_stopping_keeps_the_weights_of_the_best_epoch():
+    X, reference = rows(200)
+    settings = {"early_stopping": True, "n_iter_no_change": 1000, "tol": 0, "schedule": None, "lr": 0.01}
+    fitted = detector(max_epochs=12, **settings).fit(X, reference=reference)
+    losses = [epoch["validation_loss"] for epoch in fitted.history_]
+    n_best = int(np.argmin(losses)) + 1
+    assert n_best < 12
+    assert torch.equal(weights(fitted), weights(detector(max_epochs=n_best, **settings).fit(X, reference=reference)))
+
+
+def test_the_held_out_loss_is_that_of_its_definition():
+    X, reference = rows(60)
+    fitted = detector(early_stopping=True, max_epochs=1).fit(X, reference=reference)
+    rng = np.random.RandomState(0)
+    held_out = X[np.sort(rng.permutation(60)[:12])]
+    with torch.no_grad():
+        output = fitted.network_.eval()(torch.from_numpy(held_out))
+        total, _ = _training.CompositeLoss(1.0, 0.1, 10.0, False)(output, None)
+    assert fitted.history_[0]["validation_loss"] == pytest.approx(float(total), rel=1e-5)
+
+
+def test_early_stopping_and_threshold_hold_out_different_rows():
+    X, reference = rows(200)
+    fitted = detector(early_stopping=True, false_alarm_rate=0.05, max_epochs=1).fit(X, reference=reference)
+    assert fitted.history_[0]["pairs"] == 200 - 40 - 32
+
+
+def test_early_stopping_names_too_few_rows():
+    X, reference = rows(3)
+    with pytest.raises(ValueError, match="early_stopping needs 2 rows to train on and 2 held-out rows"):
+        detector(early_stopping=True).fit(X, reference=reference)
+
+
+# Going on
+
+
+def test_warm_start_goes_on_from_weights_and_moments():
+    X, reference = rows()
+    going_on = detector(schedule=None, warm_start=True)
+    going_on.fit(X, reference=reference).fit(X, reference=reference)
+    at_once = detector(schedule=None, max_epochs=6).fit(X, reference=reference)
+    assert torch.equal(weights(going_on), weights(at_once))
+    assert going_on.history_ == at_once.history_
+    assert going_on.n_iter_ == 6
+
+
+def test_moments_are_kept_for_a_warm_start_alone():
+    X, reference = rows()
+    kept, dropped = (detector(warm_start=warm).fit(X, reference=reference) for warm in (True, False))
+    assert not hasattr(dropped, "_moments")
+    assert len(pickle.dumps(kept)) > 2.9 * len(pickle.dumps(dropped))
+    going_on = pickle.loads(pickle.dumps(kept))
+    assert torch.equal(weights(going_on.fit(X, reference=reference)), weights(kept.fit(X, reference=reference)))
+
+
+def test_without_warm_start_a_fit_begins_anew():
+    X, reference = rows()
+    fitted = detector().fit(X, reference=reference)
+    before = weights(fitted)
+    assert torch.equal(weights(fitted.fit(X, reference=reference)), before)
+    assert fitted.n_iter_ == 3
+
+
+def test_partial_fit_is_an_epoch_of_a_fit_at_a_constant_rate():
+    X, reference = rows()
+    partly = detector(warm_start=True)
+    for _ in range(3):
+        partly.partial_fit(X, reference=reference)
+    assert torch.equal(weights(partly), weights(detector(schedule=None).fit(X, reference=reference)))
+    assert [epoch["epoch"] for epoch in partly.history_] == [1, 2, 3]
+
+
+def test_partial_fit_sets_threshold_and_templates_by_its_own_rows():
+    X, reference = rows(80)
+    fitted = detector(score_method="knn", contamination=0.25).partial_fit(X[:40], reference=reference)
+    fitted.partial_fit(X[40:], reference=reference)
+    assert np.mean(fitted.predict(X[40:]) == -1) == 0.25
+    assert np.sum(fitted.score_samples(X[40:]) == 0) == len(fitted.templates_)
+
+
+def test_partial_fit_of_a_loaded_detector_goes_on(tmp_path):
+    X, reference = rows()
+    fitted = detector().fit(X, reference=reference)
+    fitted.save(tmp_path / "model")
+    loaded = load_detector(tmp_path / "model").partial_fit(X, reference=reference)
+    assert torch.equal(weights(loaded), weights(fitted.partial_fit(X, reference=reference)))
+    assert loaded.n_iter_ == 4
+
+
+def test_a_reference_may_lack_classes_later_but_bring_no_new_ones():
+    X, (X_reference, y) = rows()
+    fitted = detector().partial_fit(X, reference=(X_reference, y))
+    fitted.partial_fit(X, reference=(X_reference[y == 1], y[y == 1]))
+    assert fitted.reference_classes_.tolist() == [0, 1, 2]
+    before = weights(fitted)
+    with pytest.raises(ValueError, match=r"classes \[3\] that the first fit did not know"):
+        fitted.partial_fit(X, reference=(X_reference, y + 1))
+    with pytest.raises(ValueError, match="expecting 12 features"):
+        fitted.partial_fit(X[:, 1:], reference=(X_reference, y))
+    assert torch.equal(weights(fitted), before)
+    assert np.isfinite(fitted.score_samples(X)).all()
+    alone = detector(lambda_descriptiveness=0).partial_fit(X)
+    with pytest.raises(ValueError, match="the network knows no classes"):
+        alone.partial_fit(X, reference=(X_reference, y))
+
+
+def test_partial_fit_refuses_early_stopping():
+    X, reference = rows()
+    with pytest.raises(ValueError, match="partial_fit does not support early_stopping=True"):
+        detector(early_stopping=True).partial_fit(X, reference=reference)
+
+
+def test_another_optimizer_begins_with_moments_of_its_own():
+    X, reference = rows()
+    fitted = detector(warm_start=True).fit(X, reference=reference).set_params(optimizer="sgd")
+    assert np.isfinite(fitted.fit(X, reference=reference).offset_)
+    assert {kind.partition(".")[2] for kind in fitted._moments[1]} == {"momentum_buffer"}
+
+
+# Checkpoints
+
+
+class Killed(BaseException):
+    """Stands for the end of the process: nothing in the package may catch it."""
+
+
+class KillAt(Callback):
+    def __init__(self, epoch):
+        self.epoch = epoch
+
+    def on_epoch_begin(self, net, **kwargs):
+        if _training.n_epochs_run(net) == self.epoch:
+            raise Killed
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {},
+        {"optimizer": "sgd", "schedule": None},
+        {"early_stopping": True, "n_iter_no_change": 4, "tol": 1e-3, "max_epochs": 40},
+        {"score_method": "knn", "false_alarm_rate": 0.2, "batch_norm": "joint"},
+        {"lambda_descriptiveness": 0.0, "lambda_reconstruction": 0.0},
+    ],
+)
+def test_a_resumed_fit_equals_an_uninterrupted_one_bit_for_bit(tmp_path, monkeypatch, parameters):
+    monkeypatch.setattr(_checkpoint, "SECONDS_BETWEEN_CHECKPOINTS", 0)
+    X, reference = rows(100)
+    parameters = {"max_epochs": 5, **parameters}
+    uninterrupted = detector(**parameters).fit(X, reference=reference)
+    resumed = detector(checkpoint_folder=tmp_path, **parameters)
+    for epoch in (2, 2, 4):  # the second comes before anything new is written
+        with pytest.raises(Killed):
+            resumed.set_params(callbacks=[KillAt(epoch)]).fit(X, reference=reference)
+        assert not hasattr(resumed, "network_")
+    assert len(os.listdir(tmp_path)) == 1
+    resumed.set_params(callbacks=None).fit(X, reference=reference)
+    assert torch.equal(weights(resumed), weights(uninterrupted))
+    assert resumed.history_ == uninterrupted.history_
+    assert resumed.offset_ == uninterrupted.offset_
+    assert (resumed.score_samples(X) == uninterrupted.score_samples(X)).all()
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_warm_start_is_resumed_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(_checkpoint, "SECONDS_BETWEEN_CHECKPOINTS", 0)
+    X, reference = rows()
+    fits = [detector(warm_start=True).fit(X, reference=reference) for _ in range(2)]
+    fits[0].fit(X, reference=reference)
+    with pytest.raises(Killed):
+        fits[1].set_params(checkpoint_folder=tmp_path, callbacks=[KillAt(5)]).fit(X, reference=reference)
+    fits[1].set_params(callbacks=None).fit(X, reference=reference)
+    assert torch.equal(weights(fits[0]), weights(fits[1]))
+    assert fits[0].history_ == fits[1].history_
+
+
+@pytest.mark.parametrize("change", [{"lr": 1e-4}, {"random_state": 1}, {"batch_size": 8}, "rows", "labels"])
+def test_another_fit_does_not_find_the_checkpoint(tmp_path, monkeypatch, change):
+    monkeypatch.setattr(_checkpoint, "SECONDS_BETWEEN_CHECKPOINTS", 0)
+    X, (X_reference, y) = rows()
+    with pytest.raises(Killed):
+        detector(checkpoint_folder=tmp_path, callbacks=[KillAt(2)]).fit(X, reference=(X_reference, y))
+    if change == "rows":
+        X[0, 0] ^= 1
+    if change == "labels":
+        y[0] = 1
+    parameters = change if isinstance(change, dict) else {}
+    fitted = detector(checkpoint_folder=tmp_path, **parameters).fit(X, reference=(X_reference, y))
+    assert torch.equal(weights(fitted), weights(detector(**parameters).fit(X, reference=(X_reference, y))))
+    assert len(os.listdir(tmp_path)) == 1
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(_checkpoint, "SECONDS_BETWEEN_CHECKPOINTS", 0)
+    X, reference = rows()
+    with pytest.raises(Killed):
+        detector(checkpoint_folder=tmp_path, callbacks=[KillAt(2)]).fit(X, reference=reference)
+    (path,) = tmp_path.iterdir()
+    data = bytearray(path.read_bytes())
+    for place in np.random.default_rng(0).integers(0, len(data), 20):
+        flipped = bytearray(data)
+        flipped[place] ^= 16
+        path.write_bytes(flipped)
+        with pytest.raises(ValueError, match=f"{path.name}: not a usable checkpoint: .*remove the file"):
+            detector(checkpoint_folder=tmp_path).fit(X, reference=reference)
+
+
+def test_a_checkpoint_needs_a_folder_and_a_seed(tmp_path):
+    X, reference = rows()
+    with pytest.raises(NotADirectoryError, match="nowhere"):
+        detector(checkpoint_folder=tmp_path / "nowhere").fit(X, reference=reference)
+    with pytest.raises(ValueError, match="checkpoint_folder needs an int as random_state"):
+        detector(checkpoint_folder=tmp_path, random_state=None).fit(X, reference=reference)
+
+
+def test_checkpoints_are_seldom_written(tmp_path, monkeypatch):
+    X, reference = rows()
+    written = []
+    monkeypatch.setattr(_sealed, "write", lambda path, *args: written.append(path))
+    detector(checkpoint_folder=tmp_path).fit(X, reference=reference)
+    assert written == []
+
+
+def test_a_killed_process_leaves_a_checkpoint_to_go_on_from(tmp_path):
+    code = f"""
+        import sys; sys.path.insert(0, {os.path.dirname(__file__)!r})
+        from sklearn_docids import _checkpoint
+        from test_fitting import detector, rows
+        _checkpoint.SECONDS_BETWEEN_CHECKPOINTS = 0
+        X, reference = rows()
+        print("begun", flush=True)
+        detector(checkpoint_folder={str(tmp_path)!r}, max_epochs=80).fit(X, reference=reference)
+    """
+    X, reference = rows()
+    for n_killed in range(3):
+        process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE)
+        process.stdout.readline()
+        deadline = time.monotonic() + 30
+        while not any(name.endswith(".checkpoint") for name in os.listdir(tmp_path)) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.2 * n_killed)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        assert len(os.listdir(tmp_path)) >= 1
+    resumed = detector(checkpoint_folder=tmp_path, max_epochs=80).fit(X, reference=reference)
+    uninterrupted = detector(max_epochs=80).fit(X, reference=reference)
+    assert torch.equal(weights(resumed), weights(uninterrupted))
+    assert resumed.history_ == uninterrupted.history_
+
+
+# Callbacks
+
+
+class Recorder(Callback):
+    """Class attributes, because `fit` calls copies."""
+
+    seen: list = []  # noqa: RUF012
+
+    def on_batch_end(self, net, loss=None, **kwargs):
+        self.seen.append(("batch", float(loss.detach())))
+
+    def on_epoch_end(self, net, **kwargs):
+        self.seen.append(("epoch", net.history[-1, "train_loss"]))
+
+
+def test_skorch_callbacks_are_called_with_the_losses():
+    X, reference = rows()
+    Recorder.seen = []
+    fitted = detector(callbacks=[Recorder()], max_epochs=2).fit(X, reference=reference)
+    assert [kind for kind, _ in Recorder.seen] == ["batch"] * 3 + ["epoch"] + ["batch"] * 3 + ["epoch"]
+    epoch = fitted.history_[0]
+    total = epoch["descriptiveness_loss"] + 0.1 * epoch["compactness_loss"] + 10 * epoch["reconstruction_loss"]
+    assert Recorder.seen[3][1] == pytest.approx(total, rel=1e-5)
+    assert np.average([loss for _, loss in Recorder.seen[:3]], weights=[16, 16, 8]) == pytest.approx(total, rel=1e-5)
+
+
+def test_callbacks_change_nothing_and_are_not_changed():
+    X, reference = rows()
+    callback = Recorder()
+    with_callback = detector(callbacks=[callback]).fit(X, reference=reference)
+    assert torch.equal(weights(with_callback), weights(detector().fit(X, reference=reference)))
+    assert with_callback.callbacks == [callback]
+    assert vars(callback) == {}
+
+
+def test_a_skorch_callback_can_stop_training_which_is_no_interruption():
+    X, reference = rows()
+    stop = EarlyStopping("train_loss", patience=2, threshold=1e9, threshold_mode="abs", sink=lambda text: None)
+    fitted = detector(callbacks=[stop], max_epochs=50).fit(X, reference=reference)
+    assert fitted.n_iter_ == 3  # the first epoch is the best, two follow
+    assert not fitted.interrupted_
+
+
+def test_a_model_file_has_no_callbacks(tmp_path):
+    X, reference = rows()
+    detector(callbacks=[Recorder()], checkpoint_folder=tmp_path).fit(X, reference=reference).save(tmp_path / "m")
+    loaded = load_detector(tmp_path / "m")
+    assert (loaded.callbacks, loaded.checkpoint_folder) == (None, None)
+
+
+sklearn_callback = pytest.importorskip("sklearn.callback", reason="needs scikit-learn 1.9")
+
+
+class Tasks:
+    """A callback by scikit-learn's protocol, which stops after an epoch."""
+
+    def __init__(self, last_epoch=None):
+        self.last_epoch = last_epoch
+        self.calls = []
+
+    def setup(self, estimator, context):
+        self.calls.append("setup")
+
+    def teardown(self, estimator, context):
+        self.calls.append("teardown")
+
+    def on_fit_task_begin(self, estimator, context, *, X=None):
+        self.calls.append(("begin", context.task_name, context.task_id, len(X)))
+
+    def on_fit_task_end(self, estimator, context, *, fitted_estimator=None):
+        self.calls.append(("end", context.task_name, context.task_id, fitted_estimator))
+        return context.task_name == "epoch" and context.task_id == self.last_epoch
+
+
+def test_scikit_learn_callbacks_see_fit_and_epochs_and_can_stop():
+    X, reference = rows()
+    tasks = Tasks(last_epoch=1)
+    fitted = detector(max_epochs=9).set_callbacks(tasks).fit(X, reference=reference)
+    assert fitted.n_iter_ == 2
+    assert [call if isinstance(call, str) else call[:3] for call in tasks.calls] == [
+        "setup", ("begin", "fit", 0), ("begin", "epoch", 0), ("end", "epoch", 0), ("begin", "epoch", 1),
+        ("end", "epoch", 1), ("end", "fit", 0), "teardown",
+    ]  # fmt: skip
+    assert tasks.calls[1][3] == 40
+    after_first, after_second = tasks.calls[3][3], tasks.calls[5][3]
+    assert (after_second.score_samples(X) == fitted.score_samples(X)).all()
+    assert after_second.offset_ == fitted.offset_
+    assert after_first.n_iter_ == 1
+    assert (after_first.score_samples(X) != fitted.score_samples(X)).all()
+
+
+def test_looking_at_a_half_trained_detector_changes_nothing():
+    X, reference = rows()
+    watched = detector().set_callbacks(Tasks()).fit(X, reference=reference)
+    assert torch.equal(weights(watched), weights(detector().fit(X, reference=reference)))
+
+
+def test_scoring_monitor_logs_a_score_per_epoch():
+    pytest.importorskip("pandas")
+    from sklearn_docids.metrics import attack_roc_auc_score
+
+    X, reference = rows()
+    y = np.where(np.arange(40) % 4, 1, -1)
+    monitor = sklearn_callback.ScoringMonitor(
+        scoring=lambda fitted, X, y: {"auc": attack_roc_auc_score(y, fitted.score_samples(X))}
+    )
+    fitted = detector().set_callbacks(monitor).fit(X, y, reference=reference)
+    logged = [row["auc"] for row in monitor.get_logs().data if row["task_name"] == "epoch"]
+    assert len(logged) == 3
+    assert logged[-1] == attack_roc_auc_score(y, fitted.score_samples(X))
+
+
+# The training step
+
+
+def test_bfloat16_trains_to_nearly_the_same_losses():
+    X, reference = rows()
+    single = detector(max_epochs=1).fit(X, reference=reference)
+    half = detector(max_epochs=1, precision="bfloat16").fit(X, reference=reference)
+    assert half.network_.h_c.weight.dtype == torch.float32
+    assert half.history_[0]["reconstruction_loss"] == pytest.approx(single.history_[0]["reconstruction_loss"], rel=0.1)
+    assert not torch.equal(weights(half), weights(single))
+
+
+def test_cuda_graphs_need_a_cuda_device():
+    X, reference = rows()
+    with pytest.raises(ValueError, match="execution='cuda_graph' needs a CUDA device, the device is 'cpu'"):
+        detector(execution="cuda_graph", device="cpu").fit(X, reference=reference)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("execution", ["eager", "cuda_graph"])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_graphics_card_computes_nearly_the_same(execution, optimizer):
+    X, reference = rows()
+    on_cpu = detector(device="cpu", optimizer=optimizer).fit(X, reference=reference)
+    on_card = detector(device="cuda", optimizer=optimizer, execution=execution).fit(X, reference=reference)
+    assert on_card.history_[0]["reconstruction_loss"] == pytest.approx(
+        on_cpu.history_[0]["reconstruction_loss"], rel=1e-2
+    )
+    np.testing.assert_allclose(on_card.score_samples(X), on_cpu.score_samples(X), rtol=0.05)
+
+
+@pytest.mark.parametrize("n_steps", [2, 10, 500])
+def test_the_one_cycle_rate_is_that_of_torch(n_steps):
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=n_steps, cycle_momentum=False)
+    expected = []
+    for _ in range(n_steps - 1):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    ours = [_training.one_cycle(step, n_steps, 1e-3) for step in range(n_steps)]
+    # Ours takes the middle of each step, torch the beginning: half a step apart.
+    assert len(expected) < 500 - 1 or ours[:-1] == pytest.approx(expected, abs=1e-3 * 6 / n_steps)
+    assert 0 < min(ours) <= max(ours) <= 1e-3
+
+
+def test_a_single_step_trains_at_a_rate_worth_the_name():
+    assert _training.one_cycle(0, 1, 1e-3) > 5e-4
+
+
+def test_losses_that_overflow_after_a_while_are_reported_with_their_place():
+    X, reference = rows()
+
+    with pytest.warns(ConvergenceWarning, match=r"not finite in epoch 1, batch [23] \(descriptiveness_loss"):
+        fitted = detector(optimizer="sgd", schedule=None, lr=1e12).fit(X, reference=reference)
+    assert len(fitted.history_) == 1
+    assert torch.isfinite(weights(fitted)).all()
