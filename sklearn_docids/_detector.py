@@ -538,6 +538,32 @@ class DOCIDSDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
         check_is_fitted(self, "offset_")
         save_detector(self, os.fspath(path), sampler)
 
+    def to_onnx(self, path: str | os.PathLike[str]) -> None:
+        """Write `score_samples` as an ONNX graph, for engines such as ONNX Runtime and OpenVINO.
+
+        The graph takes ``flows``, uint8 (n, n_columns), and gives ``score``, float32 (n,): a flow whose score is below
+        ``offset``, which stands in the metadata of the graph beside ``n_packets``, is abnormal. It is the folded
+        network; scores differ from those of `score_samples` by about 1e-6 of the median score.
+
+        Parameters
+        ----------
+        path : path
+            File to write; needs the extra ``onnx``.
+
+        Raises
+        ------
+        ImportError
+            The extra is not installed.
+        """
+        from sklearn_docids import _export
+
+        check_is_fitted(self, "offset_")
+        network = copy.deepcopy(self.network_).cpu().eval()
+        scores = _export.Scores(
+            network, FoldedNetwork(network, self.n_features_in_), _scoring.abnormality_of(self.templates_)
+        )
+        _export.export(scores, os.fspath(path), {"offset": repr(self.offset_), "n_packets": self.n_packets})
+
     def _checked_rows(self, X: Any, reference: Any, goes_on: bool) -> FitRows:
         """Return the input of a fit, checked and split; forget an earlier fit unless this one goes on from it."""
         if not goes_on:  # an earlier fit must not show through if this one fails

@@ -21,6 +21,11 @@ from sklearn_docids._network import DOCIDSNetwork
 
 # Parts of a row at whose ends the zeros may begin.
 N_PARTS = 4
+# Matrix kernels choose their order of summation by shape; with one shape, the score of a flow does not depend on the
+# flows beside it. So rows come in chunks of these sizes, the last one padded. Larger ones leave the cache in the
+# convolutions; in the dense layers, whose weights are read once per chunk, smaller ones read more often.
+CONVOLUTION_ROWS = 64
+DENSE_ROWS = 192
 
 
 def affine_of(norm: Any) -> tuple[Tensor, Tensor]:
@@ -120,12 +125,27 @@ class FoldedNetwork:
         return np.sum([X[:, end:].any(axis=1) for end in self.ends[:-1]], axis=0)
 
     def features(self, flows: Tensor, part: int) -> Tensor:
-        """Return g of rows that are zero from ``ends[part]`` on."""
+        """Return g of at most ``DENSE_ROWS`` rows that are zero from ``ends[part]`` on."""
         n_positions = self.positions[part]
         n_columns = min(4 * n_positions, self.n_columns)
-        x = self._convolve(flows[:, :n_columns].to(self.dtype))[:, :n_positions].flatten(1)
+        chunks = torch.split(flows[:, :n_columns].to(self.dtype), CONVOLUTION_ROWS)
+        x = torch.cat([self._convolve(padded(c, CONVOLUTION_ROWS))[:, :n_positions].flatten(1) for c in chunks])
+        return self._dense(padded(x, DENSE_ROWS), part)[: len(flows)]
+
+    def features_of_whole_rows(self, flows: Tensor) -> Tensor:
+        """Return g of any number of rows at once, without the shortcut for zeros: the form to export."""
+        return self._dense(self._convolve(flows.to(self.dtype)).flatten(1), N_PARTS - 1)
+
+    def _dense(self, x: Tensor, part: int) -> Tensor:
         g = linear(x, self.matrix[:, : x.shape[1]], self.summands[part])
         if self.second is None:
             return g
         matrix, summand, factor_4, summand_4 = self.second
         return torch.addcmul(summand_4, torch.relu_(linear(torch.relu_(g), matrix, summand)), factor_4)
+
+
+def padded(rows: Tensor, n_rows: int) -> Tensor:
+    """Return rows with zeros below them."""
+    if len(rows) == n_rows:
+        return rows
+    return torch.cat([rows, rows.new_zeros(n_rows - len(rows), rows.shape[1])])

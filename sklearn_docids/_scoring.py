@@ -9,13 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sklearn_docids._folding import FoldedNetwork
+from sklearn_docids._folding import DENSE_ROWS, FoldedNetwork, padded
 from sklearn_docids._network import DOCIDSNetwork
 from sklearn_docids._training import rows_to_tensor
-
-# Every chunk has this many rows, the last one padded: matrix kernels choose their order of summation by shape, so
-# with one shape the score of a flow does not depend on the flows beside it. Larger chunks leave the cache.
-CHUNK_ROWS = 64
 
 # Of a network and features g, (n, 256).
 FeatureFunction = Callable[[DOCIDSNetwork, Tensor], Tensor]
@@ -66,31 +62,26 @@ def evaluate(function: FeatureFunction, network: DOCIDSNetwork, folded: FoldedNe
     with torch.no_grad():
         for part in np.unique(parts):
             rows = np.flatnonzero(parts == part)
-            for first in range(0, len(rows), CHUNK_ROWS):
-                place = rows[first : first + CHUNK_ROWS]
-                chunk = _padded(rows_to_tensor(X[place])).to(device)
-                values = function(network, folded.features(chunk, part))[: len(place)].cpu().double().numpy()
+            for first in range(0, len(rows), DENSE_ROWS):
+                place = rows[first : first + DENSE_ROWS]
+                features = folded.features(rows_to_tensor(X[place]).to(device), part)
+                values = function(network, padded(features, DENSE_ROWS))[: len(place)].cpu().double().numpy()
                 if len(results) != len(X):
                     results = np.empty((len(X), *values.shape[1:]))
                 results[place] = values
     return results
 
 
-def _padded(chunk: Tensor) -> Tensor:
-    return torch.cat([chunk, chunk.new_zeros(CHUNK_ROWS - len(chunk), chunk.shape[1])])
-
-
 def gradient(function: FeatureFunction, network: DOCIDSNetwork, X: np.ndarray) -> np.ndarray:
     """Return the gradient of a function of each row by the bytes of the row, as float64."""
     network.eval()
     results = []
-    for first in range(0, len(X), CHUNK_ROWS):
-        chunk = rows_to_tensor(X[first : first + CHUNK_ROWS])
-        n_rows = len(chunk)
-        flows = _padded(chunk).to(network.h_c.weight).requires_grad_()
+    for first in range(0, len(X), DENSE_ROWS):
+        chunk = rows_to_tensor(X[first : first + DENSE_ROWS]).to(network.h_c.weight)
+        flows = padded(chunk, DENSE_ROWS).requires_grad_()
         # Rows do not influence one another in evaluation, so the sum has the gradients of all of them.
         (by_byte,) = torch.autograd.grad(function(network, network.features(flows)).sum(), flows)
-        results.append(by_byte[:n_rows].cpu().double().numpy())
+        results.append(by_byte[: len(chunk)].cpu().double().numpy())
     return np.concatenate(results)
 
 

@@ -13,8 +13,8 @@ from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.utils.estimator_checks import check_estimator, parametrize_with_checks
 
 from sklearn_docids import DOCIDSDetector, ReferenceData, paper
-from sklearn_docids._folding import FoldedNetwork
-from sklearn_docids._scoring import CHUNK_ROWS, conformal_threshold
+from sklearn_docids._folding import DENSE_ROWS, FoldedNetwork
+from sklearn_docids._scoring import conformal_threshold
 from sklearn_docids._training import PairedFlows
 
 NO_REFERENCE = "ignore:fit without a reference:UserWarning"
@@ -158,11 +158,11 @@ def test_the_paper_score_is_the_reconstruction_error_of_the_features(fitted):
 
 
 def test_a_score_does_not_depend_on_its_neighbours(fitted):
-    rows = np.concatenate([blobs(seed=s)[2] for s in range(3)])
+    rows = np.concatenate([blobs(seed=s)[2] for s in range(5)])
     together = fitted.score_samples(rows)
     assert (fitted.score_samples(rows[::-1])[::-1] == together).all()
-    assert [fitted.score_samples(rows[i : i + 1])[0] for i in (0, CHUNK_ROWS, 179)] == together[
-        [0, CHUNK_ROWS, 179]
+    assert [fitted.score_samples(rows[i : i + 1])[0] for i in (0, DENSE_ROWS, 299)] == together[
+        [0, DENSE_ROWS, 299]
     ].tolist()
 
 

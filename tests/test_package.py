@@ -66,10 +66,25 @@ LAYERS = {
     "_sampler": {"capture.fields", "capture.containers", "capture.flows", "capture.table", "capture.writing"},
     "_losses": set(),
     "_network": set(),
+    "_callbacks": set(),
+    "_sealed": set(),
     "_training": {"_losses", "_network"},
+    "_checkpoint": {"_sealed", "_training"},
     "_folding": {"_network"},
     "_scoring": {"_folding", "_network", "_training"},
-    "_detector": {"_folding", "_scoring", "_training", "_network", "persistence", "_sampler"},
+    "_export": {"_folding", "_network", "_scoring"},
+    "_detector": {
+        "_callbacks",
+        "_checkpoint",
+        "_export",
+        "_folding",
+        "_scoring",
+        "_training",
+        "_network",
+        "persistence",
+        "_sampler",
+    },
+    "persistence": {"", "_detector", "_network", "_sealed", "_sampler"},
 }
 
 

@@ -119,6 +119,8 @@ HOSTILE_CONFIGS = {
     "nested classes": ({"reference_classes": [[1], [2]]}, "reference_classes"),
     "templates without tensor": ({"n_templates": 5}, "tensors"),
     "history no list": ({"history": {}}, "history"),
+    "interrupted no boolean": ({"interrupted": 1}, "interrupted"),
+    "folder to write to": ({"parameters": {"checkpoint_folder": "/tmp"}}, "parameters"),
     "names of other width": ({"feature_names_in": ["a"]}, "feature_names_in"),
     "sampler of other parameters": ({"sampler": {"path": "x"}}, "FlowSampler"),
     "sampler of wrong values": ({"sampler": {"n_packets": 0, "protocols": ["tcp"]}}, "FlowSampler"),
@@ -200,19 +202,17 @@ def test_a_cut_file_is_refused(model, tmp_path, cut):
         load_detector(tmp_path / "m")
 
 
-def test_flipped_bits_are_refused(model, tmp_path):
-    data = bytearray(model.read_bytes())
+def test_a_thousand_flipped_bits_are_refused(tmp_path):
+    DOCIDSDetector(max_epochs=1, lambda_descriptiveness=0, random_state=0).fit(X[:, :1]).save(tmp_path / "m")
+    data = bytearray((tmp_path / "m").read_bytes())
     n_header = 8 + int.from_bytes(data[:8], "little")
-    places = [
-        *np.random.default_rng(1).integers(0, n_header, 60),
-        *np.random.default_rng(2).integers(n_header, len(data), 20),
-    ]
+    places = np.random.default_rng(1).integers([0] * 500 + [n_header] * 500, [n_header] * 500 + [len(data)] * 500)
     for place in places:
-        flipped = bytearray(data)
-        flipped[place] ^= 1 << (int(place) % 8)
-        (tmp_path / "m").write_bytes(flipped)
+        data[place] ^= 1 << (int(place) % 8)
+        (tmp_path / "m").write_bytes(data)
         with pytest.raises(ValueError, match="not a usable DOC-IDS model"):
             load_detector(tmp_path / "m")
+        data[place] ^= 1 << (int(place) % 8)
 
 
 @pytest.mark.parametrize(
@@ -262,3 +262,28 @@ def test_a_missing_file_and_an_unfitted_detector_raise_the_usual_errors(tmp_path
         load_detector(tmp_path / "nothing")
     with pytest.raises(NotFittedError):
         DOCIDSDetector().save(tmp_path / "m")
+
+
+@pytest.mark.parametrize("score_method", ["reconstruction", "knn"])
+def test_an_onnx_graph_gives_the_same_scores(tmp_path, score_method):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    detector = DOCIDSDetector(max_epochs=3, random_state=0, score_method=score_method).fit(X, reference=REFERENCE)
+    detector.to_onnx(tmp_path / "m.onnx")
+    session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"))
+    for n_rows in (1, 2, 30):
+        (scores,) = session.run(None, {"flows": X[:n_rows]})
+        assert scores.dtype == np.float32
+        assert scores == pytest.approx(detector.score_samples(X[:n_rows]), rel=1e-4, abs=1e-5)
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert float(metadata["offset"]) == detector.offset_
+    assert metadata["n_packets"] == "4"
+    assert os.listdir(tmp_path) == ["m.onnx"]
+
+
+def test_exporting_needs_the_extra(tmp_path, monkeypatch):
+    import importlib.util
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    detector = DOCIDSDetector(max_epochs=1).fit(X, reference=REFERENCE)
+    with pytest.raises(ImportError, match=r"to_onnx needs onnx: pip install 'sklearn-docids\[onnx\]'"):
+        detector.to_onnx(tmp_path / "m.onnx")

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Scoring as an ONNX graph, for engines such as ONNX Runtime and OpenVINO."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sklearn_docids._folding import FoldedNetwork
+from sklearn_docids._network import DOCIDSNetwork
+from sklearn_docids._scoring import FeatureFunction
+
+# Rows to trace with; the graph takes any number.
+N_TRACED = 3
+
+
+class Scores(nn.Module):
+    """Scores of flow bytes by the folded network, (n, n_columns) uint8 -> (n,) float32."""
+
+    def __init__(self, network: DOCIDSNetwork, folded: FoldedNetwork, abnormality: FeatureFunction):
+        super().__init__()
+        self.network = network
+        self.folded = folded
+        self.abnormality = abnormality
+
+    def forward(self, flows: Tensor) -> Tensor:
+        """Return one score per flow."""
+        return -self.abnormality(self.network, self.folded.features_of_whole_rows(flows)).float()
+
+
+def export(scores: Scores, path: str, metadata: dict[str, Any]) -> None:
+    """Write the graph with metadata of its own.
+
+    Raises
+    ------
+    ImportError
+        onnx or onnxscript is not installed.
+    """
+    for package in ("onnx", "onnxscript"):
+        if importlib.util.find_spec(package) is None:
+            raise ImportError(f"to_onnx needs {package}: pip install 'sklearn-docids[onnx]'")
+    flows = torch.from_numpy(np.zeros((N_TRACED, scores.folded.n_columns), np.uint8))
+    with warnings.catch_warnings():
+        # torch warns of what its own exporter does.
+        warnings.simplefilter("ignore", FutureWarning)
+        program = torch.onnx.export(
+            scores.eval(),
+            (flows,),
+            input_names=["flows"],
+            output_names=["score"],
+            dynamic_shapes=({0: torch.export.Dim("n_flows")},),
+            dynamo=True,
+            verbose=False,
+        )
+    if program is None:
+        raise RuntimeError("torch.onnx.export returned no program")
+    program.model.metadata_props.update({name: str(value) for name, value in metadata.items()})
+    program.save(path)
