@@ -1,14 +1,26 @@
 """Paired mini-batches, the composite loss, and what training leaves untouched."""
 
+import pickle
+import shutil
+import warnings
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from naive_network import plain_network, plain_step, scaled, weights_as_plain
 
 from sklearn_docids import DOCIDSDetector
 from sklearn_docids._network import PairOutput
-from sklearn_docids._training import CompositeLoss, PairedBatches, PairedFlows, batch_bounds
+from sklearn_docids._training import (
+    CompositeLoss,
+    PairedBatches,
+    PairedFlows,
+    TrainingSettings,
+    batch_bounds,
+    make_net,
+)
 
 
 @given(st.integers(2, 300), st.integers(2, 40))
@@ -117,3 +129,96 @@ def test_losses_fall():
     for name in ("descriptiveness_loss", "reconstruction_loss"):
         assert history[-1][name] < 0.5 * history[0][name]
     assert all(epoch["pairs"] == 200 for epoch in history)
+
+
+def net_and_twin(dtype, batch_norm="target", optimizer="adamw", n_columns=320):
+    """Return our net and the plain network, of the same weights, each with its optimiser."""
+    settings = TrainingSettings(
+        n_epochs=1, batch_size=16, optimizer=optimizer, lr=1e-3, momentum=0.9, weight_decay=5e-4, schedule=None,
+        precision="float32", execution="eager", device="cpu", seed=0, first_epoch=0,
+    )  # fmt: skip
+    losses = {"descriptiveness": 1.0, "compactness": 0.1, "reconstruction": 10.0, "detach_target": False}
+    net = make_net({"n_columns": n_columns, "n_classes": 20, "batch_norm": batch_norm}, losses, settings, [])
+    net.module_.to(dtype)
+    twin = plain_network(n_columns).to(dtype)
+    twin.load_state_dict(weights_as_plain(net.module_))
+    options = {"lr": 1e-3, "weight_decay": 5e-4, **({"momentum": 0.9} if optimizer == "sgd" else {})}
+    kind = torch.optim.SGD if optimizer == "sgd" else torch.optim.AdamW
+    return net, twin, kind(twin.parameters(), **options)
+
+
+def batches(n_batches, n_columns=320):
+    rng = np.random.default_rng(0)
+    target, reference = rng.integers(0, 256, (2, 16 * n_batches, n_columns), dtype=np.uint8)
+    return PairedBatches(PairedFlows(target, reference, rng.integers(0, 20, len(target))), 16, seed=0, n_epoch=0)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_ten_steps_end_at_the_weights_of_a_plain_loop(optimizer):
+    net, twin, twin_optimizer = net_and_twin(torch.float64, optimizer=optimizer)
+    first = weights_as_plain(net.module_)
+    for inputs, labels in batches(10):
+        net.train_step((inputs, labels))
+        plain_step(twin, twin_optimizer, inputs["target"], inputs["reference"], labels)
+    ours, theirs = weights_as_plain(net.module_), dict(twin.named_parameters())
+    moved = sum(float((value - first[name]).detach().square().sum()) for name, value in theirs.items())
+    apart = sum(float((value - ours[name]).detach().square().sum()) for name, value in theirs.items())
+    assert moved > 0
+    assert apart**0.5 <= 1e-8 * moved**0.5
+
+
+@pytest.mark.parametrize("batch_norm", ["target", "separate"])
+def test_the_losses_of_a_step_are_those_of_a_plain_loop(batch_norm):
+    net, twin, twin_optimizer = net_and_twin(torch.float32, batch_norm)
+    for inputs, labels in batches(1):
+        net.train_step((inputs, labels))
+        terms = plain_step(twin, twin_optimizer, inputs["target"], inputs["reference"], labels)
+    assert net.last_losses[1:].tolist() == pytest.approx([float(term.detach()) for term in terms], rel=1e-5)
+
+
+@pytest.mark.parametrize("batch_norm", ["target", "separate"])
+def test_running_statistics_are_those_of_a_plain_loop(batch_norm):
+    net, twin, twin_optimizer = net_and_twin(torch.float64, batch_norm, n_columns=12)
+    for inputs, labels in batches(3, n_columns=12):
+        net.train_step((inputs, labels))
+        if batch_norm == "separate":
+            plain_step(twin, twin_optimizer, inputs["target"], inputs["reference"], labels)
+        else:  # the reference passes through a copy, whose statistics are thrown away
+            kept = {name: value.clone() for name, value in twin.named_buffers()}
+            twin["g"](scaled(inputs["target"], twin))
+            after = {name: value.clone() for name, value in twin.named_buffers()}
+            twin.load_state_dict(kept, strict=False)
+            plain_step(twin, twin_optimizer, inputs["target"], inputs["reference"], labels)
+            twin.load_state_dict(after, strict=False)
+    ours = weights_as_plain(net.module_)
+    for name, value in twin.named_buffers():
+        torch.testing.assert_close(ours[name], value, rtol=1e-9, atol=1e-10)
+
+
+def test_threads_change_a_score_by_rounding_alone():
+    X, reference = tiny(n_columns=320)
+    detector = DOCIDSDetector(max_epochs=2, random_state=0).fit(X, reference=reference)
+    n_threads = torch.get_num_threads()
+    try:
+        scores = []
+        for n in (1, 2):
+            torch.set_num_threads(n)
+            scores.append(detector.score_samples(X))
+    finally:
+        torch.set_num_threads(n_threads)
+    np.testing.assert_allclose(scores[0], scores[1], rtol=1e-5)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None and shutil.which("c++") is None, reason="needs a C++ compiler")
+def test_a_compiled_step_trains_to_nearly_the_same_weights(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    X, reference = tiny(n=64)
+    settings = {"max_epochs": 2, "batch_size": 32, "random_state": 0}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch's compiler about its own parts
+        compiled = DOCIDSDetector(execution="compiled", **settings).fit(X, reference=reference)
+    eager = DOCIDSDetector(**settings).fit(X, reference=reference)
+    assert list(compiled.network_.state_dict()) == list(eager.network_.state_dict())
+    for ours, theirs in zip(compiled.history_, eager.history_, strict=True):
+        assert ours["reconstruction_loss"] == pytest.approx(theirs["reconstruction_loss"], rel=1e-2)
+    assert len(pickle.dumps(compiled)) < len(pickle.dumps(eager)) + 1000
