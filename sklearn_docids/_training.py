@@ -34,8 +34,9 @@ OPTIMIZER_STATE = {"adamw": ("step", "exp_avg", "exp_avg_sq"), "sgd": ("momentum
 
 def rows_to_tensor(rows: np.ndarray) -> Tensor:
     """Return a batch as a tensor: bytes stay bytes, all other numbers become float32. Copies only where it must."""
-    # torch takes neither read-only memory nor negative strides.
-    return torch.from_numpy(np.require(rows, np.uint8 if rows.dtype == np.uint8 else np.float32, ["C", "W"]))
+    if rows.dtype != np.uint8 or not rows.flags.carray:  # torch takes neither read-only memory nor negative strides
+        rows = np.require(rows, np.uint8 if rows.dtype == np.uint8 else np.float32, ["C", "W"])
+    return torch.from_numpy(rows)
 
 
 def resident(rows: np.ndarray, device: torch.device) -> np.ndarray | Tensor:
@@ -93,7 +94,8 @@ class PairedFlows(Dataset):
 
     def _rows(self, rows: Any, places: Any) -> Tensor:
         if isinstance(rows, np.ndarray):
-            return rows_to_tensor(rows[places]).to(self.device, non_blocking=True)
+            drawn = rows_to_tensor(rows[places])
+            return drawn if self.device.type == "cpu" else drawn.to(self.device, non_blocking=True)
         return rows[places] if isinstance(places, slice) else rows.index_select(0, places)
 
 
@@ -172,7 +174,7 @@ class EpochLosses:
     def __init__(self, n_epoch: int):
         self.n_epoch = n_epoch
         self.sizes: list[int] = []
-        self.rows: list[np.ndarray] = []  # (total, *LOSS_TERMS)
+        self.rows: list[list[float]] = []  # (total, *LOSS_TERMS)
         self.pending: list[Tensor] = []
 
     def add(self, losses: Tensor, n_pairs: int) -> None:
@@ -183,7 +185,7 @@ class EpochLosses:
     def fetch(self) -> None:
         """Bring losses to the host; raise at the first whose total is not finite."""
         pending, self.pending = self.pending, []
-        for row in torch.stack(pending).double().cpu().numpy() if pending else ():
+        for row in torch.stack(pending).tolist() if pending else ():
             if not math.isfinite(row[0]):
                 described = ", ".join(f"{name} {value:g}" for name, value in zip(LOSS_TERMS, row[1:], strict=True))
                 n_batch = len(self.rows) + 1
@@ -257,10 +259,25 @@ class PairedNet(NeuralNet):
     def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         """Run one step, as a CUDA graph where that was asked for and the batch is a whole one."""
         if self.settings.execution != "cuda_graph" or len(batch[1]) != self.batch_size:
-            return super().train_step(batch)
+            return self.eager_step(batch)
         if not hasattr(self, "graph"):
             self.graph = GraphedStep(self, batch)
         return self.graph.run(batch)
+
+    def eager_step(self, batch: Any) -> dict[str, Any]:
+        """Run one step without skorch's closure for optimisers that look at a batch more than once."""
+        inputs, labels = batch
+        if not self.module_.training:
+            self.module_.train()
+        self.optimizer_.zero_grad()
+        output = self.infer(inputs)
+        loss = self.get_loss(output, labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if self.watched:
+            parameters = self.get_all_learnable_params()
+            self.notify("on_grad_computed", named_parameters=parameters, batch=batch, training=True)
+        self.optimizer_.step()
+        return {"loss": loss, "y_pred": output}
 
     def run_single_epoch(self, iterator: Any, training: bool, prefix: str, step_fn: Any, **fit_params: Any) -> None:
         """Train for an epoch; its mean losses go to the history, those of an epoch that is cut short too."""
@@ -287,14 +304,16 @@ class PairedNet(NeuralNet):
 
     def notify(self, method_name: str, **cb_kwargs: Any) -> None:
         """Call the callbacks; stop where one of them wants to."""
+        if method_name not in ("on_batch_end", "on_epoch_end"):
+            super().notify(method_name, **cb_kwargs)
+            return
         try:
             super().notify(method_name, **cb_kwargs)
         except KeyboardInterrupt:
-            # So do skorch's callbacks ask for it.
-            if not self.watched or method_name not in ("on_batch_end", "on_epoch_end"):
+            if not self.watched:
                 raise
-            self.stopping = True
-        if self.stopping and method_name in ("on_batch_end", "on_epoch_end"):
+            self.stopping = True  # so do skorch's callbacks ask for it
+        if self.stopping:
             raise StopTraining
 
 
@@ -313,20 +332,15 @@ class GraphedStep:
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(self.N_WARM_UP):  # lets libraries allocate; its steps are undone below
-                self._step()
+                net.eager_step((self.inputs, self.labels))
         torch.cuda.current_stream().wait_stream(stream)
         net.module_.load_state_dict(kept)
         for name, value in optimizer_tensors(net).items():
             value.copy_(moments[name]) if name in moments else value.zero_()
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
-            self._step()
+            net.eager_step((self.inputs, self.labels))
         self.losses = net.last_losses
-
-    def _step(self) -> None:
-        self.net.optimizer_.zero_grad(set_to_none=True)
-        self.net.train_step_single((self.inputs, self.labels))
-        self.net.optimizer_.step()
 
     def run(self, batch: tuple[dict[str, Tensor], Tensor]) -> dict[str, Any]:
         """Run the step on another batch."""
@@ -481,13 +495,18 @@ class Progress(Callback):
 
 
 def make_net(
-    network: dict[str, Any], losses: dict[str, Any], settings: TrainingSettings, callbacks: list[tuple[str, Any]]
+    network: dict[str, Any],
+    losses: dict[str, Any],
+    settings: TrainingSettings,
+    callbacks: list[tuple[str, Any]],
+    module: type[nn.Module] = DOCIDSNetwork,
+    criterion: type[nn.Module] = CompositeLoss,
 ) -> PairedNet:
     """Return a net that is ready to fit a `PairedFlows`. All its randomness comes from the seed of the settings."""
     net = PairedNet(
-        DOCIDSNetwork,
+        module,
         **{f"module__{name}": value for name, value in network.items()},
-        criterion=CompositeLoss,
+        criterion=criterion,
         **{f"criterion__{name}": value for name, value in losses.items()},
         optimizer=torch.optim.SGD if settings.optimizer == "sgd" else torch.optim.AdamW,
         **{f"optimizer__{name}": value for name, value in _optimizer_settings(settings).items()},
