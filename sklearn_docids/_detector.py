@@ -16,6 +16,7 @@ from sklearn.base import BaseEstimator, OutlierMixin, clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils._param_validation import Interval, Options, StrOptions
+from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, validate_data
 
 from sklearn_docids import _checkpoint, _scoring, _training
@@ -77,6 +78,12 @@ class FitRows(NamedTuple):
     classes: np.ndarray | None
     seed: int
     threshold_seed: int
+
+
+def _takes_more(detector: DOCIDSDetector) -> bool:
+    if detector.early_stopping:
+        raise AttributeError("early_stopping=True compares epochs, and partial_fit has but one")
+    return True
 
 
 class DOCIDSDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
@@ -375,6 +382,7 @@ class DOCIDSDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
             callbacks.insert(0, ("tasks", tasks))
         return self._train(rows, settings, callbacks, goes_on)
 
+    @available_if(_takes_more)
     def partial_fit(self, X: Any, y: Any = None, *, reference: Any = None) -> DOCIDSDetector:
         """Train for one pass over more target traffic, from the weights there are.
 
@@ -399,7 +407,9 @@ class DOCIDSDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            A parameter, X or the reference is unusable, or ``early_stopping`` is on; the detector stays as it was.
+            A parameter, X or the reference is unusable; the detector stays as it was.
+        AttributeError
+            ``early_stopping`` is on: one pass has no epochs to compare.
         KeyboardInterrupt
             As in `fit`.
 
@@ -409,8 +419,6 @@ class DOCIDSDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
             As in `fit`.
         """
         self._validate_params()
-        if self.early_stopping:
-            raise ValueError("partial_fit does not support early_stopping=True: one pass has no epochs to compare")
         goes_on = hasattr(self, "network_")
         rows = self._checked_rows(X, reference, goes_on)
         settings = self._training_settings(rows.seed, 1, None, goes_on)

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from sklearn import get_config
 from sklearn.base import BaseEstimator, MetaEstimatorMixin, clone
-from sklearn.utils import _safe_indexing, column_or_1d
+from sklearn.utils import _safe_indexing, column_or_1d, get_tags, indexable
 from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping, process_routing
-from sklearn.utils.validation import check_consistent_length, check_is_fitted
+from sklearn.utils.validation import check_is_fitted
 
 
 class NormalOnly(MetaEstimatorMixin, BaseEstimator):
@@ -30,6 +30,8 @@ class NormalOnly(MetaEstimatorMixin, BaseEstimator):
     ----------
     estimator_ : estimator
         The detector, fitted on normal rows.
+    n_normal_ : int
+        Number of these rows.
 
     See Also
     --------
@@ -70,8 +72,7 @@ class NormalOnly(MetaEstimatorMixin, BaseEstimator):
         ValueError
             Labels are not +1 and -1, or no row is normal.
         """
-        labels = column_or_1d(y)
-        check_consistent_length(X, labels)
+        X, labels = indexable(X, column_or_1d(y))
         if not np.isin(labels, (-1, 1)).all():
             raise ValueError(f"y must be +1 (normal) and -1 (attack), got {np.unique(labels)[:5].tolist()}")
         normal = np.flatnonzero(labels == 1)
@@ -130,6 +131,35 @@ class NormalOnly(MetaEstimatorMixin, BaseEstimator):
         """
         check_is_fitted(self)
         return self.estimator_.predict(X)
+
+    @property
+    def n_features_in_(self) -> int:
+        """Number of columns of the detector."""
+        return self._of_fitted("n_features_in_")
+
+    @property
+    def feature_names_in_(self) -> np.ndarray:
+        """Names of the columns, where the detector has seen any."""
+        return self._of_fitted("feature_names_in_")
+
+    @property
+    def offset_(self) -> float:
+        """Threshold of the detector on its scores."""
+        return self._of_fitted("offset_")
+
+    def _of_fitted(self, name: str) -> Any:
+        # hasattr asks: an AttributeError, which NotFittedError is too, means that there is none.
+        check_is_fitted(self)
+        return getattr(self.estimator_, name)
+
+    def __sklearn_tags__(self) -> Any:
+        """Return the tags of a detector that takes what the wrapped one takes, and needs labels."""
+        tags, wrapped = super().__sklearn_tags__(), get_tags(self.estimator)
+        tags.estimator_type = wrapped.estimator_type
+        tags.input_tags = wrapped.input_tags
+        tags.array_api_support = wrapped.array_api_support
+        tags.target_tags.required = True
+        return tags
 
     def get_metadata_routing(self) -> MetadataRouter:
         """Return the routing: all that ``fit`` is given goes to the detector's ``fit``.

@@ -9,6 +9,8 @@ from captures import pcap, tcp, udp
 from sklearn.ensemble import IsolationForest
 from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_score
 from sklearn.pipeline import Pipeline
+from sklearn.utils.estimator_checks import parametrize_with_checks
+from sklearn.utils.validation import _num_samples
 
 from sklearn_docids import DOCIDSDetector, FlowSampler, ReferenceData
 from sklearn_docids.metrics import attack_roc_auc_score, recall_at_fpr_score
@@ -174,3 +176,30 @@ def test_a_flow_scorer_takes_labels_per_capture(traffic):
     assert scorer(pipeline, [*normal, odd], labels) == flat
     with pytest.raises(ValueError, match="y has 48 labels, but X has 57 flows"):
         scorer(pipeline, [*normal, odd], labels[:2])
+
+
+class AllNormal(NormalOnly):
+    """scikit-learn's checks label rows 0, 1, 2 and so on, which `NormalOnly` refuses on purpose."""
+
+    def fit(self, X, y=None, **fit_params):
+        return super().fit(X, np.ones(_num_samples(X)), **fit_params)
+
+
+@parametrize_with_checks(
+    [
+        AllNormal(IsolationForest(n_estimators=5, random_state=0)),
+        AllNormal(DOCIDSDetector(max_epochs=2, random_state=0, lambda_descriptiveness=0)),
+    ],
+    xfail_strict=True,
+)
+def test_scikit_learn_estimator_checks(estimator, check):
+    check(estimator)
+
+
+def test_attributes_of_the_detector_are_there_when_it_has_them():
+    detector = NormalOnly(IsolationForest(random_state=0))
+    assert not hasattr(detector, "n_features_in_")
+    X = np.arange(10.0)[:, None]
+    detector.fit(X, np.ones(10))
+    assert (detector.n_features_in_, detector.offset_) == (1, detector.estimator_.offset_)
+    assert not hasattr(detector, "feature_names_in_")
