@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -76,7 +75,7 @@ def _config(detector: DOCIDSDetector, sampler: FlowSampler | None) -> dict[str, 
     return {
         "format": FORMAT,
         "estimator": type(detector).__name__,
-        "versions": {"sklearn_docids": __version__, "torch": version("torch"), "numpy": version("numpy")},
+        "versions": {"sklearn_docids": __version__, "torch": str(torch.__version__), "numpy": np.__version__},
         "parameters": _storable(detector.get_params(deep=False)),
         "sampler": None if sampler is None else _storable(sampler.get_params(deep=False)),
         "n_features_in": detector.n_features_in_,
@@ -277,7 +276,7 @@ def _load_sampler(parameters: Any) -> FlowSampler | None:
 
 
 def _warn_of_versions(path: str, saved: dict[str, Any]) -> None:
-    for package, now in (("sklearn_docids", __version__), ("torch", version("torch"))):
+    for package, now in (("sklearn_docids", __version__), ("torch", str(torch.__version__))):
         if saved.get(package) != now:
             warnings.warn(
                 f"{path} was saved with {package} {saved.get(package)}, this is {now}: scores may differ",
