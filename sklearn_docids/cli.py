@@ -87,6 +87,10 @@ def _parser() -> argparse.ArgumentParser:
         "--false-alarm-rate", type=float, metavar="R",
         help="rate of false alarms to hold on new normal flows; keeps a fifth of the flows out of training",
     )  # fmt: skip
+    fit.add_argument(
+        "--checkpoint-folder", metavar="DIR",
+        help="existing folder for the state of training; the same command, started again after a break, goes on",
+    )  # fmt: skip
     fit.add_argument("--seed", type=int, default=0, help="seed of sampling and training (default 0)")
     _add_fields_option(fit)
     fit.set_defaults(command=_fit)
@@ -131,12 +135,14 @@ def _fit(args: argparse.Namespace) -> None:
     sampler = FlowSampler(fields=args.fields, random_state=args.seed, verbose=1)
     detector = DOCIDSDetector(
         max_epochs=args.max_epochs, score_method=args.score_method, false_alarm_rate=args.false_alarm_rate,
-        random_state=args.seed, verbose=1,
+        checkpoint_folder=args.checkpoint_folder, random_state=args.seed, verbose=1,
     )  # fmt: skip
     # What can be refused is refused before the work begins.
     detector._validate_params()
     if not Path(args.model).absolute().parent.is_dir():
         raise FileNotFoundError(f"the folder of --model {args.model} does not exist")
+    if args.checkpoint_folder is not None and not Path(args.checkpoint_folder).is_dir():
+        raise NotADirectoryError(f"--checkpoint-folder {args.checkpoint_folder} is no existing folder")
     paths, labels = class_captures(Path(args.reference))
     X_reference, y_reference, _ = sampler.sample(paths, labels)
     X, _, _ = sampler.sample(sources(args.captures))

@@ -111,6 +111,10 @@ def test_unusable_input_gives_one_line_and_status_one(model, traffic, tmp_path, 
         (["fit", str(text), "--reference", reference, "--model", "m"], "not a capture"),
         (["fit", "missing.pcap", "--reference", reference, "--model", "/nowhere/m"], "folder of --model /nowhere/m"),
         (["fit", "missing.pcap", "--reference", reference, "--model", "m", "--max-epochs", "0"], "max_epochs"),
+        (
+            ["fit", "missing.pcap", "--reference", reference, "--model", "m", "--checkpoint-folder", str(text)],
+            "--checkpoint-folder",
+        ),
     ]:
         assert main(arguments) == 1
         error = capsys.readouterr().err

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import scipy.sparse
 import torch
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
@@ -377,6 +378,26 @@ def test_wrong_width_and_unfitted_use_are_refused(fitted, method):
         getattr(fitted, method)(X[:, 1:])
     with pytest.raises(NotFittedError):
         getattr(DOCIDSDetector(), method)(X)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda X: X.astype(str).astype(object) + "a", "could not convert string to float"),
+        (lambda X: scipy.sparse.csr_array(X), "Sparse data was passed"),
+        (lambda X: X[0], "Expected 2D array, got 1D array instead"),
+        (lambda X: X[None], "Found array with dim 3"),
+        (lambda X: X + 1j, "Complex data not supported"),
+        (lambda X: np.where(X > 0, np.inf, 0), "Input X contains infinity"),
+        (lambda X: X[:, :0], "0 feature"),
+    ],
+    ids=["strings", "sparse", "1-D", "3-D", "complex", "infinite", "no columns"],
+)
+def test_input_that_is_no_table_of_numbers_gets_the_usual_message(fitted, change, message):
+    X, reference, _ = blobs()
+    for use in (lambda X: fit(X, reference), fitted.score_samples):
+        with pytest.raises((ValueError, TypeError), match=message):
+            use(change(X))
 
 
 @pytest.mark.parametrize("n_rows", [0, 1])
