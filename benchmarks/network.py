@@ -1,6 +1,6 @@
 """Training and scoring of the full Table 1 network beside plain torch code for the same maths, and beside others.
 
-    OMP_NUM_THREADS=1 python benchmarks/network.py [train] [host] [score] [others] [model] [threads] [--runs 5]
+    OMP_NUM_THREADS=1 python benchmarks/network.py [train] [host] [score] [others] [model] [threads] [steps] [--runs 5]
 
 The plain network (tests/naive_network.py) is Table 1 as a tutorial would write it: Conv1d, run once per input, an
 optimiser and batches by indexing. Cases take turns in one process, CPU seconds, medians, ratios against the plain case.
@@ -11,6 +11,7 @@ fourth packet. Engines and detectors that are not installed are left out.
 
 import argparse
 import importlib.util
+import itertools
 import os
 import pickle
 import statistics
@@ -27,7 +28,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from naive_network import plain_network, plain_scores, plain_step
 
-from sklearn_docids import DOCIDSDetector, FlowSampler, _training, load_detector
+from sklearn_docids import DOCIDSDetector, FlowSampler, _folding, _scoring, _training, load_detector
+from sklearn_docids._network import DOCIDSNetwork, PairOutput
 
 N_CLASSES = 20
 MFLOP_PER_PAIR = 94.1  # forward and backward, both inputs
@@ -315,30 +317,111 @@ def model(args):
 
 
 def threads(args):
-    """Fit and score with one thread and with two, at equal seeds."""
-    X = target_rows(args.folder)
-    _, reference = training_rows(2000)
-    normal, new = X[::2], X[1::2]
-    scores = {}
-    for n_threads in (1, 2):
+    """Fit and score with one thread and with two: deviation of scores, and ROC-AUC of an attack on target A."""
+    from sklearn_docids.metrics import attack_roc_auc_score
+
+    folder = args.folder / "targetA_windows_domain"
+    sampler = FlowSampler(random_state=0)
+    normal, new, attack = (folder / f"{n}.pcap" for n in ("normal_train", "normal_test", "attack_APT29_C2"))
+    X, _, _ = sampler.sample(normal)
+    classes = sorted(args.folder.glob("reference_exact/*.pcap"))
+    reference = sampler.sample(classes, [path.stem for path in classes])[:2]
+    rows, labels = sampler.transform([new, attack]), []
+    for path, label in ((new, 1), (attack, -1)):
+        labels += [label] * len(sampler.transform(path))
+    print(
+        "\n| seed | threads of fit | ROC-AUC | largest deviation when scored with 1 and 2 threads |\n|---|---|---|---|"
+    )
+    for seed, n_threads in itertools.product(range(3), (1, 2)):
         torch.set_num_threads(n_threads)
-        for seed in range(3):
-            detector = DOCIDSDetector(max_epochs=3, random_state=seed).fit(normal, reference=reference)
-            scores[n_threads, seed] = detector.score_samples(new)
-        torch.set_num_threads(1)
-        one = detector.score_samples(new)
-        relative = np.abs(one - scores[n_threads, seed]) / np.maximum(-one, np.median(-one))
-        print(f"\nfitted with {n_threads} threads, scored with {n_threads} and 1: deviation {relative.max():.1e}")
-    for seed in range(3):
-        between = np.corrcoef(scores[1, seed].argsort().argsort(), scores[2, seed].argsort().argsort())[0, 1]
-        print(f"seed {seed}: rank correlation of scores after fits with 1 and 2 threads {between:.4f}")
-    ranks = [scores[1, seed].argsort().argsort() for seed in range(3)]
-    print(f"for comparison, seeds 0 and 1 with one thread: {np.corrcoef(ranks[0], ranks[1])[0, 1]:.4f}")
+        detector = DOCIDSDetector(max_epochs=100, random_state=seed).fit(X, reference=reference)
+        scores = {}
+        for n in (1, 2):
+            torch.set_num_threads(n)
+            scores[n] = detector.score_samples(rows)
+        apart = np.max(np.abs(scores[1] - scores[2]) / np.maximum(-scores[1], np.median(-scores[1])))
+        print(f"| {seed} | {n_threads} | {attack_roc_auc_score(labels, scores[1]):.3f} | {apart:.1e} |", flush=True)
+    torch.set_num_threads(1)
+
+
+def steps(args):
+    """Take the steps from plain code to ours one by one."""
+    train_steps(args)
+    score_steps(args)
+
+
+def train_steps(args):
+    X, (X_reference, y_reference) = training_rows(1280)
+    batches = [
+        tuple(torch.from_numpy(rows[first : first + 128]) for rows in (X, X_reference, y_reference))
+        for first in range(0, len(X), 128)
+    ]
+    criterion = _training.CompositeLoss(1.0, 0.1, 10.0, False)
+    ours = DOCIDSNetwork(320, N_CLASSES, "target")
+
+    def apart(target, reference):
+        features = ours.features(target)
+        scores = ours.h_c(ours.features(reference))
+        return PairOutput(features, ours.h_c(features), ours.autoencoder(features), scores)
+
+    def loop(network, step, fused):
+        optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=5e-4, fused=fused)
+        for batch in batches:
+            step(network, optimizer, *batch)
+
+    def our_step(forward):
+        def step(network, optimizer, target, reference, labels):
+            optimizer.zero_grad()
+            criterion(forward(target, reference), labels)[0].backward()
+            optimizer.step()
+
+        return step
+
+    plain = plain_network(n_classes=N_CLASSES)
+    cases = {
+        "plain": lambda: loop(plain, plain_step, None),
+        "+ fused optimiser": lambda: loop(plain, plain_step, True),
+        "+ channels last": lambda: loop(ours, our_step(apart), True),
+        "+ dense layers on both inputs at once": lambda: loop(ours, our_step(ours), True),
+    }
+    table("steps of training, batch 128", "pairs/s", len(X), seconds(cases, args.runs), "plain")
+
+
+def score_steps(args):
+    X = target_rows(args.folder)
+    detector = fitted_on(X)
+    network, folded = detector.network_.eval(), _folding.FoldedNetwork(detector.network_, 320)
+    plain = plain_network(n_classes=N_CLASSES).eval()
+
+    def eager():
+        with torch.no_grad():
+            for first in range(0, len(X), 128):
+                features = network.features(torch.from_numpy(X[first : first + 128]))
+                (network.autoencoder(features) - features).square().mean(1)
+
+    def fold(dense_rows, tails):
+        _folding.DENSE_ROWS = _scoring.DENSE_ROWS = dense_rows
+        _folding.FoldedNetwork.parts_of = parts_of if tails else lambda self, X: np.full(len(X), _folding.N_PARTS - 1)
+        try:
+            _scoring.evaluate(_scoring.reconstruction_error_of, network, folded, X)
+        finally:
+            _folding.DENSE_ROWS = _scoring.DENSE_ROWS = default
+            _folding.FoldedNetwork.parts_of = parts_of
+
+    default, parts_of = _folding.DENSE_ROWS, _folding.FoldedNetwork.parts_of
+    cases = {
+        "plain": lambda: plain_scores(plain, X),
+        "+ channels last": eager,
+        "+ folded": lambda: fold(64, False),
+        "+ zero tails as a constant": lambda: fold(64, True),
+        f"+ dense layers on {default} rows": lambda: fold(default, True),
+    }
+    table(f"steps of scoring {len(X)} flows of A and B", "flows/s", len(X), seconds(cases, args.runs), "plain")
 
 
 PARTS = {
     "train": (train, roofline, allocator), "host": (host,), "score": (score,), "others": (others,), "model": (model,),
-    "threads": (threads,),
+    "threads": (threads,), "steps": (steps,),
 }  # fmt: skip
 
 

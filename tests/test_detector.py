@@ -39,7 +39,15 @@ def fitted():
 
 
 @pytest.mark.filterwarnings(NO_REFERENCE)
-@parametrize_with_checks([DOCIDSDetector(max_epochs=2)], xfail_strict=True)
+@parametrize_with_checks(
+    [
+        DOCIDSDetector(max_epochs=2),
+        DOCIDSDetector(max_epochs=2, score_method="knn"),
+        DOCIDSDetector(max_epochs=2, early_stopping=True),
+        DOCIDSDetector(max_epochs=2, warm_start=True),
+    ],
+    xfail_strict=True,
+)
 def test_scikit_learn_estimator_checks(estimator, check):
     check(estimator)
 

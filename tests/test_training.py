@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from naive_network import plain_network, plain_step, scaled, weights_as_plain
 
-from sklearn_docids import DOCIDSDetector
+from sklearn_docids import DOCIDSDetector, _training
 from sklearn_docids._network import PairOutput
 from sklearn_docids._training import (
     CompositeLoss,
@@ -62,6 +62,19 @@ def test_bytes_stay_bytes_up_to_the_network():
     flows, batch_size = paired()
     batch, _ = next(iter(PairedBatches(flows, batch_size, seed=0, n_epoch=0)))
     assert batch["target"].dtype == batch["reference"].dtype == torch.uint8
+
+
+def test_rows_on_a_device_give_the_batches_of_rows_in_memory(monkeypatch):
+    rng = np.random.default_rng(0)
+    target, reference = rng.integers(0, 256, (2, 50, 12), dtype=np.uint8)
+    labels = rng.integers(0, 3, 50)
+    in_memory = list(PairedBatches(PairedFlows(target, reference, labels), 16, seed=1, n_epoch=2))
+    monkeypatch.setattr(_training, "resident", lambda rows, device: torch.from_numpy(rows))
+    on_device = list(PairedBatches(PairedFlows(target, reference, labels), 16, seed=1, n_epoch=2))
+    for (ours, our_labels), (theirs, their_labels) in zip(in_memory, on_device, strict=True):
+        assert torch.equal(ours["target"], theirs["target"])
+        assert torch.equal(ours["reference"], theirs["reference"])
+        assert torch.equal(our_labels, their_labels)
 
 
 def output(seed=0):
