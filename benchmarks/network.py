@@ -10,6 +10,7 @@ fourth packet. Engines and detectors that are not installed are left out.
 """
 
 import argparse
+import copy
 import importlib.util
 import itertools
 import os
@@ -225,9 +226,10 @@ def score(args):
             title = f"scoring {len(rows)} {name}, dense_activation={activation}"
             table(title, "flows/s", len(rows), seconds(cases, args.runs), "plain")
         ours = detectors["reconstruction"].score_samples(X)
-        print(f"\nlargest deviation of a folded score: {deviation(detectors['reconstruction'], X, ours):.1e}")
+        print(f"\nlargest deviation from float64: folded {deviation(detectors['reconstruction'], X, ours):.1e}")
         for engine, run in engines.items():
             print(f"{engine}: {deviation(detectors['reconstruction'], X, np.concatenate(in_chunks(run, X))):.1e}")
+    trained_deviation(args)
 
 
 def exported(detector):
@@ -262,13 +264,38 @@ def in_chunks(run, rows):
     return [run(rows[first : first + 128]) for first in range(0, len(rows), 128)]
 
 
-def deviation(detector, X, scores):
-    """Return the largest deviation from the network as trained, relative to the score or the median score."""
-    network = detector.network_.eval()
+def exact_scores(detector, X, dtype):
+    """Return the scores of the network as it was trained, nothing folded."""
+    network = copy.deepcopy(detector.network_).to(dtype).eval()
     with torch.no_grad():
         features = network.features(torch.from_numpy(X))
-        expected = -(network.autoencoder(features) - features).square().mean(dim=1).double().numpy()
+        if detector.templates_ is None:
+            return -(network.autoencoder(features) - features).square().mean(dim=1).double().numpy()
+        places = network.h_c(features).double()
+        return -torch.cdist(places, torch.from_numpy(detector.templates_)).min(dim=1).values.numpy()
+
+
+def deviation(detector, X, scores):
+    """Return the largest deviation from the network in float64, relative to the score or the median score."""
+    expected = exact_scores(detector, X, torch.float64)
     return np.max(np.abs(scores - expected) / np.maximum(np.abs(expected), np.median(-expected)))
+
+
+def trained_deviation(args):
+    """Compare with float64 after a whole fit on target A: folded, and unfolded in float32."""
+    sampler = FlowSampler(random_state=0)
+    folder = args.folder / "targetA_windows_domain"
+    X, _, _ = sampler.sample(folder / "normal_train.pcap")
+    new = sampler.transform(folder / "normal_test.pcap")
+    classes = sorted(args.folder.glob("reference_exact/*.pcap"))
+    reference = sampler.sample(classes, [path.stem for path in classes])[:2]
+    print("\n| whole fit on target A, rows | folded | as trained, float32 |\n|---|---|---|")
+    for method in ("reconstruction", "knn"):
+        detector = DOCIDSDetector(random_state=0, score_method=method).fit(X, reference=reference)
+        for name, rows in (("training", X), ("new", new)):
+            folded = deviation(detector, rows, detector.score_samples(rows))
+            eager = deviation(detector, rows, exact_scores(detector, rows, torch.float32))
+            print(f"| {method}, {name} | {folded:.1e} | {eager:.1e} |")
 
 
 def others(args):

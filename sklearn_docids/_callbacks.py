@@ -31,6 +31,7 @@ class EpochTasks(Callback):
         self.y = y
         self.fitted = fitted
         self.context = estimator._init_callback_context(max_subtasks=n_epochs)
+        self.task: Any = None
 
     def on_train_begin(self, net: Any, **kwargs: Any) -> None:
         """Tell that the fit begins."""
@@ -43,12 +44,16 @@ class EpochTasks(Callback):
 
     def on_epoch_end(self, net: Any, **kwargs: Any) -> None:
         """Tell that an epoch has ended; what is fitted so far is made only for a callback that asks for it."""
-        net.stopping |= self.task.call_on_fit_task_end(
-            estimator=self.estimator, X=self.X, y=self.y, reconstruction_attributes=lambda: self.fitted(net)
-        )
+        net.stopping |= self._end(self.task, net)
+        self.task = None
 
     def on_train_end(self, net: Any, **kwargs: Any) -> None:
-        """Tell that the fit has ended."""
-        self.context.call_on_fit_task_end(
+        """Tell that the fit has ended, and before that, an epoch that was cut short."""
+        if self.task is not None:
+            self._end(self.task, net)
+        self._end(self.context, net)
+
+    def _end(self, context: Any, net: Any) -> bool:
+        return context.call_on_fit_task_end(
             estimator=self.estimator, X=self.X, y=self.y, reconstruction_attributes=lambda: self.fitted(net)
         )

@@ -11,11 +11,12 @@ import hashlib
 import json
 import os
 import time
+import warnings
+from contextlib import suppress
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-import torch
 from skorch.callbacks import Callback
 from torch import Tensor
 
@@ -27,8 +28,8 @@ FORMAT = 1
 SECONDS_BETWEEN_CHECKPOINTS = 30.0
 
 
-def fingerprint(settings: dict[str, Any], arrays: list[np.ndarray | None], network: torch.nn.Module | None) -> str:
-    """Return a digest of what a training run depends on: settings, rows and labels, and weights it begins with."""
+def fingerprint(settings: dict[str, Any], arrays: list[np.ndarray | None], tensors: list[Tensor]) -> str:
+    """Return a digest of what a training run depends on: settings, rows, labels, first weights and moments."""
     digest = hashlib.sha256()
     versions = [version(package) for package in ("torch", "numpy", "sklearn-docids")]
     described = [None if array is None else [array.dtype.str, array.shape] for array in arrays]
@@ -37,13 +38,19 @@ def fingerprint(settings: dict[str, Any], arrays: list[np.ndarray | None], netwo
         rows = np.empty(0) if array is None else array
         for first in range(0, len(rows), 65536):  # never a second copy of all rows
             digest.update(np.ascontiguousarray(rows[first : first + 65536]).data)
-    for value in () if network is None else network.state_dict().values():
+    for value in tensors:
         digest.update(value.cpu().contiguous().numpy().data)
     return digest.hexdigest()
 
 
+def described(callback: Callback) -> list[Any]:
+    """Return what a callback is, as far as plain values tell."""
+    plain = {name: value for name, value in vars(callback).items() if isinstance(value, str | int | float | None)}
+    return [type(callback).__module__, type(callback).__qualname__, plain]
+
+
 class Checkpoint(Callback):
-    """Write the state of training after an epoch; bring it back; remove it when training is done."""
+    """Write the state of training after an epoch; bring it back; remove it when the fit is done."""
 
     def __init__(self, folder: str, fingerprint: str, early_stopping: EarlyStopping | None, steps_per_epoch: int):
         self.path = os.path.join(folder, f"docids-{fingerprint[:32]}.checkpoint")
@@ -57,20 +64,27 @@ class Checkpoint(Callback):
 
     def on_epoch_end(self, net: PairedNet, **kwargs: Any) -> None:
         """Write the file if it is time."""
-        if time.monotonic() - self._written >= SECONDS_BETWEEN_CHECKPOINTS and _training.weights_are_finite(net):
+        is_time = time.monotonic() - self._written >= SECONDS_BETWEEN_CHECKPOINTS
+        if not is_time or net.stopping or not _training.weights_are_finite(net):
+            return
+        try:
             self._write(net)
-            self._written = time.monotonic()
+        except (OSError, _sealed.SealedFileError) as error:  # a full disk is no reason to lose what was trained so far
+            warnings.warn(f"no checkpoint could be written, training goes on: {error}", stacklevel=2)
+        self._written = time.monotonic()
 
-    def on_train_end(self, net: PairedNet, **kwargs: Any) -> None:
+    def remove(self) -> None:
         """Remove the file."""
-        if os.path.exists(self.path):
+        with suppress(FileNotFoundError):
             os.remove(self.path)
 
     def _write(self, net: PairedNet) -> None:
         moments = _training.optimizer_tensors(net)
         stopping = self.early_stopping
         best = {} if stopping is None or stopping.best_weights is None else stopping.best_weights
+        snapshot = dict(net.callbacks_)["snapshot"]
         tensors = {
+            **{f"snapshot.{name}": value for name, value in snapshot.weights.items()},
             **{f"network.{name}": value for name, value in net.module_.state_dict().items()},
             **{f"optimizer.{name}": value for name, value in moments.items()},
             **{f"best.{name}": value for name, value in best.items()},
@@ -79,9 +93,10 @@ class Checkpoint(Callback):
         config = {
             "format": FORMAT,
             "fingerprint": self.fingerprint,
-            "history": history,
+            "history": _sealed.plain_history(history),
             "n_epochs_done": net.n_epochs_resumed + len(net.history),
             "optimizer": list(moments),
+            "snapshot_step": snapshot.step,
             "best_loss": stopping.best_loss if stopping and best else None,
             "n_without": stopping.n_without if stopping else 0,
         }
@@ -89,10 +104,10 @@ class Checkpoint(Callback):
 
     def resume(self, net: PairedNet) -> None:
         """Bring a net that is ready to train to where the file left it; without a file, do nothing."""
-        if not os.path.exists(self.path):
-            return
         try:
             config, tensors = _sealed.read(self.path, lambda config: self._expected(config, net))
+        except FileNotFoundError:
+            return
         except _sealed.SealedFileError as error:
             raise ValueError(f"{self.path}: not a usable checkpoint: {error}; remove the file to begin anew") from None
         net.module_.load_state_dict(_part(tensors, "network."))
@@ -102,6 +117,8 @@ class Checkpoint(Callback):
             self.early_stopping.best_weights = _part(tensors, "best.")
         if self.early_stopping is not None:
             self.early_stopping.n_without = config["n_without"]
+        snapshot = dict(net.callbacks_)["snapshot"]
+        snapshot.weights, snapshot.step = _part(tensors, "snapshot."), config["snapshot_step"]
         _training.skip_epochs(net, config["n_epochs_done"], self.steps_per_epoch, config["history"])
 
     def _expected(self, config: dict[str, Any], net: PairedNet) -> _sealed.Expected:
@@ -117,7 +134,7 @@ class Checkpoint(Callback):
         if not isinstance(config["optimizer"], list) or not set(config["optimizer"]) <= set(moments):
             raise _sealed.SealedFileError("its optimiser is another one")
         return {
-            **{f"network.{name}": entry for name, entry in network.items()},
+            **{f"{part}.{name}": entry for part in ("network", "snapshot") for name, entry in network.items()},
             **{f"optimizer.{name}": moments[name] for name in config["optimizer"]},
             **{f"best.{name}": entry for name, entry in network.items() if config["best_loss"] is not None},
         }

@@ -11,6 +11,7 @@ from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
+import skorch.callbacks
 import torch
 from sklearn.base import BaseEstimator, OutlierMixin, clone
 from sklearn.exceptions import ConvergenceWarning
@@ -21,7 +22,7 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted, v
 
 from sklearn_docids import _checkpoint, _scoring, _training
 from sklearn_docids._callbacks import CallbackSupportMixin, EpochTasks, with_callbacks
-from sklearn_docids._folding import FoldedNetwork, state_of
+from sklearn_docids._folding import FoldedNetwork, same_state, state_of
 
 if TYPE_CHECKING:
     from sklearn_docids._sampler import FlowSampler
@@ -34,6 +35,8 @@ AUTO_CONTAMINATION = 0.01
 N_CLASSES_WITHOUT_REFERENCE = 20
 
 
+# Types of labels that do not mix; a bool is an Integral, too, and an Integral a Real.
+LABEL_KINDS = (str, (bool, np.bool_), Integral, Real)
 DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
@@ -76,6 +79,7 @@ class FitRows(NamedTuple):
     reference: np.ndarray | None
     labels: np.ndarray | None  # class numbers of the reference
     classes: np.ndarray | None
+    split_seed: int
     seed: int
     threshold_seed: int
 
@@ -120,7 +124,9 @@ class DOCIDSDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
     false_alarm_rate : float or None, default=None
         Rate of false alarms to hold on new normal flows, in (0, 0.5]. The threshold then comes from
         ``validation_fraction`` of the rows, which are kept out of training (split conformal prediction): at most this
-        share of new rows is flagged on average, if they are drawn like the held-out ones. Excludes ``contamination``.
+        share of new rows is flagged on average, if they are drawn like the held-out ones: from the same days and hosts,
+        and sampled alike (`FlowSampler` makes addresses random for training, not for scoring). Excludes
+        ``contamination``.
     validation_fraction : float, default=0.2
         Share of the rows kept out of training, in (0, 1): once for ``false_alarm_rate`` (at least ceil(1/rate) - 1
         rows), and once more, of the others, for ``early_stopping``.
@@ -156,15 +162,20 @@ class DOCIDSDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
     tol : float, default=1e-4
         Least improvement that counts for early stopping.
     warm_start : bool, default=False
-        Whether `fit` goes on from the weights and moments of the fit before, with a learning-rate schedule of its own.
-        Only then are the moments kept in the detector (about 46 MB with ``"adamw"``).
+        Whether `fit` goes on from the weights and moments of the fit before, with a learning-rate schedule of its own;
+        of the same X it holds out the same rows. Only then are the moments kept in the detector (about 46 MB with
+        ``"adamw"``).
     checkpoint_folder : path or None, default=None
         Existing folder for the state of training, written after an epoch, at most every 30 s. A `fit` of the same
         settings and rows that finds its own checkpoint goes on from there and gives bit for bit what it would have
-        given without the break; a `fit` that is done removes it. Needs an int as ``random_state``.
+        given without the break; a `fit` that is done removes it. Needs an int as ``random_state``. With
+        ``warm_start`` a `fit` that was ended by Ctrl-C is done, too: the next one goes on from its weights.
     callbacks : list of skorch callbacks or None, default=None
-        Copies of these are called during training, with a history of ``train_loss`` and the three losses. Their own
-        state is in no checkpoint. scikit-learn's callbacks are set with ``set_callbacks`` (scikit-learn 1.9).
+        Copies of these are called during training. The net's history has ``train_loss``, ``train_loss_best``, the
+        three losses, and ``validation_loss`` with early stopping. One that sets ``net.stopping = True`` ends training.
+        Their own state is in no checkpoint, and those that replace the history or pickle the net are not supported.
+        `LRScheduler` needs ``schedule=None``. scikit-learn's callbacks are set with ``set_callbacks`` (scikit-learn
+        1.9).
     device : str, default="auto"
         torch device; "auto" is "cuda" where there is one, otherwise "cpu".
     precision : {"float32", "bfloat16"}, default="float32"
@@ -192,7 +203,8 @@ class DOCIDSDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
         Whether Ctrl-C ended training. `fit` then raises KeyboardInterrupt once the detector can be used: with the
         weights of a recent step and a threshold of its own.
     network_ : torch.nn.Module
-        The trained network, with ``g``, ``h_c`` and ``autoencoder``.
+        The trained network, with ``g``, ``h_c`` and ``autoencoder``. Scoring follows changes of its weights, but not
+        those made through ``.data`` or a NumPy view.
     templates_ : ndarray of float64, shape (n_templates, n_classes), or None
         Class scores of the templates; None unless ``score_method="knn"``.
     reference_classes_ : ndarray or None
@@ -361,6 +373,8 @@ class DOCIDSDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
         ValueError
             A parameter, X or the reference is unusable; the message names it. With ``warm_start=True`` the detector
             stays as it was.
+        OSError
+            ``checkpoint_folder`` is no folder that can be written to.
         KeyboardInterrupt
             Ctrl-C was pressed during training; the detector is usable and says ``interrupted_``.
 
@@ -379,10 +393,14 @@ class DOCIDSDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
         callbacks = self._net_callbacks(rows, settings, steps_per_epoch)
         if hasattr(self, "_init_callback_context"):
             tasks = EpochTasks(self, X, y, lambda net: self._fitted_so_far(net, rows), settings.n_epochs)
-            callbacks.insert(0, ("tasks", tasks))
+            callbacks.append(("tasks", tasks))
+        if self.checkpoint_folder is not None:  # behind all who may want to stop
+            checkpoint = self._checkpoint(rows, settings, dict(callbacks), steps_per_epoch, goes_on)
+            callbacks.append(("checkpoint", checkpoint))
         return self._train(rows, settings, callbacks, goes_on)
 
     @available_if(_takes_more)
+    @with_callbacks
     def partial_fit(self, X: Any, y: Any = None, *, reference: Any = None) -> DOCIDSDetector:
         """Train for one pass over more target traffic, from the weights there are.
 
@@ -422,8 +440,7 @@ class DOCIDSDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
         goes_on = hasattr(self, "network_")
         rows = self._checked_rows(X, reference, goes_on)
         settings = self._training_settings(rows.seed, 1, None, goes_on)
-        callbacks = [("progress", _training.Progress())] if self.verbose else []
-        return self._train(rows, settings, callbacks, goes_on)
+        return self._train(rows, settings, self._net_callbacks(rows, settings, steps_per_epoch=0), goes_on)
 
     def score_samples(self, X: Any) -> np.ndarray:
         """Return how normal flows are: the lower, the more abnormal.
@@ -544,7 +561,7 @@ class DOCIDSDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
         from sklearn_docids.persistence import save_detector
 
         check_is_fitted(self, "offset_")
-        save_detector(self, os.fspath(path), sampler)
+        save_detector(self, os.fsdecode(path), sampler)
 
     def to_onnx(self, path: str | os.PathLike[str]) -> None:
         """Write `score_samples` as an ONNX graph, for engines such as ONNX Runtime and OpenVINO.
@@ -575,8 +592,9 @@ class DOCIDSDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
     def _checked_rows(self, X: Any, reference: Any, goes_on: bool) -> FitRows:
         """Return the input of a fit, checked and split; forget an earlier fit unless this one goes on from it."""
         if not goes_on:  # an earlier fit must not show through if this one fails
-            for name in ("network_", "offset_", "_moments"):
-                self.__dict__.pop(name, None)
+            for name in [*vars(self)]:
+                if name.endswith("_") or name in ("_moments", "_split_seed"):
+                    delattr(self, name)
         _check_kind(reference)
         X = _check_range(validate_data(self, X, reset=not goes_on, ensure_min_samples=2))
         if isinstance(reference, tuple) and len(X) == len(reference):
@@ -585,7 +603,12 @@ class DOCIDSDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
                 "of one table; give ReferenceData(X_reference, y_reference)"
             )
         X_reference, labels, classes = self._check_reference(reference, goes_on)
+        self._check_losses(X_reference)
         rng = check_random_state(self.random_state)
+        split_seed, seed, threshold_seed = (int(number) for number in rng.randint(2**31 - 1, size=3))
+        # A fit that goes on must not train on rows that were held out before.
+        split_seed = getattr(self, "_split_seed", split_seed) if goes_on else split_seed
+        rng = np.random.RandomState(split_seed)
         threshold = stopping = None
         target = X
         if self.false_alarm_rate is not None:
@@ -598,8 +621,21 @@ class DOCIDSDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
                     f"early_stopping needs 2 rows to train on and 2 held-out rows, but validation_fraction="
                     f"{self.validation_fraction} of {len(target)} rows holds out {len(stopping)}"
                 )
-        seeds = int(rng.randint(2**31 - 1)), int(rng.randint(2**31 - 1))
+        seeds = split_seed, seed, threshold_seed
         return FitRows(training, stopping, threshold, target, X_reference, labels, classes, *seeds)
+
+    def _check_losses(self, X_reference: np.ndarray | None) -> None:
+        """Refuse weights that leave nothing to do."""
+        watched = self.lambda_compactness or self.lambda_reconstruction
+        if not watched and (X_reference is None or not self.lambda_descriptiveness):
+            raise ValueError(
+                "lambda_compactness and lambda_reconstruction are 0, and there is no descriptiveness loss: "
+                "nothing is left to train"
+            )
+        if not watched and self.early_stopping:
+            raise ValueError(
+                "early_stopping watches the target losses, but lambda_compactness and lambda_reconstruction are 0"
+            )
 
     def _training_settings(
         self, seed: int, n_epochs: int, schedule: str | None, goes_on: bool
@@ -632,29 +668,46 @@ class DOCIDSDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
             early_stopping = _training.EarlyStopping(held_out, self.n_iter_no_change, self.tol)
             callbacks.append(("early_stopping", early_stopping))
         for i, callback in enumerate(self.callbacks or ()):
+            self._check_callback(callback)
             callbacks.append((f"callbacks_{i}", clone(callback, safe=False)))
-        if self.checkpoint_folder is not None:
-            callbacks.append(("checkpoint", self._checkpoint(rows, settings, early_stopping, steps_per_epoch)))
         return callbacks
+
+    def _check_callback(self, callback: Any) -> None:
+        if not isinstance(callback, skorch.callbacks.Callback):
+            raise ValueError(f"callbacks must be a list of skorch callbacks, got a {type(callback).__name__} in it")
+        if isinstance(callback, skorch.callbacks.LRScheduler) and self.schedule is not None:
+            raise ValueError(f"callbacks has an LRScheduler, and schedule={self.schedule!r}: give one of them")
+        if self.execution == "cuda_graph":
+            raise ValueError("callbacks cannot be called inside a CUDA graph: give callbacks or execution='cuda_graph'")
 
     def _checkpoint(
         self,
         rows: FitRows,
         settings: _training.TrainingSettings,
-        early_stopping: _training.EarlyStopping | None,
+        callbacks: dict[str, Any],
         steps_per_epoch: int,
+        goes_on: bool,
     ) -> _checkpoint.Checkpoint:
         folder = os.fspath(self.checkpoint_folder)  # type: ignore[arg-type] # not None here
         if not os.path.isdir(folder):
             raise NotADirectoryError(f"checkpoint_folder {folder!r} is no existing folder")
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(f"checkpoint_folder {folder!r} cannot be written to")
         if not isinstance(self.random_state, Integral):
             raise ValueError("checkpoint_folder needs an int as random_state: else no fit draws what another one drew")
         changes_nothing = ("verbose", "callbacks", "checkpoint_folder", "contamination", "score_method", "n_templates")
         parameters = {name: value for name, value in self.get_params().items() if name not in changes_nothing}
+        parameters["callbacks"] = [_checkpoint.described(callback) for callback in self.callbacks or ()]
         described = {**parameters, **vars(settings), "threads": torch.get_num_threads()}
         arrays = [rows.training, rows.stopping, rows.reference, rows.labels]
-        digest = _checkpoint.fingerprint(described, arrays, getattr(self, "network_", None))
-        return _checkpoint.Checkpoint(folder, digest, early_stopping, steps_per_epoch)
+        begins_with = [*self.network_.state_dict().values(), *self._usable_moments().values()] if goes_on else []
+        digest = _checkpoint.fingerprint(described, arrays, begins_with)
+        return _checkpoint.Checkpoint(folder, digest, callbacks.get("early_stopping"), steps_per_epoch)
+
+    def _usable_moments(self) -> dict[str, torch.Tensor]:
+        """Return the moments of the fit before, if they are those of this optimiser."""
+        optimizer, moments = getattr(self, "_moments", (None, {}))
+        return moments if optimizer == self.optimizer else {}
 
     def _train(
         self,
@@ -664,21 +717,27 @@ class DOCIDSDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
         goes_on: bool,
     ) -> DOCIDSDetector:
         """Train a net and take over what it has learned."""
-        net = self._make_net(rows, settings, callbacks, goes_on)
-        stopped = _training.train(net, _training.PairedFlows(rows.training, rows.reference, rows.labels, net.device))
-        if stopped:
-            warnings.warn(stopped, ConvergenceWarning, stacklevel=4)
-        fitted = self._fitted_by(net, rows)
+        with torch.inference_mode(False):
+            net = self._make_net(rows, settings, callbacks, goes_on)
+            flows = _training.PairedFlows(rows.training, rows.reference, rows.labels, net.device)
+            stopped = _training.train(net, flows)
+            fitted = self._fitted_by(net, rows)
         if not math.isfinite(fitted["offset_"]):
             raise ValueError("scores of the training rows are not finite; lower lr, or look for extreme values in X")
         for name, value in fitted.items():
             setattr(self, name, value)
         self.__dict__.pop("_moments", None)
-        if self.warm_start:
+        if self.warm_start and not net.diverged:
             self._moments = settings.optimizer, _training.optimizer_tensors(net)
-        if net.interrupted:
-            # Usable from here on, and the search or script around it ends as its user wants.
-            raise KeyboardInterrupt("training was interrupted; the detector is fitted as far as it came")
+        if "checkpoint" in dict(callbacks) and (self.warm_start or not net.interrupted):
+            dict(callbacks)["checkpoint"].remove()
+        try:
+            if stopped:
+                warnings.warn(stopped, ConvergenceWarning, stacklevel=4)
+        finally:  # even where the warning is an error
+            if net.interrupted:
+                # Usable from here on, and the search or script around it ends as its user wants.
+                raise KeyboardInterrupt("training was interrupted; the detector is fitted as far as it came")
         return self
 
     def _make_net(
@@ -698,12 +757,11 @@ class DOCIDSDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
         network = self._network_settings(rows.training.shape[1], rows.classes)
         net = _training.make_net(network, losses, settings, callbacks)
         net.watched = bool(self.callbacks)
+        net.verbose = int(net.watched)  # or skorch's callbacks print nothing
         if goes_on:
             net.module_.load_state_dict(self.network_.state_dict())
             net.earlier_epochs = list(self.history_)
-            optimizer, moments = getattr(self, "_moments", (None, {}))
-            if optimizer == settings.optimizer:
-                _training.restore_optimizer(net, moments)
+            _training.restore_optimizer(net, self._usable_moments())
         if "checkpoint" in dict(callbacks):
             dict(callbacks)["checkpoint"].resume(net)
         return net
@@ -725,6 +783,7 @@ class DOCIDSDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
             "interrupted_": net.interrupted,
             "sampler_": getattr(self, "sampler_", None),
             "_folded": fitted._folded,
+            "_split_seed": rows.split_seed,
         }
 
     def _fitted_so_far(self, net: _training.PairedNet, rows: FitRows) -> dict[str, Any]:
@@ -764,6 +823,10 @@ class DOCIDSDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
             return "cuda" if torch.cuda.is_available() else "cpu"
         if self.device.partition(":")[0] not in DEVICES:
             raise ValueError(f"device must be 'auto' or one of {DEVICES}, perhaps with a number, got {self.device!r}")
+        try:
+            torch.device(self.device)
+        except RuntimeError as error:
+            raise ValueError(f"device={self.device!r} is none: {error}") from None
         return self.device
 
     def _check_reference(
@@ -777,7 +840,7 @@ class DOCIDSDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
                     "fit without a reference: there is no descriptiveness loss, and features may collapse to a "
                     "constant; give reference=(X_reference, y_reference), or lambda_descriptiveness=0 if this is meant",
                     UserWarning,
-                    stacklevel=4,
+                    stacklevel=5,
                 )
             return None, None, classes
         X, y = (reference.X, reference.y) if isinstance(reference, ReferenceData) else reference
@@ -789,19 +852,19 @@ class DOCIDSDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
         check_consistent_length(X, y)
         if X.shape[1] != self.n_features_in_:
             raise ValueError(f"reference X has {X.shape[1]} columns, but the target X has {self.n_features_in_}")
-        found = np.unique(y)
-        if goes_on:
-            _check_classes(found, classes)
-        elif len(found) < 2:
-            raise ValueError(f"reference y needs at least 2 classes, got only {found.tolist()}")
-        classes = found if classes is None else classes
-        return X, np.searchsorted(classes, y), classes
+        found, numbers = np.unique(y, return_inverse=True)
+        if not goes_on:
+            if len(found) < 2:
+                raise ValueError(f"reference y needs at least 2 classes, got only {found.tolist()}")
+            return X, numbers, found
+        return X, _numbers_among(found, classes)[numbers], classes
 
     def _hold_out_for_threshold(self, X: np.ndarray, rng: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
         """Return other rows, and rows to set the threshold with, as many as ``false_alarm_rate`` needs."""
         if self.contamination != "auto":
             raise ValueError("contamination and false_alarm_rate both set the threshold: give one of them")
-        n_needed = math.ceil(1 / float(self.false_alarm_rate or 1) - 1e-9) - 1  # 1 / (1 / 49) is more than 49
+        # 1 / (1 / 49) is more than 49, and the reciprocal of the smallest numbers infinite.
+        n_needed = math.ceil(min(1 / float(self.false_alarm_rate or 1), 1e18) - 1e-9) - 1
         others, held_out = self._hold_out(X, rng)
         if len(held_out) < n_needed or len(others) < 2:
             raise ValueError(
@@ -833,7 +896,7 @@ class DOCIDSDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
     def _evaluate(self, function: _scoring.FeatureFunction, X: np.ndarray) -> np.ndarray:
         """Return a function of the features of all rows; the folded network is made when first needed."""
         folded = getattr(self, "_folded", None)
-        if folded is None or folded.state != state_of(self.network_):
+        if folded is None or not same_state(folded.state, state_of(self.network_)):
             self._folded = folded = FoldedNetwork(self.network_, self.n_features_in_)
         return _scoring.evaluate(function, self.network_, folded, X)
 
@@ -858,31 +921,41 @@ def _check_kind(reference: Any) -> None:
         )
 
 
-def _check_classes(found: np.ndarray, classes: np.ndarray | None) -> None:
-    """Refuse reference classes that the network has no output for."""
+def _numbers_among(found: np.ndarray, classes: np.ndarray | None) -> np.ndarray:
+    """Return the class numbers of labels; refuse labels that the network has no output for."""
     if classes is None:
         raise ValueError("reference was not given to the first fit, so the network knows no classes: fit anew")
-    new = [label for label in found.tolist() if label not in classes.tolist()]
+    # Python's numbers: NumPy would compare integers of two types as floats.
+    numbers = {label: number for number, label in enumerate(classes.tolist())}
+    new = [label for label in found.tolist() if label not in numbers]
     if new:
         raise ValueError(f"reference y has classes {new} that the first fit did not know: fit anew")
+    return np.array([numbers[label] for label in found.tolist()])
 
 
 def _check_labels(y: Any) -> np.ndarray:
-    """Return reference labels as an array of one type."""
-    y = np.asarray(y)
+    """Return reference labels as an array of strings, integers or booleans."""
+    if np.ma.isMaskedArray(y) and np.ma.getmaskarray(y).any():
+        raise ValueError("reference y has masked labels")
+    y = np.asarray(y) if hasattr(y, "dtype") else np.asarray(y, dtype=object)
     if y.ndim != 1:
         raise ValueError(f"reference y must have one label per row, got shape {y.shape}")
-    if y.dtype == object:  # pandas keeps strings so
-        if len({type(label) for label in y}) > 1:
+    if y.dtype.kind in "OT":  # lists, and pandas' and NumPy's strings
+        kinds = {next((kind for kind in LABEL_KINDS if isinstance(label, kind)), None) for label in y}
+        if len(kinds) > 1:
             raise ValueError("reference y mixes labels of different types")
-        y = np.array(y.tolist())
-    if y.dtype.kind not in "iubUS" and not np.all(y == np.floor(y) if y.dtype.kind == "f" else False):
+        if kinds != {None}:
+            y = np.array(y.tolist())
+    if y.dtype.kind == "f" and np.all(np.abs(y) < 2**53) and np.all(y == np.floor(y)):
+        y = y.astype(np.int64)
+    if y.dtype.kind not in "iubU":
         raise ValueError("reference y must hold strings or whole numbers")
     return y
 
 
 def _check_range(X: np.ndarray) -> np.ndarray:
     """Return X; refuse numbers that would be infinite in float32, in which the network computes."""
-    if X.dtype == np.float64 and X.size and max(abs(X.max()), abs(X.min())) > np.finfo(np.float32).max:
+    wide = X.dtype.kind == "f" and X.dtype.itemsize > 4
+    if wide and X.size and max(abs(X.max()), abs(X.min())) > np.finfo(np.float32).max:
         raise ValueError("Input X contains values too large for float32")
     return X

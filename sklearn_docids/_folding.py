@@ -30,8 +30,13 @@ DENSE_ROWS = 192
 
 def affine_of(norm: Any) -> tuple[Tensor, Tensor]:
     """Return factor and summand of a batch normalisation in evaluation, as float64."""
-    factor = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
-    return factor, norm.bias.double() - norm.running_mean.double() * factor
+    factor = exact(norm.weight) / (exact(norm.running_var) + norm.eps).sqrt()
+    return factor, exact(norm.bias) - exact(norm.running_mean) * factor
+
+
+def exact(value: Tensor) -> Tensor:
+    """Return a tensor as float64, on the CPU, because not every device has that type."""
+    return value.cpu().double()
 
 
 class Pooled:
@@ -56,9 +61,18 @@ class Pooled:
         return torch.maximum(x[..., 0:even:2], x[..., 1:even:2])
 
 
-def state_of(network: DOCIDSNetwork) -> tuple[tuple[int, int], ...]:
-    """Return what changes when a weight or a running statistic does."""
-    return tuple((value.data_ptr(), value._version) for value in network.state_dict(keep_vars=True).values())
+def state_of(network: DOCIDSNetwork) -> list[tuple[Tensor, int]]:
+    """Return weights and running statistics, each with the number of times it was changed.
+
+    Changes behind autograd's back, through ``.data`` or NumPy, are not counted.
+    """
+    values = network.state_dict(keep_vars=True).values()
+    return [(value, 0 if value.is_inference() else value._version) for value in values]
+
+
+def same_state(first: list[tuple[Tensor, int]], second: list[tuple[Tensor, int]]) -> bool:
+    """Return whether two states are of the same tensors, unchanged in between."""
+    return all(a is b and m == n for (a, m), (b, n) in zip(first, second, strict=True))
 
 
 class FoldedNetwork:
@@ -72,18 +86,18 @@ class FoldedNetwork:
         self.dtype, self.device = dense_1.weight.dtype, dense_1.weight.device
         with torch.no_grad():
             self.pool_1, self.pool_2 = Pooled(norm_1), Pooled(norm_2)
-            self.conv_1 = self._stored(conv_1.weight.double() / network.scale, channels_last)
+            self.conv_1 = self._stored(exact(conv_1.weight) / network.scale, channels_last)
             self.bias_1 = self._stored(conv_1.bias)
             self.factor_1 = self._stored(self.pool_1.factor[:, None, None])
             self.summand_1 = self._stored(self.pool_1.summand[:, None, None])
             self.conv_2 = self._stored(conv_2.weight, channels_last)
             self.bias_2 = self._stored(conv_2.bias)
-            matrix = dense_1.weight.double().unflatten(1, (-1, conv_2.out_channels))
-            summand = dense_1.bias.double() + (matrix * self.pool_2.summand).sum((1, 2))
+            matrix = exact(dense_1.weight).reshape(dense_1.out_features, -1, conv_2.out_channels)
+            summand = exact(dense_1.bias) + (matrix * self.pool_2.summand).sum((1, 2))
             matrix = (matrix * self.pool_2.factor).flatten(1)
             factor_3, summand_3 = affine_of(norm_3)
-            second = dense_2.weight.double() * factor_3
-            second_summand = dense_2.bias.double() + dense_2.weight.double() @ summand_3
+            second = exact(dense_2.weight) * factor_3
+            second_summand = exact(dense_2.bias) + exact(dense_2.weight) @ summand_3
             factor_4, summand_4 = affine_of(norm_4)
             self.second: tuple[Tensor, ...] | None = None
             if isinstance(active, nn.Identity):
@@ -107,7 +121,7 @@ class FoldedNetwork:
         n_positions = matrix.shape[1] // n_channels
         # Position j of the second pooling sees bytes 4j - 15 to 4j + 3.
         self.positions = [min((end + 15 + 3) // 4, n_positions) for end in self.ends[:-1]] + [n_positions]
-        zeros = self._convolve(torch.zeros(1, n_columns, dtype=self.dtype, device=self.device))[0].double()
+        zeros = self._convolve(torch.zeros(1, n_columns, dtype=self.dtype, device=self.device))[0].cpu().double()
         self.summands = []
         for n in self.positions:
             beyond = matrix[:, n * n_channels :] @ zeros.flatten()[n * n_channels :]

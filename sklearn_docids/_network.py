@@ -100,6 +100,7 @@ class DOCIDSNetwork(nn.Module):
         self.g = FeatureExtractor(n_columns, dense_activation)
         self.h_c = nn.Linear(N_FEATURES_G, n_classes)
         self.autoencoder = Autoencoder()
+        self.float()  # whatever torch's default type is
 
     def scaled(self, flows: Tensor) -> Tensor:
         """Return flow bytes, (n, n_columns) of any number type, as g takes them."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sklearn_docids._folding import DENSE_ROWS, FoldedNetwork, padded
 from sklearn_docids._network import DOCIDSNetwork
-from sklearn_docids._training import rows_to_tensor
+from sklearn_docids._training import recording_gradients, rows_to_tensor
 
 # Of a network and features g, (n, 256).
 FeatureFunction = Callable[[DOCIDSNetwork, Tensor], Tensor]
@@ -39,11 +39,10 @@ def abnormality_of(templates: np.ndarray | None) -> FeatureFunction:
     rows = torch.from_numpy(templates)
 
     def distance_of(network: DOCIDSNetwork, features: Tensor) -> Tensor:
-        places = class_scores_of(network, features).double()
-        all_templates = rows.to(features.device)
+        places = class_scores_of(network, features).cpu().double()  # not every device has float64
         with torch.no_grad():  # by the expanded square, the quick way; its rounding cannot matter to who is nearest
-            nearest = (all_templates.square().sum(dim=1) - 2 * places @ all_templates.T).argmin(dim=1)
-        squares = (places - all_templates[nearest]).square().sum(dim=1)
+            nearest = (rows.square().sum(dim=1) - 2 * places @ rows.T).argmin(dim=1)
+        squares = (places - rows[nearest]).square().sum(dim=1)
         # The gradient of the root is infinite at 0; a template is 0 from itself, and no byte takes it further off.
         return torch.where(squares > 0, squares, 1.0).sqrt() * (squares > 0)
 
@@ -59,7 +58,7 @@ def evaluate(function: FeatureFunction, network: DOCIDSNetwork, folded: FoldedNe
     network.eval()
     parts = folded.parts_of(X)
     results = np.empty(0)
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
         for part in np.unique(parts):
             rows = np.flatnonzero(parts == part)
             for first in range(0, len(rows), DENSE_ROWS):
@@ -76,12 +75,13 @@ def gradient(function: FeatureFunction, network: DOCIDSNetwork, X: np.ndarray) -
     """Return the gradient of a function of each row by the bytes of the row, as float64."""
     network.eval()
     results = []
-    for first in range(0, len(X), DENSE_ROWS):
-        chunk = rows_to_tensor(X[first : first + DENSE_ROWS]).to(network.h_c.weight)
-        flows = padded(chunk, DENSE_ROWS).requires_grad_()
-        # Rows do not influence one another in evaluation, so the sum has the gradients of all of them.
-        (by_byte,) = torch.autograd.grad(function(network, network.features(flows)).sum(), flows)
-        results.append(by_byte[: len(chunk)].cpu().double().numpy())
+    with recording_gradients(network.h_c.weight.device):
+        for first in range(0, len(X), DENSE_ROWS):
+            chunk = rows_to_tensor(X[first : first + DENSE_ROWS]).to(network.h_c.weight)
+            flows = padded(chunk, DENSE_ROWS).requires_grad_()
+            # Rows do not influence one another in evaluation, so the sum has the gradients of all of them.
+            (by_byte,) = torch.autograd.grad(function(network, network.features(flows)).sum(), flows)
+            results.append(by_byte[: len(chunk)].cpu().double().numpy())
     return np.concatenate(results)
 
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Sealed files: tensors and a JSON object in one safetensors file, with a checksum over all of it.
 
-Reading one executes nothing, and takes no memory before names, types, shapes and size are those that were expected.
+Reading one executes nothing, and tensors are not touched before names, types, shapes and size are those that were
+expected.
 """
 
 from __future__ import annotations
@@ -10,15 +11,18 @@ import hashlib
 import json
 import math
 import os
+import shutil
+import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-# A longer header is none of ours: the longest part of it, the history, has 150 bytes per epoch.
-MAX_HEADER = 16 * 2**20
+# A longer header is none of ours: the longest part of it, the history, has 250 bytes per epoch.
+MAX_HEADER = 4 * 2**20
 UNSEALED = "0" * 64
 DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64"}
 SIZES = {"F32": 4, "F64": 8, "I64": 8}
@@ -37,16 +41,38 @@ def described(tensors: dict[str, torch.Tensor]) -> Expected:
 
 
 def write(path: str, tensors: dict[str, torch.Tensor], config: dict[str, Any]) -> None:
-    """Write a file; one that is there already is replaced as a whole."""
+    """Write a file that `read` will take; one that is there already is replaced as a whole.
+
+    Raises
+    ------
+    OSError
+        The file cannot be written, or what has its name is no file.
+    SealedFileError
+        `read` would refuse the file.
+    """
+    path = os.path.realpath(path)  # the file behind a link, not the link
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise FileExistsError(f"{path} is there and no file")
     text = json.dumps(config, allow_nan=False, default=_plain)
     on_host = {name: value.cpu().contiguous() for name, value in tensors.items()}
+    _check_finite(on_host)
+    if 2 * len(text) > MAX_HEADER:  # as a string inside the header, it has a backslash before each quote
+        raise SealedFileError(f"its settings and history take {len(text)} bytes of JSON")
     data = safetensors.torch.save(on_host, {"docids": text, "sha256": UNSEALED})
     data = data.replace(_seal(UNSEALED), _seal(hashlib.sha256(data).hexdigest()), 1)
-    with open(f"{path}.part", "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(f"{path}.part", path)
+    part = f"{path}.{uuid.uuid4().hex}.part"  # a name of its own: another process may be writing, too
+    try:
+        with open(part, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if os.path.exists(path):
+            shutil.copymode(path, part)
+        os.replace(part, path)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.remove(part)
+        raise
 
 
 def _plain(value: Any) -> Any:
@@ -93,10 +119,19 @@ def _read(path: str, expected: Callable[[dict[str, Any]], Expected]) -> tuple[di
         data = file.read()
     _check_seal(data, str(metadata.get("sha256")))
     tensors = safetensors.torch.load(data)
+    _check_finite(tensors)
+    return config, tensors
+
+
+def _check_finite(tensors: dict[str, torch.Tensor]) -> None:
     for name, tensor in tensors.items():
         if tensor.numel() and not all(math.isfinite(end) for end in tensor.aminmax()):  # NaN is both ends
             raise SealedFileError(f"tensor {name} holds NaN or infinity")
-    return config, tensors
+
+
+def plain_history(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a history for JSON, which has no infinity: a loss that was switched off may be infinite."""
+    return [{name: v if math.isfinite(v) else None for name, v in epoch.items()} for epoch in history]
 
 
 def _read_header(file: Any, size: int) -> dict[str, Any]:

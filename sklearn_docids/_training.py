@@ -6,11 +6,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import skorch.callbacks
 import torch
 from skorch import NeuralNet
 from skorch.callbacks import Callback
@@ -37,6 +38,13 @@ def rows_to_tensor(rows: np.ndarray) -> Tensor:
     if rows.dtype != np.uint8 or not rows.flags.carray:  # torch takes neither read-only memory nor negative strides
         rows = np.require(rows, np.uint8 if rows.dtype == np.uint8 else np.float32, ["C", "W"])
     return torch.from_numpy(rows)
+
+
+@contextmanager
+def recording_gradients(device: torch.device) -> Iterator[None]:
+    """Compute gradients, in the types that the tensors have, whatever the caller has told torch."""
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        yield
 
 
 def resident(rows: np.ndarray, device: torch.device) -> np.ndarray | Tensor:
@@ -232,6 +240,7 @@ class PairedNet(NeuralNet):
     interrupted = False
     watched = False  # whether callbacks of the user look at the history
     stopping = False  # whether a callback has seen enough
+    diverged = False  # whether a loss was not finite, so that the moments of the optimiser are of no use
     losses: EpochLosses
     run_network: Any
 
@@ -301,19 +310,20 @@ class PairedNet(NeuralNet):
             if losses.rows:
                 for name, value in losses.summary().items():
                     self.history.record(name, value)
+                earlier = [epoch["train_loss"] for epoch in self.history[:-1]]
+                self.history.record("train_loss_best", self.history[-1]["train_loss"] < min(earlier, default=math.inf))
 
     def notify(self, method_name: str, **cb_kwargs: Any) -> None:
         """Call the callbacks; stop where one of them wants to."""
-        if method_name not in ("on_batch_end", "on_epoch_end"):
-            super().notify(method_name, **cb_kwargs)
-            return
-        try:
-            super().notify(method_name, **cb_kwargs)
-        except KeyboardInterrupt:
-            if not self.watched:
-                raise
-            self.stopping = True  # so do skorch's callbacks ask for it
-        if self.stopping:
+        getattr(self, method_name)(self, **cb_kwargs)
+        for _, callback in self.callbacks_:
+            try:
+                getattr(callback, method_name)(self, **cb_kwargs)
+            except KeyboardInterrupt:
+                if not isinstance(callback, skorch.callbacks.EarlyStopping):
+                    raise
+                self.stopping = True  # its way to ask for it
+        if self.stopping and method_name in ("on_batch_end", "on_epoch_end"):
             raise StopTraining
 
 
@@ -328,18 +338,19 @@ class GraphedStep:
         self.labels = batch[1].clone()
         kept = {name: value.clone() for name, value in net.module_.state_dict().items()}
         moments = {name: value.clone() for name, value in optimizer_tensors(net).items()}
-        stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(self.N_WARM_UP):  # lets libraries allocate; its steps are undone below
+        with torch.cuda.device(net.device):  # streams belong to the current one
+            stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(self.N_WARM_UP):  # lets libraries allocate; its steps are undone below
+                    net.eager_step((self.inputs, self.labels))
+            torch.cuda.current_stream().wait_stream(stream)
+            net.module_.load_state_dict(kept)
+            for name, value in optimizer_tensors(net).items():
+                value.copy_(moments[name]) if name in moments else value.zero_()
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph, stream=stream):
                 net.eager_step((self.inputs, self.labels))
-        torch.cuda.current_stream().wait_stream(stream)
-        net.module_.load_state_dict(kept)
-        for name, value in optimizer_tensors(net).items():
-            value.copy_(moments[name]) if name in moments else value.zero_()
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            net.eager_step((self.inputs, self.labels))
         self.losses = net.last_losses
 
     def run(self, batch: tuple[dict[str, Tensor], Tensor]) -> dict[str, Any]:
@@ -347,7 +358,8 @@ class GraphedStep:
         for name, rows in batch[0].items():
             self.inputs[name].copy_(rows)
         self.labels.copy_(batch[1])
-        self.graph.replay()
+        with torch.cuda.device(self.net.device):
+            self.graph.replay()
         self.net.last_losses = self.losses.clone()
         return {"loss": self.net.last_losses[0]}
 
@@ -413,10 +425,16 @@ def copy_of(network: nn.Module) -> dict[str, Tensor]:
 class Snapshot(Callback):
     """Keep a recent copy of the weights, all of them finite."""
 
+    weights: dict[str, Tensor]
+
+    def __init__(self) -> None:
+        self.n_steps = 0  # of this fit, those before a break included
+        self.step = -1  # what the copy has seen
+
     def on_train_begin(self, net: PairedNet, **kwargs: Any) -> None:
-        """Copy the weights training starts from."""
-        self.n_steps = 0
-        self._take(net)
+        """Copy the weights training starts from, unless there is a copy from before a break."""
+        if self.step < 0:
+            self._take(net)
 
     def on_batch_begin(self, net: PairedNet, batch: Any = None, training: bool = False, **kwargs: Any) -> None:
         """Copy the weights every few steps."""
@@ -452,6 +470,8 @@ class EarlyStopping(Callback):
     def on_epoch_end(self, net: PairedNet, **kwargs: Any) -> None:
         """Compare with the best epoch so far."""
         loss = held_out_loss(net, self.flows)
+        if not math.isfinite(loss):
+            raise NonFiniteLossError(f"the loss of held-out rows is not finite in epoch {n_epochs_run(net)}")
         net.history.record("validation_loss", loss)
         if loss < self.best_loss - self.tol:
             self.best_loss, self.n_without, self.best_weights = loss, 0, copy_of(net.module_)
@@ -530,6 +550,11 @@ def make_net(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(settings.seed)
         net.initialize()
+    if settings.optimizer == "sgd" and settings.momentum:
+        # What the first step would make of nothing. A fused step cannot mix parameters that have a momentum with others
+        # that have none, whose loss was switched off so far.
+        for parameter in net.module_.parameters():
+            net.optimizer_.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     # Beside the module, not around it: weights keep their names, and nothing compiled is ever stored.
     net.run_network = torch.compile(net.module_.forward) if settings.execution == "compiled" else net.module_.forward
     return net
@@ -573,28 +598,39 @@ def train(net: PairedNet, flows: PairedFlows) -> str | None:
 
     Ctrl-C sets ``net.interrupted`` and stops it likewise, once there has been a step.
     """
+    with recording_gradients(torch.device(net.device)):
+        ended = _train(net, flows)
+    net.optimizer_.zero_grad()  # gradients take as much memory as the weights
+    return ended
+
+
+def _train(net: PairedNet, flows: PairedFlows) -> str | None:
     callbacks = dict(net.callbacks_)
     # Not partial_fit: it swallows Ctrl-C, and an interrupted fit would look finished.
     net.notify("on_train_begin", X=flows, y=None)
+    ended = None
     try:
         with suppress(StopTraining):
             net.fit_loop(flows, epochs=net.settings.n_epochs - net.n_epochs_resumed)
         if "early_stopping" in callbacks:
             callbacks["early_stopping"].restore(net)
-        if not outputs_are_finite(net, flows):  # the last step of all is followed by no loss that would show it
-            raise NonFiniteLossError("the reconstruction loss is not finite after the last step")
+        # The last step of all is followed by no loss that would show it.
+        if not outputs_are_finite(net, flows) or not weights_are_finite(net):
+            raise NonFiniteLossError("the reconstruction loss or a weight is not finite after the last step")
     except NonFiniteLossError as error:
-        return f"{error}; training stops, the weights of step {callbacks['snapshot'].restore(net)} are kept"
+        net.diverged = True
+        ended = f"{error}; training stops, the weights of step {callbacks['snapshot'].restore(net)} are kept"
     except KeyboardInterrupt:
         step = callbacks["snapshot"].n_steps
         if not step:
             raise
         net.interrupted = True
-        if not outputs_are_finite(net, flows):
+        if not outputs_are_finite(net, flows) or not weights_are_finite(net):
+            net.diverged = True
             step = callbacks["snapshot"].restore(net)
         return f"training was interrupted; the weights of step {step} are kept"
     net.notify("on_train_end", X=flows, y=None)
-    return None
+    return ended
 
 
 def n_epochs_run(net: PairedNet) -> int:
@@ -608,6 +644,7 @@ def skip_epochs(net: PairedNet, n_epochs: int, steps_per_epoch: int, history: li
     net.earlier_epochs = history
     net.iterator_train__n_epoch = net.settings.first_epoch + n_epochs
     callbacks = dict(net.callbacks_)
+    callbacks["snapshot"].n_steps = n_epochs * steps_per_epoch
     if "schedule" in callbacks:
         callbacks["schedule"].step = n_epochs * steps_per_epoch
 

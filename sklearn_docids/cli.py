@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -139,8 +140,13 @@ def _fit(args: argparse.Namespace) -> None:
     )  # fmt: skip
     # What can be refused is refused before the work begins.
     detector._validate_params()
-    if not Path(args.model).absolute().parent.is_dir():
+    folder = Path(args.model).absolute().parent
+    if not folder.is_dir():
         raise FileNotFoundError(f"the folder of --model {args.model} does not exist")
+    if not args.model or (Path(args.model).exists() and not Path(args.model).is_file()):
+        raise FileExistsError(f"--model {args.model or repr('')} is no name of a file")
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"the folder of --model {args.model} cannot be written to")
     if args.checkpoint_folder is not None and not Path(args.checkpoint_folder).is_dir():
         raise NotADirectoryError(f"--checkpoint-folder {args.checkpoint_folder} is no existing folder")
     paths, labels = class_captures(Path(args.reference))

@@ -72,16 +72,19 @@ class NormalOnly(MetaEstimatorMixin, BaseEstimator):
         ValueError
             Labels are not +1 and -1, or no row is normal.
         """
+        for name in ("estimator_", "n_normal_"):  # an earlier fit must not show through if this one fails
+            self.__dict__.pop(name, None)
         X, labels = indexable(X, column_or_1d(y))
-        if not np.isin(labels, (-1, 1)).all():
+        # True equals 1, but may well mean an attack.
+        if np.asarray(labels).dtype == bool or not np.isin(labels, (-1, 1)).all():
             raise ValueError(f"y must be +1 (normal) and -1 (attack), got {np.unique(labels)[:5].tolist()}")
         normal = np.flatnonzero(labels == 1)
         if len(normal) == 0:
             raise ValueError("y has no normal row (+1) to fit on")
         if get_config()["enable_metadata_routing"]:
             fit_params = process_routing(self, "fit", **fit_params).estimator.fit
-        self.n_normal_ = len(normal)
         self.estimator_ = clone(self.estimator).fit(_safe_indexing(X, normal), **fit_params)
+        self.n_normal_ = len(normal)
         return self
 
     def score_samples(self, X: Any) -> np.ndarray:

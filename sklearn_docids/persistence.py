@@ -8,6 +8,7 @@ shapes and size fit the network that the JSON describes.
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import warnings
@@ -20,17 +21,22 @@ from sklearn_docids import __version__, _sealed
 from sklearn_docids._detector import DOCIDSDetector
 from sklearn_docids._network import DOCIDSNetwork
 from sklearn_docids._sealed import SealedFileError
+from sklearn_docids._training import LOSS_TERMS
 
 if TYPE_CHECKING:
     from sklearn_docids._sampler import FlowSampler
 
 FORMAT = 1
 MAX_LABEL = 1024
+# Epochs of the history that are stored, the last ones.
+MAX_HISTORY = 5000
+MAX_INT = 2**63
 # Parameters that belong to one machine or session, and are not part of a model.
 NOT_STORED = ("callbacks", "checkpoint_folder")
+HISTORY_KEYS = {"epoch", "pairs", *LOSS_TERMS, "validation_loss"}
 CONFIG_KEYS = {
     "format", "estimator", "versions", "parameters", "sampler", "n_features_in", "feature_names_in",
-    "reference_classes", "n_templates", "offset", "n_iter", "interrupted", "history",
+    "reference_classes", "n_templates", "offset", "n_iter", "interrupted", "split_seed", "history",
 }  # fmt: skip
 
 
@@ -40,7 +46,12 @@ def save_detector(detector: DOCIDSDetector, path: str, sampler: FlowSampler | No
     tensors = {f"network.{name}": value for name, value in detector.network_.state_dict().items()}
     if detector.templates_ is not None:
         tensors["templates"] = torch.from_numpy(detector.templates_)
-    _sealed.write(path, tensors, _config(detector, sampler))
+    config = _config(detector, sampler)
+    try:
+        _skeleton(config)
+        _sealed.write(path, tensors, config)
+    except SealedFileError as error:  # better now than when the model is needed
+        raise ValueError(f"this detector cannot be saved: {error}") from None
 
 
 def _check_savable(detector: DOCIDSDetector, sampler: FlowSampler | None) -> None:
@@ -70,8 +81,6 @@ def _config(detector: DOCIDSDetector, sampler: FlowSampler | None) -> dict[str, 
     """Return everything but the weights."""
     names = getattr(detector, "feature_names_in_", None)
     classes = detector.reference_classes_
-    if classes is not None and classes.dtype.kind not in "iub" and not all(isinstance(c, str) for c in classes):
-        raise TypeError("a model file holds reference labels that are strings or integers only")
     return {
         "format": FORMAT,
         "estimator": type(detector).__name__,
@@ -85,7 +94,8 @@ def _config(detector: DOCIDSDetector, sampler: FlowSampler | None) -> dict[str, 
         "offset": detector.offset_,
         "n_iter": detector.n_iter_,
         "interrupted": detector.interrupted_,
-        "history": detector.history_,
+        "split_seed": detector._split_seed,
+        "history": _sealed.plain_history(detector.history_[-MAX_HISTORY:]),
     }
 
 
@@ -137,7 +147,8 @@ def load_detector(path: str | os.PathLike[str]) -> DOCIDSDetector:
     """
     path = os.fspath(path)
     try:
-        return _read(path)
+        with torch.inference_mode(False):
+            return _read(path)
     except SealedFileError as error:
         raise ValueError(f"{path}: not a usable DOC-IDS model: {error}") from None
 
@@ -193,23 +204,38 @@ def _check_fields(config: dict[str, Any]) -> None:
         "n_features_in": is_count(config["n_features_in"]),
         "n_iter": type(config["n_iter"]) is int and config["n_iter"] >= 0,
         "interrupted": type(config["interrupted"]) is bool,
+        "split_seed": type(config["split_seed"]) is int and 0 <= config["split_seed"] < 2**32,
         "n_templates": config["n_templates"] is None or is_count(config["n_templates"]),
         "offset": type(config["offset"]) in (int, float) and math.isfinite(config["offset"]),
-        "history": isinstance(config["history"], list) and all(isinstance(e, dict) for e in config["history"]),
+        "history": isinstance(config["history"], list) and all(map(_is_epoch, config["history"])),
         "versions": isinstance(config["versions"], dict),
         "parameters": isinstance(config["parameters"], dict) and not set(NOT_STORED) & set(config["parameters"]),
         "feature_names_in": names is None or (is_strings(names) and len(names) == config["n_features_in"]),
-        "reference_classes": classes is None or (same_kind and len(classes) >= 2),
+        "reference_classes": classes is None or (same_kind and len(classes) >= 2 and _ascend(classes)),
     }
     wrong = [name for name, good in checks.items() if not good]
     if wrong:
         raise SealedFileError(f"its metadata has unusable values for {wrong}")
 
 
+def _is_epoch(entry: Any) -> bool:
+    """Return whether an entry of the history is one: numbers, and None for a loss that was infinite."""
+    numbers = (int, float, type(None))
+    return isinstance(entry, dict) and set(entry) <= HISTORY_KEYS and all(type(v) in numbers for v in entry.values())
+
+
+def _ascend(classes: list[Any]) -> bool:
+    """Return whether labels are sorted, different, and fit into an array."""
+    fit = isinstance(classes[0], str) or -MAX_INT <= classes[0] <= classes[-1] < (MAX_INT if classes[0] < 0 else 2**64)
+    return fit and all(a < b for a, b in itertools.pairwise(classes))
+
+
 def _make(estimator: Any, parameters: Any) -> Any:
     """Return an estimator with checked parameters."""
     if not isinstance(parameters, dict):
         raise SealedFileError(f"the parameters of {estimator.__name__} are no JSON object")
+    if any(isinstance(value, int) and abs(value) >= MAX_INT for value in parameters.values()):
+        raise SealedFileError(f"a parameter of {estimator.__name__} is too large a number")
     try:
         made = estimator(**parameters)
         made._validate_params()
@@ -229,6 +255,8 @@ def _fill(
     detector: DOCIDSDetector, network: DOCIDSNetwork, config: dict[str, Any], tensors: dict[str, torch.Tensor]
 ) -> None:
     templates = tensors.pop("templates", None)
+    if any(bool((t < 0).any()) for name, t in tensors.items() if name.endswith("running_var")):
+        raise SealedFileError("a running variance is negative")
     network.load_state_dict({name.removeprefix("network."): t for name, t in tensors.items()}, assign=True)
     if (templates is None) != (detector.score_method != "knn"):
         raise SealedFileError(f"score_method={detector.score_method!r} does not fit its templates")
@@ -240,6 +268,7 @@ def _fill(
     detector.offset_ = float(config["offset"])
     detector.n_iter_ = config["n_iter"]
     detector.interrupted_ = config["interrupted"]
+    detector._split_seed = config["split_seed"]
     detector.history_ = config["history"]
     if config["feature_names_in"] is not None:
         detector.feature_names_in_ = np.array(config["feature_names_in"], dtype=object)

@@ -12,6 +12,7 @@ import torch
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.utils.estimator_checks import check_estimator, parametrize_with_checks
+from sklearn.utils.validation import check_is_fitted
 
 from sklearn_docids import DOCIDSDetector, ReferenceData, paper
 from sklearn_docids._folding import DENSE_ROWS, FoldedNetwork
@@ -220,6 +221,12 @@ def test_the_realised_rate_of_false_alarms_is_that_of_the_beta_binomial_distribu
     draws = np.random.default_rng(0).normal(size=(2000, 199 + 100))
     rates = [np.mean(row[199:] < conformal_threshold(row[:199], 0.05)) for row in draws]
     assert np.mean(rates) == pytest.approx(10 / 200, abs=0.002)
+
+
+def test_a_rate_whose_reciprocal_is_infinite_is_refused_like_others():
+    X, reference, _ = blobs()
+    with pytest.raises(ValueError, match="false_alarm_rate=5e-324 needs at least 999999999999999999 held-out rows"):
+        fit(X, reference, false_alarm_rate=5e-324)
 
 
 @pytest.mark.parametrize(("n_rows", "rate", "needed"), [(100, 0.01, 99), (20, 0.2, 4), (3, 0.5, 1)])
@@ -523,6 +530,16 @@ def test_a_refused_refit_does_not_look_fitted():
         detector.fit(X[:, :12], reference=(X_reference[:, :12], ["a"] * len(y)))
     with pytest.raises(NotFittedError):
         detector.predict(X[:, :12])
+    with pytest.raises(NotFittedError):
+        check_is_fitted(detector)
+
+
+def test_large_integers_of_another_type_keep_their_class():
+    X, (X_reference, _), _ = blobs()
+    labels = np.array([2**60, 2**60 + 1, 2**60 + 2]).repeat(60)
+    detector = fit(X, (X_reference, labels))
+    numbers = detector._checked_rows(X, (X_reference, labels.astype(np.uint64)), goes_on=True).labels
+    assert np.bincount(numbers).tolist() == [60, 60, 60]
 
 
 @pytest.mark.parametrize(
@@ -531,13 +548,18 @@ def test_a_refused_refit_does_not_look_fitted():
         ([1.5, np.nan], "strings or whole numbers"),
         ([None, "a"], "mixes labels"),
         ([1.0, np.nan], "strings or whole numbers"),
+        ([1.0, np.inf], "strings or whole numbers"),
+        (["dns", np.nan], "mixes labels"),
+        ([1, "1"], "mixes labels"),
+        ([True, 1], "mixes labels"),
+        ([b"dns", b"tls"], "strings or whole numbers"),
+        ([("dns",), ("tls",)], "one label per row"),
     ],
 )
 def test_labels_that_name_no_class_are_refused(labels, message):
     X, (X_reference, _), _ = blobs()
-    y = np.array(labels * (len(X_reference) // 2), dtype=object if None in labels else float)
     with pytest.raises(ValueError, match=message):
-        fit(X, (X_reference, y))
+        fit(X, (X_reference, labels * (len(X_reference) // 2)))
 
 
 def test_reference_columns_in_another_order_are_refused():
@@ -587,8 +609,10 @@ def shuffle_norms(network, seed=0):
         if isinstance(layer, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
             for name, spread in (("weight", 1.0), ("bias", 1.0), ("running_mean", 0.5)):
                 value = getattr(layer, name)
-                value.data.copy_(torch.randn(value.shape, generator=rng) * spread)
-            layer.weight.data[::7] = 0
+                with torch.no_grad():
+                    value.copy_(torch.randn(value.shape, generator=rng) * spread)
+            with torch.no_grad():
+                layer.weight[::7] = 0
             layer.running_var.copy_(torch.rand(layer.running_var.shape, generator=rng) + 0.3)
 
 
@@ -612,6 +636,11 @@ def test_the_folded_network_follows_the_network_and_is_not_pickled(fitted):
     X, reference, _ = blobs()
     detector = DOCIDSDetector(max_epochs=1, batch_size=16, random_state=0).fit(X, reference=reference)
     before = detector.score_samples(X)
+    with torch.no_grad():
+        detector.network_.g[0].weight.mul_(2)
+    np.testing.assert_allclose(detector.score_samples(X), eager_scores(detector, X), rtol=1e-5)
+    detector.network_.g[2].weight = torch.nn.Parameter(torch.randn(32))
+    np.testing.assert_allclose(detector.score_samples(X), eager_scores(detector, X), rtol=1e-5)
     detector.network_.load_state_dict(fitted.network_.state_dict())
     assert not np.allclose(detector.score_samples(X), before)
     np.testing.assert_allclose(detector.score_samples(X), eager_scores(detector, X), rtol=1e-5)

@@ -7,14 +7,15 @@ import subprocess
 import sys
 import textwrap
 import time
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import torch
 from sklearn.exceptions import ConvergenceWarning
-from skorch.callbacks import Callback, EarlyStopping
+from skorch.callbacks import Callback, EarlyStopping, GradientNormClipping, LRScheduler
 
-from sklearn_docids import DOCIDSDetector, _checkpoint, _sealed, _training, load_detector
+from sklearn_docids import DOCIDSDetector, _checkpoint, _scoring, _sealed, _training, load_detector
 
 
 def rows(n=40, n_columns=12, seed=0):
@@ -37,12 +38,17 @@ def weights(fitted):
 
 def test_early_stopping_ends_training_when_nothing_improves():
     X, reference = rows(200)
-    fitted = detector(max_epochs=200, early_stopping=True, n_iter_no_change=3, tol=0.01).fit(X, reference=reference)
+    settings = {"early_stopping": True, "n_iter_no_change": 3, "tol": 0.01, "schedule": None}
+    fitted = detector(max_epochs=200, **settings).fit(X, reference=reference)
     losses = [epoch["validation_loss"] for epoch in fitted.history_]
-    assert fitted.n_iter_ == len(losses) < 200
+    assert 5 < fitted.n_iter_ == len(losses) < 200
     assert fitted.history_[0]["pairs"] == 160
-    assert min(losses[-3:]) > min(losses[:-3]) - 0.01
-    assert all(min(losses[i : i + 3]) < min(losses[:i]) - 0.01 for i in range(1, len(losses) - 3))
+    improved, best = [], np.inf
+    for loss in losses:
+        improved.append(loss < best - 0.01)
+        best = loss if improved[-1] else best
+    assert not any(improved[-3:])
+    assert all(any(improved[i : i + 3]) for i in range(len(improved) - 3))
 
 
 def test_early_stopping_keeps_the_weights_of_the_best_epoch():
@@ -58,7 +64,7 @@ def test_early_stopping_keeps_the_weights_of_the_best_epoch():
 def test_the_held_out_loss_is_that_of_its_definition():
     X, reference = rows(60)
     fitted = detector(early_stopping=True, max_epochs=1).fit(X, reference=reference)
-    rng = np.random.RandomState(0)
+    rng = np.random.RandomState(fitted._split_seed)
     held_out = X[np.sort(rng.permutation(60)[:12])]
     with torch.no_grad():
         output = fitted.network_.eval()(torch.from_numpy(held_out))
@@ -170,13 +176,20 @@ class Killed(BaseException):
     """Stands for the end of the process: nothing in the package may catch it."""
 
 
-class KillAt(Callback):
-    def __init__(self, epoch):
-        self.epoch = epoch
+@contextmanager
+def killed_at(epoch):
+    """End the process, as it were, when an epoch begins."""
+    begin = _training.EpochLosses.__init__
 
-    def on_epoch_begin(self, net, **kwargs):
-        if _training.n_epochs_run(net) == self.epoch:
+    def killed(self, n_epoch):
+        if n_epoch == epoch:
             raise Killed
+        begin(self, n_epoch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_training.EpochLosses, "__init__", killed)
+        with pytest.raises(Killed):
+            yield
 
 
 @pytest.mark.parametrize(
@@ -196,11 +209,11 @@ def test_a_resumed_fit_equals_an_uninterrupted_one_bit_for_bit(tmp_path, monkeyp
     uninterrupted = detector(**parameters).fit(X, reference=reference)
     resumed = detector(checkpoint_folder=tmp_path, **parameters)
     for epoch in (2, 2, 4):  # the second comes before anything new is written
-        with pytest.raises(Killed):
-            resumed.set_params(callbacks=[KillAt(epoch)]).fit(X, reference=reference)
+        with killed_at(epoch):
+            resumed.fit(X, reference=reference)
         assert not hasattr(resumed, "network_")
     assert len(os.listdir(tmp_path)) == 1
-    resumed.set_params(callbacks=None).fit(X, reference=reference)
+    resumed.fit(X, reference=reference)
     assert torch.equal(weights(resumed), weights(uninterrupted))
     assert resumed.history_ == uninterrupted.history_
     assert resumed.offset_ == uninterrupted.offset_
@@ -213,19 +226,29 @@ def test_a_warm_start_is_resumed_too(tmp_path, monkeypatch):
     X, reference = rows()
     fits = [detector(warm_start=True).fit(X, reference=reference) for _ in range(2)]
     fits[0].fit(X, reference=reference)
-    with pytest.raises(Killed):
-        fits[1].set_params(checkpoint_folder=tmp_path, callbacks=[KillAt(5)]).fit(X, reference=reference)
-    fits[1].set_params(callbacks=None).fit(X, reference=reference)
+    with killed_at(5):
+        fits[1].set_params(checkpoint_folder=tmp_path).fit(X, reference=reference)
+    fits[1].fit(X, reference=reference)
     assert torch.equal(weights(fits[0]), weights(fits[1]))
     assert fits[0].history_ == fits[1].history_
 
 
-@pytest.mark.parametrize("change", [{"lr": 1e-4}, {"random_state": 1}, {"batch_size": 8}, "rows", "labels"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"lr": 1e-4},
+        {"random_state": 1},
+        {"batch_size": 8},
+        {"callbacks": [GradientNormClipping(0.1)]},
+        "rows",
+        "labels",
+    ],
+)
 def test_another_fit_does_not_find_the_checkpoint(tmp_path, monkeypatch, change):
     monkeypatch.setattr(_checkpoint, "SECONDS_BETWEEN_CHECKPOINTS", 0)
     X, (X_reference, y) = rows()
-    with pytest.raises(Killed):
-        detector(checkpoint_folder=tmp_path, callbacks=[KillAt(2)]).fit(X, reference=(X_reference, y))
+    with killed_at(2):
+        detector(checkpoint_folder=tmp_path).fit(X, reference=(X_reference, y))
     if change == "rows":
         X[0, 0] ^= 1
     if change == "labels":
@@ -239,8 +262,8 @@ def test_another_fit_does_not_find_the_checkpoint(tmp_path, monkeypatch, change)
 def test_a_damaged_checkpoint_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(_checkpoint, "SECONDS_BETWEEN_CHECKPOINTS", 0)
     X, reference = rows()
-    with pytest.raises(Killed):
-        detector(checkpoint_folder=tmp_path, callbacks=[KillAt(2)]).fit(X, reference=reference)
+    with killed_at(2):
+        detector(checkpoint_folder=tmp_path).fit(X, reference=reference)
     (path,) = tmp_path.iterdir()
     data = bytearray(path.read_bytes())
     for place in np.random.default_rng(0).integers(0, len(data), 20):
@@ -295,6 +318,185 @@ def test_a_killed_process_leaves_a_checkpoint_to_go_on_from(tmp_path):
     assert resumed.history_ == uninterrupted.history_
 
 
+def test_a_checkpoint_is_there_until_the_fit_is_done(tmp_path, monkeypatch):
+    monkeypatch.setattr(_checkpoint, "SECONDS_BETWEEN_CHECKPOINTS", 0)
+    X, reference = rows()
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:  # while the threshold is set
+        patch.setattr(_scoring, "evaluate", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            detector(checkpoint_folder=tmp_path).fit(X, reference=reference)
+    assert len(os.listdir(tmp_path)) == 1
+    with pytest.warns(ConvergenceWarning, match="not finite"):
+        detector(checkpoint_folder=tmp_path, optimizer="sgd", lr=1e12, schedule=None).fit(X, reference=reference)
+    assert len(os.listdir(tmp_path)) == 1
+    detector(checkpoint_folder=tmp_path).fit(X, reference=reference)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_full_disk_costs_the_checkpoint_not_the_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(_checkpoint, "SECONDS_BETWEEN_CHECKPOINTS", 0)
+    X, reference = rows()
+    monkeypatch.setattr(os, "fsync", lambda number: (_ for _ in ()).throw(OSError("No space left on device")))
+    with pytest.warns(UserWarning, match="no checkpoint could be written, training goes on: No space left"):
+        fitted = detector(checkpoint_folder=tmp_path).fit(X, reference=reference)
+    assert torch.equal(weights(fitted), weights(detector().fit(X, reference=reference)))
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_checkpoint_that_another_process_has_removed_is_none(tmp_path):
+    early_stopping = None
+    checkpoint = _checkpoint.Checkpoint(str(tmp_path), "0" * 64, early_stopping, 1)
+    checkpoint.remove()
+    assert checkpoint.resume(net=None) is None
+
+
+def test_a_resumed_fit_that_diverges_ends_at_the_weights_of_an_uninterrupted_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(_checkpoint, "SECONDS_BETWEEN_CHECKPOINTS", 0)
+    monkeypatch.setattr(_training, "STEPS_BETWEEN_SNAPSHOTS", 5)
+    fetch = _training.EpochLosses.fetch
+
+    def diverging(self):
+        if self.n_epoch == 6:
+            raise _training.NonFiniteLossError("the loss is not finite in epoch 6, batch 1")
+        fetch(self)
+
+    monkeypatch.setattr(_training.EpochLosses, "fetch", diverging)
+    X, reference = rows()
+    with pytest.warns(ConvergenceWarning, match="the weights of step 15 are kept"):
+        uninterrupted = detector(max_epochs=8).fit(X, reference=reference)
+    resumed = detector(max_epochs=8, checkpoint_folder=tmp_path)
+    with killed_at(5):
+        resumed.fit(X, reference=reference)
+    with pytest.warns(ConvergenceWarning, match="the weights of step 15 are kept"):
+        resumed.fit(X, reference=reference)
+    assert torch.equal(weights(resumed), weights(uninterrupted))
+
+
+# What an end before the time leaves
+
+
+def ctrl_c_in_held_out_loss(monkeypatch, n_calls=3):
+    calls = []
+    original = _training.held_out_loss
+
+    def interrupted(*args):
+        calls.append(args)
+        if len(calls) == n_calls:
+            raise KeyboardInterrupt
+        return original(*args)
+
+    monkeypatch.setattr(_training, "held_out_loss", interrupted)
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("callbacks", [None, [Callback()]])
+def test_ctrl_c_while_held_out_rows_are_looked_at_is_an_interruption(monkeypatch, callbacks):
+    ctrl_c_in_held_out_loss(monkeypatch)
+    X, reference = rows()
+    fitted = detector(early_stopping=True, callbacks=callbacks, max_epochs=20)
+    with pytest.raises(KeyboardInterrupt, match="fitted as far as it came"):
+        fitted.fit(X, reference=reference)
+    assert fitted.interrupted_
+    assert np.isfinite(fitted.score_samples(X)).all()
+
+
+def test_ctrl_c_is_not_lost_where_warnings_are_errors(monkeypatch):
+    ctrl_c_in_held_out_loss(monkeypatch)
+    X, reference = rows()
+    fitted = detector(early_stopping=True, max_epochs=20)
+    with pytest.raises(KeyboardInterrupt):
+        fitted.fit(X, reference=reference)
+    assert fitted.interrupted_
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_warm_start_after_divergence_begins_with_moments_of_its_own(optimizer):
+    X, reference = rows()
+    fitted = detector(warm_start=True, optimizer=optimizer, schedule=None, lr=1e12 if optimizer == "sgd" else 1e30)
+    with pytest.warns(ConvergenceWarning, match="not finite"):
+        fitted.fit(X, reference=reference)
+    fitted.set_params(lr=1e-3).fit(X, reference=reference)
+    assert torch.isfinite(weights(fitted)).all()
+
+
+@pytest.mark.parametrize("name", ["lambda_descriptiveness", "lambda_compactness", "lambda_reconstruction"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_loss_can_be_switched_on_later(name, optimizer):
+    X, reference = rows()
+    fitted = detector(warm_start=True, optimizer=optimizer, **{name: 0.0}).fit(X, reference=reference)
+    fitted.set_params(**{name: 1.0}).fit(X, reference=reference)
+    assert fitted.n_iter_ == 6
+
+
+def test_fits_that_go_on_hold_out_the_same_rows():
+    X, reference = rows(100)
+    fitted = detector(warm_start=True, false_alarm_rate=0.1, random_state=None)
+    held_out = {
+        fitted._checked_rows(X, reference, goes_on=hasattr(fitted, "network_")).threshold.tobytes()
+        for _ in range(3)
+        if fitted.fit(X, reference=reference)
+    }
+    assert len(held_out) == 1
+
+
+def test_weights_that_leave_nothing_to_train_are_refused():
+    X, reference = rows()
+    off = {"lambda_compactness": 0.0, "lambda_reconstruction": 0.0}
+    with pytest.raises(ValueError, match="nothing is left to train"):
+        detector(lambda_descriptiveness=0.0, **off).fit(X, reference=reference)
+    with pytest.raises(ValueError, match="early_stopping watches the target losses"):
+        detector(early_stopping=True, **off).fit(X, reference=reference)
+
+
+def test_an_infinite_loss_of_held_out_rows_stops_training(monkeypatch, tmp_path):
+    X, reference = rows()
+    losses = iter([1.0, np.inf])
+    monkeypatch.setattr(_training, "held_out_loss", lambda *args: next(losses))
+    with pytest.warns(ConvergenceWarning, match="the loss of held-out rows is not finite in epoch 2; training stops"):
+        fitted = detector(early_stopping=True, max_epochs=5).fit(X, reference=reference)
+    fitted.save(tmp_path / "model")
+
+
+def test_a_switched_off_loss_may_be_infinite_and_the_detector_saved(tmp_path):
+    X, reference = rows()
+    fitted = detector(lambda_reconstruction=0.0).fit(X, reference=reference)
+    fitted.history_[0]["reconstruction_loss"] = np.inf
+    fitted.save(tmp_path / "model")
+    assert load_detector(tmp_path / "model").history_[0]["reconstruction_loss"] is None
+
+
+def test_no_gradients_stay_behind():
+    X, reference = rows()
+    assert all(parameter.grad is None for parameter in detector().fit(X, reference=reference).network_.parameters())
+
+
+# What the caller has told torch
+
+
+def test_types_and_modes_of_the_caller_do_not_matter(tmp_path):
+    X, reference = rows()
+    expected = detector().fit(X, reference=reference)
+    expected.save(tmp_path / "model")
+    torch.set_default_dtype(torch.float64)
+    try:
+        fitted = detector().fit(X, reference=reference)
+        assert fitted.network_.h_c.weight.dtype == torch.float32
+        assert load_detector(tmp_path / "model").score_samples(X) == pytest.approx(expected.score_samples(X), rel=1e-6)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for mode in (torch.no_grad(), torch.inference_mode(), torch.autocast("cpu", torch.bfloat16)):
+        with mode:
+            fitted = detector().fit(X, reference=reference)
+            loaded = load_detector(tmp_path / "model")
+            assert torch.equal(weights(fitted), weights(expected))
+            assert (loaded.score_samples(X) == expected.score_samples(X)).all()
+            assert (fitted.explain(X) == expected.explain(X)).all()
+
+
 # Callbacks
 
 
@@ -336,6 +538,32 @@ def test_a_skorch_callback_can_stop_training_which_is_no_interruption():
     fitted = detector(callbacks=[stop], max_epochs=50).fit(X, reference=reference)
     assert fitted.n_iter_ == 3  # the first epoch is the best, two follow
     assert not fitted.interrupted_
+
+
+def test_a_callback_of_a_users_own_can_stop_training():
+    class StopAtTwo(Callback):
+        def on_epoch_end(self, net, **kwargs):
+            net.stopping = len(net.history) == 2
+
+    X, reference = rows()
+    assert detector(callbacks=[StopAtTwo()], max_epochs=9).fit(X, reference=reference).n_iter_ == 2
+
+
+def test_partial_fit_calls_callbacks_too():
+    X, reference = rows()
+    Recorder.seen = []
+    detector(callbacks=[Recorder()]).partial_fit(X, reference=reference)
+    assert [kind for kind, _ in Recorder.seen] == ["batch"] * 3 + ["epoch"]
+
+
+def test_callbacks_that_cannot_work_are_refused():
+    X, reference = rows()
+    with pytest.raises(ValueError, match="callbacks must be a list of skorch callbacks, got a function"):
+        detector(callbacks=[lambda net: None]).fit(X, reference=reference)
+    with pytest.raises(ValueError, match="callbacks has an LRScheduler, and schedule='one_cycle'"):
+        detector(callbacks=[LRScheduler()]).fit(X, reference=reference)
+    stepped = detector(callbacks=[LRScheduler("StepLR", step_size=1)], schedule=None).fit(X, reference=reference)
+    assert not torch.equal(weights(stepped), weights(detector(schedule=None).fit(X, reference=reference)))
 
 
 def test_a_model_file_has_no_callbacks(tmp_path):
@@ -384,6 +612,15 @@ def test_scikit_learn_callbacks_see_fit_and_epochs_and_can_stop():
     assert after_second.offset_ == fitted.offset_
     assert after_first.n_iter_ == 1
     assert (after_first.score_samples(X) != fitted.score_samples(X)).all()
+
+
+def test_scikit_learn_callbacks_hear_the_end_of_a_fit_that_diverged():
+    X, reference = rows()
+    tasks = Tasks()
+    with pytest.warns(ConvergenceWarning, match="not finite"):
+        detector(optimizer="sgd", schedule=None, lr=1e12).set_callbacks(tasks).fit(X, reference=reference)
+    ended = [call[1:3] for call in tasks.calls if call[0] == "end"]
+    assert ended == [("epoch", 0), ("fit", 0)]
 
 
 def test_looking_at_a_half_trained_detector_changes_nothing():
@@ -438,7 +675,7 @@ def test_a_graphics_card_computes_nearly_the_same(execution, optimizer):
     np.testing.assert_allclose(on_card.score_samples(X), on_cpu.score_samples(X), rtol=0.05)
 
 
-@pytest.mark.parametrize("n_steps", [2, 10, 500])
+@pytest.mark.parametrize("n_steps", [10, 100, 500])
 def test_the_one_cycle_rate_is_that_of_torch(n_steps):
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([parameter], lr=1.0)
@@ -448,9 +685,9 @@ def test_the_one_cycle_rate_is_that_of_torch(n_steps):
         expected.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         schedule.step()
-    ours = [_training.one_cycle(step, n_steps, 1e-3) for step in range(n_steps)]
-    # Ours takes the middle of each step, torch the beginning: half a step apart.
-    assert len(expected) < 500 - 1 or ours[:-1] == pytest.approx(expected, abs=1e-3 * 6 / n_steps)
+    ours = [_training.one_cycle(step, n_steps, 1e-3) for step in range(n_steps - 1)]
+    # Ours takes the middle of each step, torch the beginning: at most a step of the steep side apart.
+    assert ours == pytest.approx(expected, abs=1e-3 * 6 / n_steps)
     assert 0 < min(ours) <= max(ours) <= 1e-3
 
 

@@ -7,6 +7,7 @@ import pytest
 import sklearn
 from captures import pcap, tcp, udp
 from sklearn.ensemble import IsolationForest
+from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_score
 from sklearn.pipeline import Pipeline
 from sklearn.utils.estimator_checks import parametrize_with_checks
@@ -194,6 +195,14 @@ class AllNormal(NormalOnly):
 )
 def test_scikit_learn_estimator_checks(estimator, check):
     check(estimator)
+
+
+def test_boolean_labels_are_refused_and_a_refused_refit_does_not_look_fitted():
+    detector = NormalOnly(IsolationForest(random_state=0)).fit(X, Y)
+    with pytest.raises(ValueError, match=r"\+1 \(normal\) and -1 \(attack\)"):
+        detector.fit(X, np.ones(len(X), bool))
+    with pytest.raises(NotFittedError):
+        detector.predict(X)
 
 
 def test_attributes_of_the_detector_are_there_when_it_has_them():

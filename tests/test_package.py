@@ -84,7 +84,7 @@ LAYERS = {
         "persistence",
         "_sampler",
     },
-    "persistence": {"", "_detector", "_network", "_sealed", "_sampler"},
+    "persistence": {"", "_detector", "_network", "_sealed", "_sampler", "_training"},
 }
 
 

@@ -66,11 +66,45 @@ def test_a_generator_as_random_state_is_not_stored(tmp_path):
     assert load_detector(tmp_path / "model").random_state is None
 
 
-def test_labels_that_json_cannot_hold_are_refused(tmp_path):
+def test_whole_floats_as_labels_are_integers(tmp_path):
     detector = DOCIDSDetector(max_epochs=1).fit(X, reference=(REFERENCE[0], np.arange(20) % 2 / 1))
-    with pytest.raises(TypeError, match="strings or integers"):
+    detector.save(tmp_path / "model")
+    assert load_detector(tmp_path / "model").reference_classes_.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"), [(["a" * 1025, "b"] * 10, "reference_classes"), (None, "NaN or infinity")]
+)
+def test_what_could_not_be_loaded_is_not_saved(tmp_path, labels, message):
+    reference = REFERENCE if labels is None else (REFERENCE[0], labels)
+    detector = DOCIDSDetector(max_epochs=1).fit(X, reference=reference)
+    if labels is None:
+        detector.network_.g[2].running_var[0] = np.inf
+    with pytest.raises(ValueError, match=f"this detector cannot be saved: .*{message}"):
         detector.save(tmp_path / "model")
     assert os.listdir(tmp_path) == []
+
+
+def test_a_long_history_is_cut_to_its_end(tmp_path):
+    detector = DOCIDSDetector(max_epochs=1, random_state=0).fit(X, reference=REFERENCE)
+    detector.history_ = [{**detector.history_[0], "epoch": n} for n in range(1, 20_001)]
+    detector.n_iter_ = 20_000
+    detector.save(tmp_path / "model")
+    loaded = load_detector(tmp_path / "model")
+    assert (loaded.n_iter_, len(loaded.history_), loaded.history_[-1]["epoch"]) == (20_000, 5000, 20_000)
+
+
+def test_links_modes_and_names_of_bytes_are_kept(model, tmp_path):
+    detector = load_detector(model)
+    detector.save(os.fsencode(tmp_path / "model"))
+    os.chmod(tmp_path / "model", 0o600)
+    os.symlink(tmp_path / "model", tmp_path / "link")
+    detector.save(tmp_path / "link")
+    assert os.path.islink(tmp_path / "link")
+    assert os.stat(tmp_path / "model").st_mode & 0o777 == 0o600
+    with pytest.raises(FileExistsError, match="is there and no file"):
+        detector.save(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["link", "model"]
 
 
 def test_saving_replaces_a_model_as_a_whole(model, tmp_path):
@@ -118,6 +152,14 @@ HOSTILE_CONFIGS = {
     "mixed classes": ({"reference_classes": [1, "a"]}, "reference_classes"),
     "nested classes": ({"reference_classes": [[1], [2]]}, "reference_classes"),
     "templates without tensor": ({"n_templates": 5}, "tensors"),
+    "history nested": ({"history": [{"epoch": [[]]}]}, "history"),
+    "history of other keys": ({"history": [{"zz": 1.0}]}, "history"),
+    "classes not sorted": ({"reference_classes": [1, 0]}, "reference_classes"),
+    "classes twice": ({"reference_classes": [1, 1]}, "reference_classes"),
+    "classes too large": ({"reference_classes": [0, 2**64]}, "reference_classes"),
+    "scale too large": ({"parameters": {"scale": 10**29}}, "too large"),
+    "device without a number": ({"parameters": {"device": "cpu:x"}}, "device"),
+    "split seed negative": ({"split_seed": -1}, "split_seed"),
     "history no list": ({"history": {}}, "history"),
     "interrupted no boolean": ({"interrupted": 1}, "interrupted"),
     "folder to write to": ({"parameters": {"checkpoint_folder": "/tmp"}}, "parameters"),
@@ -167,9 +209,13 @@ def extra(tensors):
     tensors["network.more"] = torch.zeros(1)
 
 
-@pytest.mark.parametrize("change", [missing, transposed, double, nan, extra])
+def negative_variance(tensors):
+    tensors["network.g.2.running_var"][0] = -1
+
+
+@pytest.mark.parametrize("change", [missing, transposed, double, nan, extra, negative_variance])
 def test_tensors_that_do_not_fit_are_refused(model, tmp_path, change):
-    with pytest.raises(ValueError, match=r"not a usable DOC-IDS model: .*tensor"):
+    with pytest.raises(ValueError, match=r"not a usable DOC-IDS model: .*(tensor|variance)"):
         load_detector(rewritten(model, tmp_path / "m", change_tensors=change))
 
 

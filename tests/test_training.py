@@ -153,6 +153,8 @@ def net_and_twin(dtype, batch_norm="target", optimizer="adamw", n_columns=320):
     losses = {"descriptiveness": 1.0, "compactness": 0.1, "reconstruction": 10.0, "detach_target": False}
     net = make_net({"n_columns": n_columns, "n_classes": 20, "batch_norm": batch_norm}, losses, settings, [])
     net.module_.to(dtype)
+    for moments in net.optimizer_.state.values():
+        moments.update({kind: value.to(dtype) for kind, value in moments.items()})
     twin = plain_network(n_columns).to(dtype)
     twin.load_state_dict(weights_as_plain(net.module_))
     options = {"lr": 1e-3, "weight_decay": 5e-4, **({"momentum": 0.9} if optimizer == "sgd" else {})}
