@@ -33,7 +33,6 @@ def estimators(seed):
     yield "DOCIDSDetector", DOCIDSDetector(**short)
     yield "DOCIDSDetector, knn", DOCIDSDetector(score_method="knn", **short)
     yield "DOCIDSDetector, early stopping", DOCIDSDetector(early_stopping=True, **short)
-    yield "DOCIDSDetector, warm start", DOCIDSDetector(warm_start=True, **short)
     yield "DOCIDSDetector, bfloat16", DOCIDSDetector(precision="bfloat16", **short)
     yield "paper.detector", paper.detector(**short)
     yield "NormalOnly(DOCIDSDetector), labels of the checks made +1", AllNormal(DOCIDSDetector(**short))

@@ -4,8 +4,9 @@
 
 Target B (a smart speaker): normal flows of one period, split at random into training, held-out and new ones; the
 number of new flows flagged should lie in the 95 % band of the beta-binomial distribution that held-out and new flows
-give. Beside it, the same new flows as they are scored in use: with their real addresses, where training rows have random
-ones. Then by time: trained and calibrated on the earlier half of the days, tried on the later one, with real addresses.
+give. Beside it, the same new flows as they are scored in use: with their real addresses, where training rows have
+random ones. Then by time: trained and calibrated on the earlier half of the days, tried on the later one, with real
+addresses.
 """
 
 import argparse

@@ -560,7 +560,7 @@ class DOCIDSDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
         """
         from sklearn_docids.persistence import save_detector
 
-        check_is_fitted(self, "offset_")
+        check_is_fitted(self)
         save_detector(self, os.fsdecode(path), sampler)
 
     def to_onnx(self, path: str | os.PathLike[str]) -> None:
@@ -568,7 +568,7 @@ class DOCIDSDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
 
         The graph takes ``flows``, uint8 (n, n_columns), and gives ``score``, float32 (n,): a flow whose score is below
         ``offset``, which stands in the metadata of the graph beside ``n_packets``, is abnormal. It is the folded
-        network; scores differ from those of `score_samples` by about 1e-6 of the median score.
+        network, and its scores differ from those of `score_samples` by the rounding of float32.
 
         Parameters
         ----------
@@ -582,7 +582,7 @@ class DOCIDSDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
         """
         from sklearn_docids import _export
 
-        check_is_fitted(self, "offset_")
+        check_is_fitted(self)
         network = copy.deepcopy(self.network_).cpu().eval()
         scores = _export.Scores(
             network, FoldedNetwork(network, self.n_features_in_), _scoring.abnormality_of(self.templates_)
@@ -900,6 +900,10 @@ class DOCIDSDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
             self._folded = folded = FoldedNetwork(self.network_, self.n_features_in_)
         return _scoring.evaluate(function, self.network_, folded, X)
 
+    def __sklearn_is_fitted__(self) -> bool:
+        """Return whether there is a fit; a refused one leaves the number of columns behind."""
+        return hasattr(self, "offset_")
+
     def __getstate__(self) -> dict[str, Any]:
         """Return what is pickled: not the folded network, which is made again from the trained one."""
         state = dict(super().__getstate__())
@@ -907,7 +911,7 @@ class DOCIDSDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
         return state
 
     def _check_rows(self, X: Any) -> np.ndarray:
-        check_is_fitted(self, "offset_")
+        check_is_fitted(self)
         return _check_range(validate_data(self, X, reset=False))
 
 

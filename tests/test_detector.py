@@ -45,7 +45,6 @@ def fitted():
         DOCIDSDetector(max_epochs=2),
         DOCIDSDetector(max_epochs=2, score_method="knn"),
         DOCIDSDetector(max_epochs=2, early_stopping=True),
-        DOCIDSDetector(max_epochs=2, warm_start=True),
     ],
     xfail_strict=True,
 )
