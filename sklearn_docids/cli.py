@@ -132,6 +132,7 @@ def _sample(args: argparse.Namespace) -> None:
 
 def _fit(args: argparse.Namespace) -> None:
     from sklearn_docids import DOCIDSDetector, FlowSampler, ReferenceData
+    from sklearn_docids.datasets import load_class_folder
 
     sampler = FlowSampler(fields=args.fields, random_state=args.seed, verbose=1)
     detector = DOCIDSDetector(
@@ -149,8 +150,7 @@ def _fit(args: argparse.Namespace) -> None:
         raise PermissionError(f"the folder of --model {args.model} cannot be written to")
     if args.checkpoint_folder is not None and not Path(args.checkpoint_folder).is_dir():
         raise NotADirectoryError(f"--checkpoint-folder {args.checkpoint_folder} is no existing folder")
-    paths, labels = class_captures(Path(args.reference))
-    X_reference, y_reference, _ = sampler.sample(paths, labels)
+    X_reference, y_reference = load_class_folder(args.reference, sampler=sampler, return_X_y=True)
     X, _, _ = sampler.sample(sources(args.captures))
     detector.fit(X, reference=ReferenceData(X_reference, y_reference))
     detector.save(args.model, sampler=sampler.set_params(verbose=0))
@@ -164,30 +164,6 @@ def _fit(args: argparse.Namespace) -> None:
 def sources(captures: Sequence[str]) -> list[Any]:
     """Return captures as the sampler takes them; ``-`` is standard input."""
     return [sys.stdin.buffer if capture == "-" else capture for capture in captures]
-
-
-def class_captures(folder: Path) -> tuple[list[Path], list[str]]:
-    """Return captures and their classes: a file's name without suffix, or the name of the folder it lies in.
-
-    Raises
-    ------
-    OSError
-        The folder is missing or is no folder.
-    ValueError
-        It has no entries.
-    """
-    paths, labels = [], []
-    for entry in sorted(folder.iterdir()):
-        if entry.name.startswith("."):
-            continue
-        found = sorted(p for p in entry.rglob("*") if p.is_file()) if entry.is_dir() else [entry]
-        paths += found
-        # dns.pcap.gz is of class dns, too.
-        plain = Path(entry.stem) if entry.suffix in (".gz", ".zst", ".lz4", ".xz", ".bz2") else entry
-        labels += [entry.name if entry.is_dir() else plain.stem] * len(found)
-    if not paths:
-        raise ValueError(f"{folder} holds no captures: one capture, or folder of captures, per class is needed")
-    return paths, labels
 
 
 def _score(args: argparse.Namespace) -> None:

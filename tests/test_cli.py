@@ -12,7 +12,7 @@ from captures import pcap, udp
 
 from sklearn_docids import FlowSampler, load_detector
 from sklearn_docids.capture import FlowTable
-from sklearn_docids.cli import class_captures, main
+from sklearn_docids.cli import main
 from sklearn_docids.datasets import make_traffic
 
 
@@ -145,15 +145,6 @@ def test_a_model_without_sampler_cannot_read_captures(model, traffic, tmp_path, 
     load_detector(model).save(tmp_path / "bare")
     assert main(["score", str(traffic.test), "--model", str(tmp_path / "bare")]) == 1
     assert "holds no sampler" in capsys.readouterr().err
-
-
-def test_reference_classes_are_files_or_folders(tmp_path):
-    (tmp_path / "tls").mkdir()
-    for name in ("dns.pcap", "ntp.pcap.gz", "tls/a.pcap", "tls/b.pcap", ".hidden"):
-        (tmp_path / name).touch()
-    paths, labels = class_captures(tmp_path)
-    assert labels == ["dns", "ntp", "tls", "tls"]
-    assert [path.name for path in paths] == ["dns.pcap", "ntp.pcap.gz", "a.pcap", "b.pcap"]
 
 
 @pytest.fixture

@@ -1,12 +1,17 @@
-"""make_traffic: the same bytes for the same seed, true labels, and no attack that a trivial look gives away."""
+"""make_traffic: the same bytes for the same seed, true labels, and no attack that a trivial look gives away.
+
+load_class_folder: classes by file and folder names, whole or drawn.
+"""
 
 import hashlib
 
 import numpy as np
 import pytest
+from captures import pcap, udp
 
 from sklearn_docids import FlowSampler
-from sklearn_docids.datasets import make_traffic
+from sklearn_docids.datasets import load_class_folder, make_traffic
+from sklearn_docids.datasets._folder import class_captures
 from sklearn_docids.metrics import attack_roc_auc_score
 
 
@@ -89,3 +94,64 @@ def test_checksums_are_valid_and_connections_well_formed(traffic):
 def test_numbers_below_one_are_refused(tmp_path, name):
     with pytest.raises(ValueError, match=f"{name} must be at least 1"):
         make_traffic(tmp_path, **{name: 0})
+
+
+def test_classes_are_files_or_folders(tmp_path):
+    (tmp_path / "tls").mkdir()
+    for name in ("dns.pcap", "ntp.pcap.gz", "tls/a.pcap", "tls/b.pcap", ".hidden"):
+        (tmp_path / name).touch()
+    paths, labels = class_captures(tmp_path)
+    assert labels == ["dns", "ntp", "tls", "tls"]
+    assert [path.name for path in paths] == ["dns.pcap", "ntp.pcap.gz", "a.pcap", "b.pcap"]
+
+
+@pytest.fixture
+def classes(tmp_path):
+    (tmp_path / "dns").mkdir()
+    for name, n_flows in {"dns/a.pcap": 6, "dns/b.pcap": 2, "ntp.pcap": 5}.items():
+        (tmp_path / name).write_bytes(pcap([udp(sport=1000 + i, payload=name.encode()) for i in range(n_flows)]))
+    return tmp_path
+
+
+def test_a_class_folder_is_loaded_with_labels_and_captures(classes):
+    data = load_class_folder(classes, sampler=FlowSampler(fields="raw"))
+    assert data.y.tolist() == ["dns"] * 8 + ["ntp"] * 5
+    assert data.groups.tolist() == [0] * 6 + [1] * 2 + [2] * 5
+    assert (FlowSampler(fields="raw").transform(data.captures) == data.X).all()
+    assert data.target_names.tolist() == ["dns", "ntp"]
+    assert "dns: 8 flows\nntp: 5 flows" in data.DESCR
+    X, y = load_class_folder(classes, sampler=FlowSampler(fields="raw"), return_X_y=True)
+    assert (X == data.X).all()
+    assert (y == data.y).all()
+
+
+def test_addresses_are_random_by_the_seed(classes):
+    first, again, other = (load_class_folder(classes, random_state=seed).X for seed in (1, 1, 2))
+    assert (first == again).all()
+    assert (first != other).any()
+
+
+def test_at_most_so_many_flows_of_a_class_are_drawn_by_the_seed(classes):
+    whole = load_class_folder(classes, sampler=FlowSampler(fields="raw"))
+    drawn, again, other = (
+        load_class_folder(classes, sampler=FlowSampler(fields="raw"), n_per_class=5, random_state=seed)
+        for seed in (0, 0, 1)
+    )
+    assert drawn.y.tolist() == ["dns"] * 5 + ["ntp"] * 5
+    assert (drawn.X == again.X).all()
+    assert drawn.X.tobytes() != other.X.tobytes()
+    assert {row.tobytes() for row in drawn.X} <= {row.tobytes() for row in whole.X}
+    assert [whole.y[whole.groups == group][0] for group in drawn.groups] == drawn.y.tolist()
+
+
+def test_unusable_folders_are_named(classes, tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        load_class_folder(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty holds no captures"):
+        load_class_folder(tmp_path / "empty")
+    with pytest.raises(ValueError, match="n_per_class must be at least 1 or None, got 0"):
+        load_class_folder(classes, n_per_class=0)
+    (classes / "void.pcap").write_bytes(pcap([]))
+    with pytest.warns(UserWarning, match="class 'void' of .* has no flows"):
+        load_class_folder(classes)

@@ -12,7 +12,7 @@ import pytest
 import sklearn_docids
 from sklearn_docids import metrics, model_selection, paper, plotting
 from sklearn_docids.capture.table import FlowTable
-from sklearn_docids.datasets import make_traffic
+from sklearn_docids.datasets import load_class_folder, make_traffic
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "sklearn_docids"
@@ -64,6 +64,8 @@ LAYERS = {
     "capture.fields": {"capture._native", "capture.headers", "capture.flows"},
     "capture.writing": {"capture._errors", "capture.kernels", "capture.containers", "capture.flows"},
     "_sampler": {"capture.fields", "capture.containers", "capture.flows", "capture.table", "capture.writing"},
+    "datasets._labels": {"capture.table"},
+    "datasets._folder": {"_sampler"},
     "_losses": set(),
     "_network": set(),
     "_callbacks": set(),
@@ -126,6 +128,7 @@ PUBLIC = [
     metrics.recall_at_fpr_score,
     paper.sampler,
     paper.detector,
+    load_class_folder,
     make_traffic,
     FlowTable,
 ]

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Data: traffic written on the spot for examples and tests."""
+"""Data: labelled references from folders of captures, and traffic written on the spot for examples and tests."""
 
+from sklearn_docids.datasets._folder import load_class_folder
 from sklearn_docids.datasets._synthetic import make_traffic
 
-__all__ = ["make_traffic"]
+__all__ = ["load_class_folder", "make_traffic"]

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A folder with one capture, or one folder of captures, per class: the general way to a reference."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.utils import Bunch, check_random_state
+
+from sklearn_docids._sampler import FlowSampler
+
+PACKED = (".gz", ".zst", ".lz4", ".xz", ".bz2")
+
+
+def class_captures(folder: str | os.PathLike[str]) -> tuple[list[Path], list[str]]:
+    """Return captures and their classes: a file's name without suffixes, or the name of the folder it lies in.
+
+    Raises
+    ------
+    OSError
+        The folder is missing or is no folder.
+    ValueError
+        It has no entries.
+    """
+    paths: list[Path] = []
+    labels: list[str] = []
+    for entry in sorted(Path(folder).iterdir()):
+        if entry.name.startswith("."):
+            continue
+        found = sorted(p for p in entry.rglob("*") if p.is_file()) if entry.is_dir() else [entry]
+        paths += found
+        # dns.pcap.gz is of class dns, too.
+        plain = Path(entry.stem) if entry.suffix in PACKED else entry
+        labels += [entry.name if entry.is_dir() else plain.stem] * len(found)
+    if not paths:
+        raise ValueError(f"{folder} holds no captures: one capture, or folder of captures, per class is needed")
+    return paths, labels
+
+
+def load_class_folder(
+    folder: str | os.PathLike[str],
+    *,
+    sampler: FlowSampler | None = None,
+    n_per_class: int | None = None,
+    random_state: Any = None,
+    return_X_y: bool = False,
+) -> Any:
+    """Load a labelled reference: one capture, or one folder of captures, per class.
+
+    Parameters
+    ----------
+    folder : path
+        Folder whose entries are captures (``dns.pcap``, ``tls.pcapng.gz``: class ``dns``, class ``tls``) or folders of
+        captures (their name is the class). Names that begin with a dot are skipped.
+    sampler : FlowSampler, default=None
+        Sampler to use; None: ``FlowSampler(random_state=random_state)``. Rows are training data
+        (`FlowSampler.sample`): with the default field policy, addresses are random.
+    n_per_class : int or None, default=None
+        Most flows of a class, drawn at random; None: all.
+    random_state : int, RandomState instance or None, default=None
+        Source of the drawing, and of random addresses where no sampler is given.
+    return_X_y : bool, default=False
+        Whether to return ``(X, y)`` instead of a Bunch: what `DOCIDSDetector.fit` takes as ``reference``.
+
+    Returns
+    -------
+    Bunch or tuple
+        ``X``: ndarray of uint8, shape (n_flows, n_packets * n_bytes); ``y``: ndarray of str, the class of each flow;
+        ``groups``: ndarray of int64, the number of the capture of each flow; ``captures``: their paths;
+        ``target_names``: the classes, sorted; ``DESCR``: flows per class as text.
+
+    Raises
+    ------
+    OSError
+        The folder or a capture is missing or cannot be read.
+    ValueError
+        The folder has no entries, or ``n_per_class`` is less than 1.
+    CaptureError
+        None of the files is a capture.
+
+    Warns
+    -----
+    UserWarning
+        A class has no flows.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from sklearn_docids.datasets import load_class_folder, make_traffic
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     traffic = make_traffic(folder, n_flows=20, random_state=0)
+    ...     reference = load_class_folder(traffic.reference[0].parent, n_per_class=5, random_state=0)
+    >>> reference.X.shape[1], len(reference.y) == 5 * len(reference.target_names)
+    (320, True)
+    """
+    if n_per_class is not None and n_per_class < 1:
+        raise ValueError(f"n_per_class must be at least 1 or None, got {n_per_class!r}")
+    rng = check_random_state(random_state)
+    if sampler is None:
+        sampler = FlowSampler(random_state=int(rng.randint(2**31 - 1)))
+    paths, labels = class_captures(folder)
+    X, y, groups = sampler.sample(paths, labels)
+    y = np.asarray(y)
+    for label in sorted(set(labels) - set(y.tolist())):
+        warnings.warn(f"class {label!r} of {folder} has no flows", UserWarning, stacklevel=2)
+    if n_per_class is not None:
+        rows = drawn_per_class(y, n_per_class, rng)
+        X, y, groups = X[rows], y[rows], groups[rows]
+    if return_X_y:
+        return X, y
+    names, counts = np.unique(y, return_counts=True)
+    described = "\n".join(f"{name}: {count} flows" for name, count in zip(names, counts, strict=True))
+    return Bunch(
+        X=X, y=y, groups=groups, captures=paths, target_names=names,
+        DESCR=f"Flows of {len(paths)} captures in {folder}, sampled as training data.\n{described}\n",
+    )  # fmt: skip
+
+
+def drawn_per_class(y: np.ndarray, n_per_class: int, rng: np.random.RandomState) -> np.ndarray:
+    """Return at most so many rows of each class, drawn at random, in their order."""
+    order = rng.permutation(len(y))
+    rows = [order[y[order] == label][:n_per_class] for label in np.unique(y)]
+    return np.sort(np.concatenate(rows))
