@@ -395,7 +395,7 @@ class DOCIDSDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
             tasks = EpochTasks(self, X, y, lambda net: self._fitted_so_far(net, rows), settings.n_epochs)
             callbacks.append(("tasks", tasks))
         if self.checkpoint_folder is not None:  # behind all who may want to stop
-            checkpoint = self._checkpoint(rows, settings, dict(callbacks), steps_per_epoch, goes_on)
+            checkpoint = self._make_checkpoint(rows, settings, dict(callbacks), steps_per_epoch, goes_on)
             callbacks.append(("checkpoint", checkpoint))
         return self._train(rows, settings, callbacks, goes_on)
 
@@ -658,15 +658,13 @@ class DOCIDSDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
     ) -> list[tuple[str, Any]]:
         """Return the callbacks of a fit, in the order in which they are called."""
         callbacks: list[tuple[str, Any]] = []
-        early_stopping = None
         if settings.schedule == "one_cycle":
             callbacks.append(("schedule", _training.OneCycle(settings.n_epochs * steps_per_epoch)))
         if self.verbose:
             callbacks.append(("progress", _training.Progress()))
         if rows.stopping is not None:
             held_out = _training.PairedFlows(rows.stopping, device=settings.device)
-            early_stopping = _training.EarlyStopping(held_out, self.n_iter_no_change, self.tol)
-            callbacks.append(("early_stopping", early_stopping))
+            callbacks.append(("early_stopping", _training.EarlyStopping(held_out, self.n_iter_no_change, self.tol)))
         for i, callback in enumerate(self.callbacks or ()):
             self._check_callback(callback)
             callbacks.append((f"callbacks_{i}", clone(callback, safe=False)))
@@ -680,7 +678,7 @@ class DOCIDSDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
         if self.execution == "cuda_graph":
             raise ValueError("callbacks cannot be called inside a CUDA graph: give callbacks or execution='cuda_graph'")
 
-    def _checkpoint(
+    def _make_checkpoint(
         self,
         rows: FitRows,
         settings: _training.TrainingSettings,
@@ -761,6 +759,7 @@ class DOCIDSDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
         if goes_on:
             net.module_.load_state_dict(self.network_.state_dict())
             net.earlier_epochs = list(self.history_)
+            net.n_epochs_cut = self.n_iter_ - len(self.history_)
             _training.restore_optimizer(net, self._usable_moments())
         if "checkpoint" in dict(callbacks):
             dict(callbacks)["checkpoint"].resume(net)
@@ -779,7 +778,7 @@ class DOCIDSDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
             "templates_": fitted.templates_,
             "offset_": fitted.offset_,
             "history_": history,
-            "n_iter_": len(history),
+            "n_iter_": net.n_epochs_cut + len(history),
             "interrupted_": net.interrupted,
             "sampler_": getattr(self, "sampler_", None),
             "_folded": fitted._folded,

@@ -249,6 +249,7 @@ class PairedNet(NeuralNet):
         self.settings = settings
         self.n_epochs_resumed = 0  # epochs of this fit that were run before a break
         self.earlier_epochs: list[dict[str, Any]] = []
+        self.n_epochs_cut = 0  # earlier ones that a model file did not keep
 
     def infer(self, x: dict[str, Tensor], **fit_params: Any) -> PairOutput:
         """Return the output of the network for a batch."""

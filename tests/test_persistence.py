@@ -92,6 +92,8 @@ def test_a_long_history_is_cut_to_its_end(tmp_path):
     detector.save(tmp_path / "model")
     loaded = load_detector(tmp_path / "model")
     assert (loaded.n_iter_, len(loaded.history_), loaded.history_[-1]["epoch"]) == (20_000, 5000, 20_000)
+    loaded.partial_fit(X, reference=REFERENCE)
+    assert (loaded.n_iter_, len(loaded.history_), loaded.history_[-1]["epoch"]) == (20_001, 5001, 20_001)
 
 
 def test_links_modes_and_names_of_bytes_are_kept(model, tmp_path):
