@@ -12,7 +12,7 @@ import pytest
 import sklearn_docids
 from sklearn_docids import metrics, model_selection, paper, plotting
 from sklearn_docids.capture.table import FlowTable
-from sklearn_docids.datasets import load_class_folder, make_traffic
+from sklearn_docids.datasets import load_class_folder, load_ustc_tfc2016, load_ustc_tk2016, make_traffic
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "sklearn_docids"
@@ -66,6 +66,7 @@ LAYERS = {
     "_sampler": {"capture.fields", "capture.containers", "capture.flows", "capture.table", "capture.writing"},
     "datasets._labels": {"capture.table"},
     "datasets._folder": {"_sampler"},
+    "datasets._ustc": {"", "_sampler", "datasets._folder", "paper"},
     "_losses": set(),
     "_network": set(),
     "_callbacks": set(),
@@ -129,6 +130,8 @@ PUBLIC = [
     paper.sampler,
     paper.detector,
     load_class_folder,
+    load_ustc_tfc2016,
+    load_ustc_tk2016,
     make_traffic,
     FlowTable,
 ]

@@ -3,5 +3,6 @@
 
 from sklearn_docids.datasets._folder import load_class_folder
 from sklearn_docids.datasets._synthetic import make_traffic
+from sklearn_docids.datasets._ustc import load_ustc_tfc2016, load_ustc_tk2016
 
-__all__ = ["load_class_folder", "make_traffic"]
+__all__ = ["load_class_folder", "load_ustc_tfc2016", "load_ustc_tk2016", "make_traffic"]

@@ -33,12 +33,15 @@ def class_captures(folder: str | os.PathLike[str]) -> tuple[list[Path], list[str
             continue
         found = sorted(p for p in entry.rglob("*") if p.is_file()) if entry.is_dir() else [entry]
         paths += found
-        # dns.pcap.gz is of class dns, too.
-        plain = Path(entry.stem) if entry.suffix in PACKED else entry
-        labels += [entry.name if entry.is_dir() else plain.stem] * len(found)
+        labels += [entry.name if entry.is_dir() else plain_name(entry)] * len(found)
     if not paths:
         raise ValueError(f"{folder} holds no captures: one capture, or folder of captures, per class is needed")
     return paths, labels
+
+
+def plain_name(path: Path) -> str:
+    """Return a file's name without suffixes: dns.pcap.gz is of class dns, too."""
+    return Path(path.stem).stem if path.suffix in PACKED else path.stem
 
 
 def load_class_folder(
@@ -112,12 +115,16 @@ def load_class_folder(
         X, y, groups = X[rows], y[rows], groups[rows]
     if return_X_y:
         return X, y
-    names, counts = np.unique(y, return_counts=True)
-    described = "\n".join(f"{name}: {count} flows" for name, count in zip(names, counts, strict=True))
     return Bunch(
-        X=X, y=y, groups=groups, captures=paths, target_names=names,
-        DESCR=f"Flows of {len(paths)} captures in {folder}, sampled as training data.\n{described}\n",
+        X=X, y=y, groups=groups, captures=paths, target_names=np.unique(y),
+        DESCR=f"Flows of {len(paths)} captures in {folder}, sampled as training data.\n{described_classes(y)}",
     )  # fmt: skip
+
+
+def described_classes(y: np.ndarray) -> str:
+    """Return the number of flows of each class as lines of text."""
+    names, counts = np.unique(y, return_counts=True)
+    return "".join(f"{name}: {count} flows\n" for name, count in zip(names, counts, strict=True))
 
 
 def drawn_per_class(y: np.ndarray, n_per_class: int, rng: np.random.RandomState) -> np.ndarray:

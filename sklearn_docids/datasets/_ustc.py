@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""USTC-TFC2016, the paper's reference, as captures and as the session images that were made of it."""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+import os
+import re
+import struct
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.utils import Bunch, check_random_state
+
+from sklearn_docids import paper
+from sklearn_docids._sampler import FlowSampler
+from sklearn_docids.datasets._folder import described_classes, drawn_per_class, plain_name
+
+BENIGN = (
+    "BitTorrent", "Facetime", "FTP", "Gmail", "MySQL", "Outlook", "Skype", "SMB", "Weibo", "WorldOfWarcraft",
+)  # fmt: skip
+MALWARE = ("Cridex", "Geodo", "Htbot", "Miuref", "Neris", "Nsis-ay", "Shifu", "Tinba", "Virut", "Zeus")
+HOME = "https://github.com/yungshenglu/USTC-TFC2016"
+IMAGES_HOME = "https://github.com/echowei/DeepTraffic, 1.malware_traffic_classification/3.PreprocessedResults/20class"
+DESCR = """USTC-TFC2016 (Wang et al., ICOIN 2017): ten applications and ten kinds of malware, {what}.
+
+Every benign flow has TTL 32 and MAC addresses of one maker, malware TTL 128 and those of VirtualBox, with few
+exceptions: one header byte tells the two apart, so telling them apart proves nothing. As a reference, the set teaches
+features.
+"""
+# An image is the beginning of a capture file.
+IMAGE_BYTES = 784
+MAGIC = b"\xd4\xc3\xb2\xa1"
+
+
+def load_ustc_tfc2016(
+    data_home: str | os.PathLike[str],
+    *,
+    n_per_class: int | None = 5000,
+    sampler: FlowSampler | None = None,
+    random_state: Any = None,
+    return_X_y: bool = False,
+) -> Any:
+    """Load USTC-TFC2016 from its captures: 20 classes, the paper's reference.
+
+    Nothing is downloaded: clone the repository [1]_ and give its folder.
+
+    Parameters
+    ----------
+    data_home : path
+        Folder with ``Benign`` and ``Malware``, as published. A class is one or more captures (``SMB-1.pcap``,
+        ``SMB-2.pcap``) or 7z archives of them; archives are unpacked one at a time into a temporary folder, which
+        needs ``py7zr`` (``pip install 'sklearn-docids[archives]'``). Where there is a capture, its archive is skipped.
+    n_per_class : int or None, default=5000
+        Most flows of a class, drawn at random (paper: 5,000); None: all.
+    sampler : FlowSampler, default=None
+        Sampler to use; None: `sklearn_docids.paper.sampler`, whose flows are never split by time, like sessions.
+    random_state : int, RandomState instance or None, default=None
+        Source of the drawing, and of random addresses where no sampler is given.
+    return_X_y : bool, default=False
+        Whether to return ``(X, y)`` instead of a Bunch.
+
+    Returns
+    -------
+    Bunch or tuple
+        ``X``, ``y``, ``groups``, ``captures``, ``target_names``, ``DESCR`` as `load_class_folder` has them, and
+        ``malware``: ndarray of bool, whether a flow is of a malware class.
+
+    Raises
+    ------
+    FileNotFoundError
+        A folder or a class is missing; the message names what and where to get it.
+    ImportError
+        There is an archive, and py7zr is not installed.
+    ValueError
+        A file belongs to no class of the set, an archive is damaged or holds no capture.
+    CaptureError
+        A file is no capture.
+
+    References
+    ----------
+    .. [1] https://github.com/yungshenglu/USTC-TFC2016
+    .. [2] W. Wang et al., "Malware traffic classification using convolutional neural network for representation
+       learning", ICOIN 2017.
+
+    Examples
+    --------
+    >>> from sklearn_docids.datasets import load_ustc_tfc2016
+    >>> reference = load_ustc_tfc2016("USTC-TFC2016", random_state=0)  # doctest: +SKIP
+    >>> reference.X.shape[1], len(reference.target_names)  # doctest: +SKIP
+    (320, 20)
+    """
+    rng = check_random_state(random_state)
+    if sampler is None:
+        sampler = paper.sampler(random_state=int(rng.randint(2**31 - 1)))
+    parts = []
+    for label, path in published_files(Path(data_home)):
+        with unpacked(path) as captures:
+            X, _, _ = sampler.sample(captures)
+        rows = np.sort(rng.permutation(len(X))[:n_per_class])
+        parts.append((label, path, X[rows]))  # no more of a file than could be drawn of its class
+    return _bunch(parts, n_per_class, rng, "sampled from its captures as training data", return_X_y)
+
+
+def _bunch(
+    parts: list[tuple[str, Any, np.ndarray]], n_per_class: int | None, rng: np.random.RandomState, what: str, pair: bool
+) -> Any:
+    """Return parts, each the rows of one file, as data of the set."""
+    X = np.concatenate([rows for _, _, rows in parts])
+    counts = [len(rows) for _, _, rows in parts]
+    y = np.repeat([label for label, _, _ in parts], counts)
+    groups = np.repeat(np.arange(len(parts)), counts)
+    if n_per_class is not None:
+        rows = drawn_per_class(y, n_per_class, rng)
+        X, y, groups = X[rows], y[rows], groups[rows]
+    if pair:
+        return X, y
+    return Bunch(
+        X=X, y=y, groups=groups, captures=[path for _, path, _ in parts], malware=np.isin(y, MALWARE),
+        target_names=np.unique(y), DESCR=DESCR.format(what=what) + "\n" + described_classes(y),
+    )  # fmt: skip
+
+
+def published_files(home: Path) -> list[tuple[str, Path]]:
+    """Return class and path of each capture, and of each archive that has no capture beside it.
+
+    Raises
+    ------
+    FileNotFoundError
+        A folder or a class is missing.
+    ValueError
+        A file belongs to no class.
+    """
+    found: list[tuple[str, Path]] = []
+    for folder, classes in (("Benign", BENIGN), ("Malware", MALWARE)):
+        if not (home / folder).is_dir():
+            raise FileNotFoundError(f"{home / folder} is missing; clone {HOME} and give its folder")
+        paths = sorted(p for p in (home / folder).rglob("*") if p.is_file() and not p.name.startswith("."))
+        captured = {plain_name(p) for p in paths if p.suffix != ".7z"}
+        for path in paths:
+            label = re.sub(r"-\d+$", "", plain_name(path))  # SMB-1, SMB-2
+            if label not in classes:
+                raise ValueError(f"{path} belongs to no class of {folder}; they are {', '.join(classes)}")
+            if path.suffix != ".7z" or plain_name(path) not in captured:
+                found.append((label, path))
+        missing = sorted(set(classes) - {label for label, _ in found})
+        if missing:
+            raise FileNotFoundError(f"{home / folder} lacks {', '.join(missing)}; the whole set is on {HOME}")
+    return found
+
+
+@contextmanager
+def unpacked(path: Path) -> Iterator[list[Path]]:
+    """Yield the captures of a file: itself, or what an archive holds, in a folder that is removed again."""
+    if path.suffix != ".7z":
+        yield [path]
+        return
+    if importlib.util.find_spec("py7zr") is None:
+        raise ImportError(
+            f"{path} is an archive: unpack it (7z x), or install py7zr: pip install 'sklearn-docids[archives]'"
+        )
+    import py7zr
+
+    with tempfile.TemporaryDirectory(prefix="docids-") as folder:
+        try:
+            with py7zr.SevenZipFile(path) as archive:
+                archive.extractall(folder)
+        except (py7zr.exceptions.ArchiveError, EOFError, struct.error) as error:
+            raise ValueError(f"{path}: not a usable archive: {error or type(error).__name__}") from None
+        captures = sorted(p for p in Path(folder).rglob("*") if p.is_file())
+        if not captures:
+            raise ValueError(f"{path} is an archive without a file")
+        yield captures
+
+
+def load_ustc_tk2016(
+    folder: str | os.PathLike[str],
+    *,
+    subset: str = "test",
+    n_per_class: int | None = 5000,
+    sampler: FlowSampler | None = None,
+    random_state: Any = None,
+    return_X_y: bool = False,
+) -> Any:
+    """Load USTC-TFC2016 from its session images: the first 784 bytes of each session's capture file.
+
+    Nothing is downloaded. The images are ``SessionAllLayers`` of 20 classes [1]_. What a session sent beyond 784 bytes,
+    with 40 bytes of file and record headers and 16 for every further packet among them, is lost: of most benign
+    classes, parts of the first 4 x 80 bytes are missing.
+
+    Parameters
+    ----------
+    folder : path
+        Folder with ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte`` and the like of ``t10k``, as they are or
+        packed (``.gz``).
+    subset : {"test", "train"}, default="test"
+        ``"test"`` reads the ``t10k`` files (14,267 sessions), ``"train"`` the others (128,433).
+    n_per_class : int or None, default=5000
+        Most flows of a class, drawn at random (paper: 5,000); None: all.
+    sampler : FlowSampler, default=None
+        Sampler to use; None: `sklearn_docids.paper.sampler`.
+    random_state : int, RandomState instance or None, default=None
+        Source of the drawing, and of random addresses where no sampler is given.
+    return_X_y : bool, default=False
+        Whether to return ``(X, y)`` instead of a Bunch.
+
+    Returns
+    -------
+    Bunch or tuple
+        As `load_ustc_tfc2016`; ``groups`` is 0 throughout.
+
+    Raises
+    ------
+    FileNotFoundError
+        A file is missing; the message names it and where to get it.
+    ValueError
+        A file is no idx file, does not fit the other, or its images are not of sessions with all layers.
+
+    References
+    ----------
+    .. [1] https://github.com/echowei/DeepTraffic
+
+    Examples
+    --------
+    >>> from sklearn_docids.datasets import load_ustc_tk2016
+    >>> reference = load_ustc_tk2016("SessionAllLayers", random_state=0)  # doctest: +SKIP
+    """
+    if subset not in ("test", "train"):
+        raise ValueError(f"subset must be 'test' or 'train', got {subset!r}")
+    rng = check_random_state(random_state)
+    if sampler is None:
+        sampler = paper.sampler(random_state=int(rng.randint(2**31 - 1)))
+    stem = "t10k" if subset == "test" else "train"
+    images = read_idx(Path(folder) / f"{stem}-images-idx3-ubyte", 3).reshape(-1, IMAGE_BYTES)
+    numbers = read_idx(Path(folder) / f"{stem}-labels-idx1-ubyte", 1)
+    if len(images) != len(numbers) or (len(numbers) and numbers.max() >= len(BENIGN + MALWARE)):
+        raise ValueError(
+            f"{folder}: {len(images)} images and {len(numbers)} labels do not fit, or are not of 20 classes"
+        )
+    captures = [BytesIO(capture_of(image.tobytes())) for image in images]
+    X, y, _ = sampler.sample(captures, [(BENIGN + MALWARE)[number] for number in numbers])
+    labels = np.asarray(y)
+    parts = [(str(label), Path(folder), X[labels == label]) for label in np.unique(labels)]
+    return _bunch(parts, n_per_class, rng, "as the first 784 bytes of each session's file", return_X_y)
+
+
+def read_idx(path: Path, n_dimensions: int) -> np.ndarray:
+    """Return the array of bytes in an idx file, packed or not."""
+    packed = path.with_name(f"{path.name}.gz")
+    if not path.exists() and not packed.exists():
+        raise FileNotFoundError(f"{path} is missing, packed or not; it is on {IMAGES_HOME}")
+    try:
+        data = path.read_bytes() if path.exists() else gzip.decompress(packed.read_bytes())
+    except (EOFError, gzip.BadGzipFile) as error:
+        raise ValueError(f"{packed}: damaged: {error}") from None
+    head = 4 + 4 * n_dimensions
+    shape = struct.unpack(f">{n_dimensions}I", data[4:head]) if len(data) >= head else ()
+    if data[:4] != bytes([0, 0, 8, n_dimensions]) or len(data) - head != np.prod(shape, dtype=object):
+        raise ValueError(f"{path}: no idx file of bytes in {n_dimensions} dimensions, or a part of one")
+    return np.frombuffer(data, np.uint8, offset=head).reshape(shape)
+
+
+def capture_of(image: bytes) -> bytes:
+    """Return an image as a capture that ends with its last packet, whose captured length is what is left of it."""
+    if image[:4] != MAGIC:
+        raise ValueError("an image does not begin like a capture: only SessionAllLayers can be read, not SessionL7")
+    position, records = 24, [image[:24]]
+    while position + 16 < len(image) and any(image[position : position + 16]):
+        seconds, fraction, captured, original = struct.unpack("<4I", image[position : position + 16])
+        kept = image[position + 16 : position + 16 + captured]
+        records.append(struct.pack("<4I", seconds, fraction, len(kept), original) + kept)
+        position += 16 + captured
+    return b"".join(records)

@@ -1,0 +1,168 @@
+"""USTC-TFC2016: its tree of captures and archives, and the session images that were made of it."""
+
+import gzip
+import io
+import struct
+
+import numpy as np
+import pytest
+from captures import pcap, tcp, udp
+
+from sklearn_docids import CaptureError, FlowSampler, paper
+from sklearn_docids.datasets import load_ustc_tfc2016, load_ustc_tk2016
+from sklearn_docids.datasets._ustc import BENIGN, MALWARE, capture_of
+
+RAW = paper.sampler(fields="raw")
+
+
+def capture(name, n_flows=3):
+    return pcap([udp(sport=1000 + i, payload=name.encode()) for i in range(n_flows)])
+
+
+@pytest.fixture
+def home(tmp_path):
+    for folder, classes in (("Benign", BENIGN), ("Malware", MALWARE)):
+        (tmp_path / folder).mkdir()
+        for name in classes:
+            (tmp_path / folder / f"{name}.pcap").write_bytes(capture(name))
+    (tmp_path / "Benign" / "SMB.pcap").unlink()
+    for part in (1, 2):
+        (tmp_path / "Benign" / f"SMB-{part}.pcap").write_bytes(capture(f"SMB-{part}", 4))
+    (tmp_path / "README.md").write_text("not data")
+    return tmp_path
+
+
+def test_the_published_tree_has_twenty_classes(home):
+    data = load_ustc_tfc2016(home, sampler=RAW)
+    assert data.target_names.tolist() == sorted(BENIGN + MALWARE)
+    assert len(data.X) == 19 * 3 + 8
+    assert {name: int(np.sum(data.y == name)) for name in ("SMB", "Zeus")} == {"SMB": 8, "Zeus": 3}
+    assert (data.malware == np.isin(data.y, MALWARE)).all()
+    for group, path in enumerate(data.captures):
+        assert (data.X[data.groups == group] == RAW.transform(path)).all()
+    assert "SMB: 8 flows" in data.DESCR
+    X, y = load_ustc_tfc2016(home, sampler=RAW, return_X_y=True)
+    assert (X == data.X).all()
+    assert (y == data.y).all()
+
+
+def test_flows_are_those_of_the_paper_and_drawn_by_the_seed(home):
+    first, again, other = (load_ustc_tfc2016(home, n_per_class=2, random_state=seed) for seed in (0, 0, 1))
+    assert np.unique(first.y, return_counts=True)[1].tolist() == [2] * 20
+    assert (first.X == again.X).all()
+    assert (first.X != other.X).any()
+
+
+def test_archives_are_unpacked_unless_their_capture_is_there(home):
+    py7zr = pytest.importorskip("py7zr")
+    expected = load_ustc_tfc2016(home, sampler=RAW)
+    for name in ("Benign/FTP", "Malware/Zeus"):
+        with py7zr.SevenZipFile(home / f"{name}.7z", "w") as archive:
+            archive.write(home / f"{name}.pcap", "inner.pcap")
+    (home / "Benign" / "FTP.pcap").unlink()  # that of Zeus stays beside its archive
+    data = load_ustc_tfc2016(home, sampler=RAW)
+    assert (data.X == expected.X).all()
+    assert (data.y == expected.y).all()
+
+
+def test_what_cannot_be_unpacked_is_named(home, monkeypatch):
+    (home / "Benign" / "FTP.pcap").unlink()
+    (home / "Benign" / "FTP.7z").write_bytes(b"7z\xbc\xaf\x27\x1c half of it")
+    with pytest.raises(ValueError, match=r"FTP\.7z: not a usable archive"):
+        load_ustc_tfc2016(home)
+    import importlib.util
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"FTP\.7z is an archive: .* pip install 'sklearn-docids\[archives\]'"):
+        load_ustc_tfc2016(home)
+
+
+def test_missing_and_strange_files_are_named(home):
+    with pytest.raises(FileNotFoundError, match=r"nowhere/Benign is missing; clone https"):
+        load_ustc_tfc2016(home / "nowhere")
+    (home / "Malware" / "Zeus.pcap").rename(home / "Malware" / "Zeuss.pcap")
+    with pytest.raises(ValueError, match=r"Zeuss\.pcap belongs to no class of Malware"):
+        load_ustc_tfc2016(home)
+    (home / "Malware" / "Zeuss.pcap").unlink()
+    (home / "Malware" / "Tinba.pcap").unlink()
+    with pytest.raises(FileNotFoundError, match="Malware lacks Tinba, Zeus; the whole set is on"):
+        load_ustc_tfc2016(home)
+
+
+def test_a_wrong_file_under_the_right_name_is_named(home):
+    (home / "Malware" / "Zeus.pcap").write_text("<html>404</html>")
+    with pytest.raises(CaptureError, match=r"Zeus\.pcap"):
+        load_ustc_tfc2016(home)
+
+
+# Session images
+
+
+def session(i):
+    """Return the capture of one session, longer or shorter than an image."""
+    ports = {"sport": 2000 + i, "dport": 80}
+    return pcap(
+        [tcp(flags="S", **ports), tcp(flags="A", payload=b"x" * (20 + 300 * i), **ports), tcp(flags="F", **ports)]
+    )
+
+
+def image(i):
+    return session(i)[:784].ljust(784, b"\0")
+
+
+@pytest.fixture
+def images(tmp_path):
+    numbers = (np.arange(40) % 20).astype(np.uint8)
+    pictures = b"".join(image(i % 4) for i in range(40))
+    (tmp_path / "t10k-images-idx3-ubyte.gz").write_bytes(
+        gzip.compress(struct.pack(">4I", 0x803, 40, 28, 28) + pictures)
+    )
+    (tmp_path / "t10k-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 0x801, 40) + numbers.tobytes())
+    return tmp_path
+
+
+@pytest.mark.parametrize("i", range(5))
+def test_an_image_is_the_beginning_of_its_session(i):
+    kept = capture_of(image(i))
+    table = RAW.set_params(on_error="raise")
+    whole, cut = table.flows(io.BytesIO(session(i))), table.flows(io.BytesIO(kept))
+    assert len(cut) == 1
+    # The second packet begins at byte 110 and is cut at 784; the last one is lost if that leaves no room for it.
+    n_kept = 80 if i < 2 else 0
+    assert (cut.X[0, :160] == whole.X[0, :160]).all()
+    assert (cut.X[0, 160 : 160 + n_kept] == whole.X[0, 160 : 160 + n_kept]).all()
+
+
+def test_session_images_are_loaded_with_their_classes(images):
+    data = load_ustc_tk2016(images, sampler=paper.sampler(fields="raw"))
+    assert np.unique(data.y, return_counts=True)[1].tolist() == [2] * 20
+    assert data.target_names.tolist() == sorted(BENIGN + MALWARE)
+    expected = FlowSampler(fields="raw").transform
+    zeus = data.X[data.y == "Zeus"]
+    assert (zeus == expected([io.BytesIO(capture_of(image(i % 4))) for i in (19, 39)])).all()
+
+
+def test_images_that_do_not_fit_are_named(images):
+    with pytest.raises(ValueError, match="subset must be"):
+        load_ustc_tk2016(images, subset="validation")
+    with pytest.raises(FileNotFoundError, match=r"train-images-idx3-ubyte is missing, packed or not"):
+        load_ustc_tk2016(images, subset="train")
+    labels = images / "t10k-labels-idx1-ubyte"
+    good = labels.read_bytes()
+    for bad, message in (
+        (good[:-1], "or a part of one"), (b"\0\0\x08\x03" + good[4:], "no idx file"), (b"", "no idx file"),
+        (struct.pack(">2I", 0x801, 39) + good[8:-1], "40 images and 39 labels do not fit"),
+        (good[:-1] + b"\x14", "not of 20 classes"),
+    ):  # fmt: skip
+        labels.write_bytes(bad)
+        with pytest.raises(ValueError, match=message):
+            load_ustc_tk2016(images)
+    labels.write_bytes(good)
+    pictures = images / "t10k-images-idx3-ubyte.gz"
+    data = pictures.read_bytes()
+    pictures.write_bytes(data[:-20])
+    with pytest.raises(ValueError, match=r"images-idx3-ubyte\.gz: damaged"):
+        load_ustc_tk2016(images)
+    pictures.write_bytes(gzip.compress(struct.pack(">4I", 0x803, 40, 28, 28) + bytes(40 * 784)))
+    with pytest.raises(ValueError, match="only SessionAllLayers can be read"):
+        load_ustc_tk2016(images)
