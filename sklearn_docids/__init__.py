@@ -8,7 +8,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sklearn_docids._detector import DOCIDSDetector, ReferenceData
+    from sklearn_docids._detector import DOCIDSDetector
+    from sklearn_docids._reference import ReferenceData
     from sklearn_docids._sampler import FlowSampler
     from sklearn_docids.capture import CaptureError, CaptureWarning
     from sklearn_docids.persistence import load_detector
@@ -20,7 +21,7 @@ _HOME = {
     "CaptureWarning": "sklearn_docids.capture",
     "DOCIDSDetector": "sklearn_docids._detector",
     "FlowSampler": "sklearn_docids._sampler",
-    "ReferenceData": "sklearn_docids._detector",
+    "ReferenceData": "sklearn_docids._reference",
     "load_detector": "sklearn_docids.persistence",
 }
 _SUBMODULES = {"capture", "datasets", "metrics", "model_selection", "paper", "persistence", "plotting"}

@@ -23,6 +23,7 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted, v
 from sklearn_docids import _checkpoint, _scoring, _training
 from sklearn_docids._callbacks import CallbackSupportMixin, EpochTasks, with_callbacks
 from sklearn_docids._folding import FoldedNetwork, same_state, state_of
+from sklearn_docids._reference import ReferenceData, check_kind, check_labels, numbers_among
 
 if TYPE_CHECKING:
     from sklearn_docids._sampler import FlowSampler
@@ -35,38 +36,7 @@ AUTO_CONTAMINATION = 0.01
 N_CLASSES_WITHOUT_REFERENCE = 20
 
 
-# Types of labels that do not mix; a bool is an Integral, too, and an Integral a Real.
-LABEL_KINDS = (str, (bool, np.bool_), Integral, Real)
 DEVICES = ("cpu", "cuda", "mps", "xpu")
-
-
-class ReferenceData:
-    """Labelled reference flows for `DOCIDSDetector.fit`, which cross-validation hands on whole.
-
-    scikit-learn slices every array-like fit parameter whose length is the number of rows of X. This holder has no
-    length, so the whole reference reaches each fit.
-
-    Parameters
-    ----------
-    X : array-like of shape (n_reference, n_columns)
-        Flow bytes, with the columns of the target.
-    y : array-like of shape (n_reference,)
-        Class labels, at least two different ones.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from sklearn_docids import ReferenceData
-    >>> ReferenceData(np.zeros((4, 320), np.uint8), ["dns", "dns", "tls", "tls"])
-    ReferenceData(4 flows)
-    """
-
-    def __init__(self, X: Any, y: Any):
-        self.X = X
-        self.y = y
-
-    def __repr__(self) -> str:
-        return f"ReferenceData({np.shape(self.X)[0]} flows)"
 
 
 class FitRows(NamedTuple):
@@ -595,7 +565,7 @@ class DOCIDSDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
             for name in [*vars(self)]:
                 if name.endswith("_") or name in ("_moments", "_split_seed"):
                     delattr(self, name)
-        _check_kind(reference)
+        check_kind(reference)
         X = _check_range(validate_data(self, X, reset=not goes_on, ensure_min_samples=2))
         if isinstance(reference, tuple) and len(X) == len(reference):
             raise ValueError(
@@ -847,7 +817,7 @@ class DOCIDSDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
         if names is not None and hasattr(X, "columns") and list(X.columns) != list(names):
             raise ValueError("reference X has other column names than the target X, or another order of them")
         X = _check_range(check_array(X, input_name="reference X", estimator=self))
-        y = _check_labels(y)
+        y = check_labels(y)
         check_consistent_length(X, y)
         if X.shape[1] != self.n_features_in_:
             raise ValueError(f"reference X has {X.shape[1]} columns, but the target X has {self.n_features_in_}")
@@ -856,7 +826,7 @@ class DOCIDSDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
             if len(found) < 2:
                 raise ValueError(f"reference y needs at least 2 classes, got only {found.tolist()}")
             return X, numbers, found
-        return X, _numbers_among(found, classes)[numbers], classes
+        return X, numbers_among(found, classes)[numbers], classes
 
     def _hold_out_for_threshold(self, X: np.ndarray, rng: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
         """Return other rows, and rows to set the threshold with, as many as ``false_alarm_rate`` needs."""
@@ -912,48 +882,6 @@ class DOCIDSDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
     def _check_rows(self, X: Any) -> np.ndarray:
         check_is_fitted(self)
         return _check_range(validate_data(self, X, reset=False))
-
-
-def _check_kind(reference: Any) -> None:
-    """Refuse what is no reference, before anything else can go wrong with it."""
-    is_pair = isinstance(reference, tuple) and len(reference) == 2
-    if reference is not None and not is_pair and not isinstance(reference, ReferenceData):
-        raise ValueError(
-            f"reference must be ReferenceData or a tuple (X_reference, y_reference), got {type(reference).__name__}; "
-            "if cross-validation has cut a tuple, give ReferenceData"
-        )
-
-
-def _numbers_among(found: np.ndarray, classes: np.ndarray | None) -> np.ndarray:
-    """Return the class numbers of labels; refuse labels that the network has no output for."""
-    if classes is None:
-        raise ValueError("reference was not given to the first fit, so the network knows no classes: fit anew")
-    # Python's numbers: NumPy would compare integers of two types as floats.
-    numbers = {label: number for number, label in enumerate(classes.tolist())}
-    new = [label for label in found.tolist() if label not in numbers]
-    if new:
-        raise ValueError(f"reference y has classes {new} that the first fit did not know: fit anew")
-    return np.array([numbers[label] for label in found.tolist()])
-
-
-def _check_labels(y: Any) -> np.ndarray:
-    """Return reference labels as an array of strings, integers or booleans."""
-    if np.ma.isMaskedArray(y) and np.ma.getmaskarray(y).any():
-        raise ValueError("reference y has masked labels")
-    y = np.asarray(y) if hasattr(y, "dtype") else np.asarray(y, dtype=object)
-    if y.ndim != 1:
-        raise ValueError(f"reference y must have one label per row, got shape {y.shape}")
-    if y.dtype.kind in "OT":  # lists, and pandas' and NumPy's strings
-        kinds = {next((kind for kind in LABEL_KINDS if isinstance(label, kind)), None) for label in y}
-        if len(kinds) > 1:
-            raise ValueError("reference y mixes labels of different types")
-        if kinds != {None}:
-            y = np.array(y.tolist())
-    if y.dtype.kind == "f" and np.all(np.abs(y) < 2**53) and np.all(y == np.floor(y)):
-        y = y.astype(np.int64)
-    if y.dtype.kind not in "iubU":
-        raise ValueError("reference y must hold strings or whole numbers")
-    return y
 
 
 def _check_range(X: np.ndarray) -> np.ndarray:
