@@ -240,6 +240,7 @@ class PairedNet(NeuralNet):
     interrupted = False
     watched = False  # whether callbacks of the user look at the history
     stopping = False  # whether a callback has seen enough
+    best_loss = math.inf  # of the epochs so far
     diverged = False  # whether a loss was not finite, so that the moments of the optimiser are of no use
     losses: EpochLosses
     run_network: Any
@@ -311,8 +312,9 @@ class PairedNet(NeuralNet):
             if losses.rows:
                 for name, value in losses.summary().items():
                     self.history.record(name, value)
-                earlier = [epoch["train_loss"] for epoch in self.history[:-1]]
-                self.history.record("train_loss_best", self.history[-1]["train_loss"] < min(earlier, default=math.inf))
+                loss = self.history[-1]["train_loss"]
+                self.history.record("train_loss_best", loss < self.best_loss)
+                self.best_loss = min(loss, self.best_loss)
 
     def notify(self, method_name: str, **cb_kwargs: Any) -> None:
         """Call the callbacks; stop where one of them wants to."""

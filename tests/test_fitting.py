@@ -509,7 +509,9 @@ class Recorder(Callback):
         self.seen.append(("batch", float(loss.detach())))
 
     def on_epoch_end(self, net, **kwargs):
-        self.seen.append(("epoch", net.history[-1, "train_loss"]))
+        losses = net.history[:, "train_loss"]
+        assert net.history[-1, "train_loss_best"] == (losses.index(min(losses)) == len(losses) - 1)
+        self.seen.append(("epoch", losses[-1]))
 
 
 def test_skorch_callbacks_are_called_with_the_losses():
