@@ -32,8 +32,8 @@ def fingerprint(settings: dict[str, Any], arrays: list[np.ndarray | None], tenso
     """Return a digest of what a training run depends on: settings, rows, labels, first weights and moments."""
     digest = hashlib.sha256()
     versions = [version(package) for package in ("torch", "numpy", "sklearn-docids")]
-    described = [None if array is None else [array.dtype.str, array.shape] for array in arrays]
-    digest.update(json.dumps([FORMAT, versions, settings, described], sort_keys=True, default=str).encode())
+    shapes = [None if array is None else [array.dtype.str, array.shape] for array in arrays]
+    digest.update(json.dumps([FORMAT, versions, settings, shapes], sort_keys=True, default=str).encode())
     for array in arrays:
         rows = np.empty(0) if array is None else array
         for first in range(0, len(rows), 65536):  # never a second copy of all rows

@@ -522,14 +522,12 @@ def make_net(
     losses: dict[str, Any],
     settings: TrainingSettings,
     callbacks: list[tuple[str, Any]],
-    module: type[nn.Module] = DOCIDSNetwork,
-    criterion: type[nn.Module] = CompositeLoss,
 ) -> PairedNet:
     """Return a net that is ready to fit a `PairedFlows`. All its randomness comes from the seed of the settings."""
     net = PairedNet(
-        module,
+        DOCIDSNetwork,
         **{f"module__{name}": value for name, value in network.items()},
-        criterion=criterion,
+        criterion=CompositeLoss,
         **{f"criterion__{name}": value for name, value in losses.items()},
         optimizer=torch.optim.SGD if settings.optimizer == "sgd" else torch.optim.AdamW,
         **{f"optimizer__{name}": value for name, value in _optimizer_settings(settings).items()},

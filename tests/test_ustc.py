@@ -89,6 +89,15 @@ def test_missing_and_strange_files_are_named(home):
         load_ustc_tfc2016(home)
 
 
+def test_a_class_without_flows_and_a_number_without_any_are_named(home, images):
+    (home / "Malware" / "Zeus.pcap").write_bytes(pcap([]))
+    with pytest.warns(UserWarning, match="no flows of Zeus"):
+        load_ustc_tfc2016(home)
+    for load, folder in ((load_ustc_tfc2016, home), (load_ustc_tk2016, images)):
+        with pytest.raises(ValueError, match="n_per_class must be at least 1 or None, got 0"):
+            load(folder, n_per_class=0)
+
+
 def test_a_wrong_file_under_the_right_name_is_named(home):
     (home / "Malware" / "Zeus.pcap").write_text("<html>404</html>")
     with pytest.raises(CaptureError, match=r"Zeus\.pcap"):
@@ -137,6 +146,8 @@ def test_session_images_are_loaded_with_their_classes(images):
     data = load_ustc_tk2016(images, sampler=paper.sampler(fields="raw"))
     assert np.unique(data.y, return_counts=True)[1].tolist() == [2] * 20
     assert data.target_names.tolist() == sorted(BENIGN + MALWARE)
+    assert data.groups.tolist() == [0] * 40
+    assert data.captures == [images]
     expected = FlowSampler(fields="raw").transform
     zeus = data.X[data.y == "Zeus"]
     assert (zeus == expected([io.BytesIO(capture_of(image(i % 4))) for i in (19, 39)])).all()

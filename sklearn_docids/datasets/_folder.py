@@ -100,8 +100,7 @@ def load_class_folder(
     >>> reference.X.shape[1], len(reference.y) == 5 * len(reference.target_names)
     (320, True)
     """
-    if n_per_class is not None and n_per_class < 1:
-        raise ValueError(f"n_per_class must be at least 1 or None, got {n_per_class!r}")
+    check_n_per_class(n_per_class)
     rng = check_random_state(random_state)
     if sampler is None:
         sampler = FlowSampler(random_state=int(rng.randint(2**31 - 1)))
@@ -110,21 +109,28 @@ def load_class_folder(
     y = np.asarray(y)
     for label in sorted(set(labels) - set(y.tolist())):
         warnings.warn(f"class {label!r} of {folder} has no flows", UserWarning, stacklevel=2)
+    data = drawn_bunch(X, y, groups, n_per_class, rng)
+    data.captures = paths
+    data.DESCR = f"Flows of {len(paths)} captures in {folder}, sampled as training data.\n{data.DESCR}"
+    return (data.X, data.y) if return_X_y else data
+
+
+def check_n_per_class(n_per_class: int | None) -> None:
+    """Refuse numbers that leave a class without flows."""
+    if n_per_class is not None and n_per_class < 1:
+        raise ValueError(f"n_per_class must be at least 1 or None, got {n_per_class!r}")
+
+
+def drawn_bunch(
+    X: np.ndarray, y: np.ndarray, groups: np.ndarray, n_per_class: int | None, rng: np.random.RandomState
+) -> Bunch:
+    """Return rows as a Bunch, at most so many of each class; ``DESCR`` has a line per class."""
     if n_per_class is not None:
         rows = drawn_per_class(y, n_per_class, rng)
         X, y, groups = X[rows], y[rows], groups[rows]
-    if return_X_y:
-        return X, y
-    return Bunch(
-        X=X, y=y, groups=groups, captures=paths, target_names=np.unique(y),
-        DESCR=f"Flows of {len(paths)} captures in {folder}, sampled as training data.\n{described_classes(y)}",
-    )  # fmt: skip
-
-
-def described_classes(y: np.ndarray) -> str:
-    """Return the number of flows of each class as lines of text."""
     names, counts = np.unique(y, return_counts=True)
-    return "".join(f"{name}: {count} flows\n" for name, count in zip(names, counts, strict=True))
+    lines = "".join(f"{name}: {count} flows\n" for name, count in zip(names, counts, strict=True))
+    return Bunch(X=X, y=y, groups=groups, target_names=names, DESCR=lines)
 
 
 def drawn_per_class(y: np.ndarray, n_per_class: int, rng: np.random.RandomState) -> np.ndarray:

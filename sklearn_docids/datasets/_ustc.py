@@ -9,6 +9,7 @@ import os
 import re
 import struct
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -20,7 +21,7 @@ from sklearn.utils import Bunch, check_random_state
 
 from sklearn_docids import paper
 from sklearn_docids._sampler import FlowSampler
-from sklearn_docids.datasets._folder import described_classes, drawn_per_class, plain_name
+from sklearn_docids.datasets._folder import check_n_per_class, drawn_bunch, plain_name
 
 BENIGN = (
     "BitTorrent", "Facetime", "FTP", "Gmail", "MySQL", "Outlook", "Skype", "SMB", "Weibo", "WorldOfWarcraft",
@@ -96,35 +97,30 @@ def load_ustc_tfc2016(
     >>> reference.X.shape[1], len(reference.target_names)  # doctest: +SKIP
     (320, 20)
     """
+    check_n_per_class(n_per_class)
     rng = check_random_state(random_state)
     if sampler is None:
         sampler = paper.sampler(random_state=int(rng.randint(2**31 - 1)))
+    found = published_files(Path(data_home))
     parts = []
-    for label, path in published_files(Path(data_home)):
+    for _, path in found:
         with unpacked(path) as captures:
-            X, _, _ = sampler.sample(captures)
-        rows = np.sort(rng.permutation(len(X))[:n_per_class])
-        parts.append((label, path, X[rows]))  # no more of a file than could be drawn of its class
-    return _bunch(parts, n_per_class, rng, "sampled from its captures as training data", return_X_y)
+            parts.append(sampler.sample(captures)[0])
+    counts = [len(rows) for rows in parts]
+    y, groups = np.repeat([label for label, _ in found], counts), np.repeat(np.arange(len(found)), counts)
+    data = _completed(drawn_bunch(np.concatenate(parts), y, groups, n_per_class, rng), "sampled as training data")
+    data.captures = [path for _, path in found]
+    return (data.X, data.y) if return_X_y else data
 
 
-def _bunch(
-    parts: list[tuple[str, Any, np.ndarray]], n_per_class: int | None, rng: np.random.RandomState, what: str, pair: bool
-) -> Any:
-    """Return parts, each the rows of one file, as data of the set."""
-    X = np.concatenate([rows for _, _, rows in parts])
-    counts = [len(rows) for _, _, rows in parts]
-    y = np.repeat([label for label, _, _ in parts], counts)
-    groups = np.repeat(np.arange(len(parts)), counts)
-    if n_per_class is not None:
-        rows = drawn_per_class(y, n_per_class, rng)
-        X, y, groups = X[rows], y[rows], groups[rows]
-    if pair:
-        return X, y
-    return Bunch(
-        X=X, y=y, groups=groups, captures=[path for _, path, _ in parts], malware=np.isin(y, MALWARE),
-        target_names=np.unique(y), DESCR=DESCR.format(what=what) + "\n" + described_classes(y),
-    )  # fmt: skip
+def _completed(data: Bunch, what: str) -> Bunch:
+    """Add what is true of the set however it was read; warn of classes without flows."""
+    missing = sorted(set(BENIGN + MALWARE) - set(data.target_names.tolist()))
+    if missing:
+        warnings.warn(f"USTC-TFC2016: no flows of {', '.join(missing)}", UserWarning, stacklevel=3)
+    data.malware = np.isin(data.y, MALWARE)
+    data.DESCR = DESCR.format(what=what) + "\n" + data.DESCR
+    return data
 
 
 def published_files(home: Path) -> list[tuple[str, Path]]:
@@ -233,6 +229,7 @@ def load_ustc_tk2016(
     """
     if subset not in ("test", "train"):
         raise ValueError(f"subset must be 'test' or 'train', got {subset!r}")
+    check_n_per_class(n_per_class)
     rng = check_random_state(random_state)
     if sampler is None:
         sampler = paper.sampler(random_state=int(rng.randint(2**31 - 1)))
@@ -245,9 +242,10 @@ def load_ustc_tk2016(
         )
     captures = [BytesIO(capture_of(image.tobytes())) for image in images]
     X, y, _ = sampler.sample(captures, [(BENIGN + MALWARE)[number] for number in numbers])
-    labels = np.asarray(y)
-    parts = [(str(label), Path(folder), X[labels == label]) for label in np.unique(labels)]
-    return _bunch(parts, n_per_class, rng, "as the first 784 bytes of each session's file", return_X_y)
+    data = drawn_bunch(X, np.asarray(y), np.zeros(len(X), np.int64), n_per_class, rng)
+    data = _completed(data, "as the first 784 bytes of each session's file")
+    data.captures = [Path(folder)]
+    return (data.X, data.y) if return_X_y else data
 
 
 def read_idx(path: Path, n_dimensions: int) -> np.ndarray:
