@@ -163,8 +163,8 @@ def host(args):
             n_epochs=1, batch_size=128, optimizer="sgd", lr=0.0, momentum=0.0, weight_decay=0.0, schedule=None,
             precision="float32", execution="eager", device="cpu", seed=0, first_epoch=0,
         )  # fmt: skip
-        with mock.patch.multiple(_training, DOCIDSNetwork=NoNetwork, CompositeLoss=NoLoss):
-            net = _training.make_net({}, {}, settings, [])
+        with mock.patch.multiple(_training, CompositeLoss=NoLoss):
+            net = _training.make_net(NoNetwork, {}, {}, settings, [])
         net.notify("on_train_begin", X=flows, y=None)
         net.fit_loop(flows, epochs=1)
 

@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sklearn_docids._baselines import AutoencoderDetector, ConvAutoencoderDetector
     from sklearn_docids._detector import DOCIDSDetector
     from sklearn_docids._reference import ReferenceData
     from sklearn_docids._sampler import FlowSampler
@@ -17,8 +18,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "AutoencoderDetector": "sklearn_docids._baselines",
     "CaptureError": "sklearn_docids.capture",
     "CaptureWarning": "sklearn_docids.capture",
+    "ConvAutoencoderDetector": "sklearn_docids._baselines",
     "DOCIDSDetector": "sklearn_docids._detector",
     "FlowSampler": "sklearn_docids._sampler",
     "ReferenceData": "sklearn_docids._reference",
@@ -27,8 +30,10 @@ _HOME = {
 _SUBMODULES = {"capture", "datasets", "metrics", "model_selection", "paper", "persistence", "plotting"}
 
 __all__ = [
+    "AutoencoderDetector",
     "CaptureError",
     "CaptureWarning",
+    "ConvAutoencoderDetector",
     "DOCIDSDetector",
     "FlowSampler",
     "ReferenceData",

@@ -13,7 +13,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.svm import OneClassSVM
 
-from sklearn_docids._detector import AUTO_STEPS, DOCIDSDetector
+from sklearn_docids._base import AUTO_STEPS
+from sklearn_docids._detector import DOCIDSDetector
 from sklearn_docids._report import format_flows
 from sklearn_docids._sampler import FlowSampler
 from sklearn_docids._training import batch_bounds

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import numpy as np
 import skorch.callbacks
 import torch
-from sklearn.base import BaseEstimator, OutlierMixin, clone
+from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils._param_validation import Interval, Options, StrOptions
@@ -21,22 +21,17 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, validate_data
 
 from sklearn_docids import _checkpoint, _scoring, _training
+from sklearn_docids._base import FlowDetector, check_range
 from sklearn_docids._callbacks import CallbackSupportMixin, EpochTasks, with_callbacks
 from sklearn_docids._folding import FoldedNetwork, same_state, state_of
+from sklearn_docids._network import DOCIDSNetwork
 from sklearn_docids._reference import ReferenceData, check_kind, check_labels, numbers_among
 
 if TYPE_CHECKING:
-    from sklearn_docids._sampler import FlowSampler
+    pass
 
-# "auto" trains for about as many steps as the prototypes needed, whatever the size of the target.
-AUTO_STEPS = 500
-# ``contamination="auto"``: share of the training rows that may be flagged.
-AUTO_CONTAMINATION = 0.01
 # Without a reference, h_c still spans the space of the compactness loss: as many outputs as the paper's reference.
 N_CLASSES_WITHOUT_REFERENCE = 20
-
-
-DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
 class FitRows(NamedTuple):
@@ -60,7 +55,7 @@ def _takes_more(detector: DOCIDSDetector) -> bool:
     return True
 
 
-class DOCIDSDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
+class DOCIDSDetector(CallbackSupportMixin, FlowDetector):
     r"""Anomaly detector for flows, trained on unlabelled normal traffic beside a labelled reference.
 
     A one-dimensional convolutional network g maps the bytes of a flow to 256 features, a linear layer h_c maps these
@@ -217,24 +212,15 @@ class DOCIDSDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
     __metadata_request__fit: ClassVar[dict[str, bool]] = {"reference": True}
     __metadata_request__partial_fit: ClassVar[dict[str, bool]] = {"reference": True}
 
+    _network_class = DOCIDSNetwork
+
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **FlowDetector._parameter_constraints,
         "lambda_descriptiveness": [Interval(Real, 0, None, closed="left")],
         "lambda_compactness": [Interval(Real, 0, None, closed="left")],
         "lambda_reconstruction": [Interval(Real, 0, None, closed="left")],
-        "n_packets": [Interval(Integral, 1, None, closed="left")],
         "score_method": [StrOptions({"reconstruction", "knn"})],
         "n_templates": [Interval(Integral, 1, None, closed="left")],
-        "contamination": [StrOptions({"auto"}), Interval(Real, 0, 0.5, closed="right")],
-        "false_alarm_rate": [Interval(Real, 0, 0.5, closed="right"), None],
-        "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
-        "max_epochs": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
-        "batch_size": [Interval(Integral, 2, None, closed="left")],
-        "optimizer": [StrOptions({"adamw", "sgd"})],
-        "lr": [Interval(Real, 0, None, closed="neither")],
-        "momentum": [Interval(Real, 0, 1, closed="left")],
-        "weight_decay": [Interval(Real, 0, None, closed="left")],
-        "schedule": [StrOptions({"one_cycle"}), None],
-        "scale": [Interval(Real, 0, None, closed="neither")],
         "batch_norm": [StrOptions({"separate", "target", "joint"})],
         "dense_activation": [Options(str, {"relu"}), None],
         "detach_target": ["boolean"],
@@ -244,11 +230,8 @@ class DOCIDSDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
         "warm_start": ["boolean"],
         "checkpoint_folder": [str, os.PathLike, None],
         "callbacks": [list, None],
-        "device": [str],
         "precision": [StrOptions({"float32", "bfloat16"})],
         "execution": [StrOptions({"eager", "compiled", "cuda_graph"})],
-        "random_state": ["random_state"],
-        "verbose": ["verbose"],
     }
 
     def __init__(
@@ -428,36 +411,6 @@ class DOCIDSDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
         """
         return self._score(self._check_rows(X))
 
-    def decision_function(self, X: Any) -> np.ndarray:
-        """Return the score relative to the threshold: negative is abnormal.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_flows, n_columns)
-            Flow bytes.
-
-        Returns
-        -------
-        ndarray of float64, shape (n_flows,)
-            ``score_samples(X) - offset_``.
-        """
-        return self.score_samples(X) - self.offset_
-
-    def predict(self, X: Any) -> np.ndarray:
-        """Return a verdict per flow.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_flows, n_columns)
-            Flow bytes.
-
-        Returns
-        -------
-        ndarray of int64, shape (n_flows,)
-            +1 for normal, -1 for abnormal.
-        """
-        return np.where(self.decision_function(X) >= 0, 1, -1)
-
     def reconstruction_error(self, X: Any) -> np.ndarray:
         """Return the paper's anomaly score: the higher, the more abnormal.
 
@@ -509,29 +462,9 @@ class DOCIDSDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
             The columns do not divide into ``n_packets`` packets.
         """
         X = self._check_rows(X)
-        if X.shape[1] % self.n_packets:
-            raise ValueError(f"X has {X.shape[1]} columns, which do not divide into n_packets={self.n_packets} packets")
+        self._check_packets(X)
         by_byte = _scoring.gradient(_scoring.abnormality_of(self.templates_), self.network_, X)
-        return by_byte.reshape(len(X), self.n_packets, -1)
-
-    def save(self, path: str | os.PathLike[str], *, sampler: FlowSampler | None = None) -> None:
-        """Write the fitted detector as one safetensors file with JSON metadata; no code is stored.
-
-        Parameters
-        ----------
-        path : path
-            File to write; an existing one is replaced as a whole.
-        sampler : FlowSampler, default=None
-            Sampler whose settings belong to the model; `load_detector` returns it as ``sampler_``.
-
-        See Also
-        --------
-        sklearn_docids.load_detector : Reads the file.
-        """
-        from sklearn_docids.persistence import save_detector
-
-        check_is_fitted(self)
-        save_detector(self, os.fsdecode(path), sampler)
+        return self._packets_of(by_byte)
 
     def to_onnx(self, path: str | os.PathLike[str]) -> None:
         """Write `score_samples` as an ONNX graph, for engines such as ONNX Runtime and OpenVINO.
@@ -566,7 +499,7 @@ class DOCIDSDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
                 if name.endswith("_") or name in ("_moments", "_split_seed"):
                     delattr(self, name)
         check_kind(reference)
-        X = _check_range(validate_data(self, X, reset=not goes_on, ensure_min_samples=2))
+        X = check_range(validate_data(self, X, reset=not goes_on, ensure_min_samples=2))
         if isinstance(reference, tuple) and len(X) == len(reference):
             raise ValueError(
                 "reference is a tuple and X has 2 rows: in cross-validation, scikit-learn would take the two for rows "
@@ -723,7 +656,7 @@ class DOCIDSDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
             "detach_target": self.detach_target,
         }
         network = self._network_settings(rows.training.shape[1], rows.classes)
-        net = _training.make_net(network, losses, settings, callbacks)
+        net = _training.make_net(self._network_class, network, losses, settings, callbacks)
         net.watched = bool(self.callbacks)
         net.verbose = int(net.watched)  # or skorch's callbacks print nothing
         if goes_on:
@@ -765,12 +698,7 @@ class DOCIDSDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
     def _calibrate(self, rows: FitRows) -> None:
         """Set ``templates_`` and ``offset_``."""
         others = self._set_templates(rows.target, np.random.RandomState(rows.threshold_seed))
-        if rows.threshold is not None and self.false_alarm_rate is not None:
-            self.offset_ = _scoring.conformal_threshold(self._score(rows.threshold), self.false_alarm_rate)
-        elif self.contamination == "auto":
-            self.offset_ = float(np.percentile(self._score(others), 100 * AUTO_CONTAMINATION))
-        else:
-            self.offset_ = float(np.percentile(self._score(rows.target), 100 * float(self.contamination)))
+        self.offset_ = self._threshold(self._score, rows.threshold, others, rows.target)
 
     def _network_settings(self, n_columns: int, classes: np.ndarray | None) -> dict[str, Any]:
         """Return the arguments of `DOCIDSNetwork`."""
@@ -781,22 +709,6 @@ class DOCIDSDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
             "dense_activation": self.dense_activation,
             "scale": self.scale,
         }
-
-    def _n_epochs(self, steps_per_epoch: int) -> int:
-        if self.max_epochs == "auto":
-            return max(1, round(AUTO_STEPS / steps_per_epoch))
-        return int(self.max_epochs)
-
-    def _device(self) -> str:
-        if self.device == "auto":
-            return "cuda" if torch.cuda.is_available() else "cpu"
-        if self.device.partition(":")[0] not in DEVICES:
-            raise ValueError(f"device must be 'auto' or one of {DEVICES}, perhaps with a number, got {self.device!r}")
-        try:
-            torch.device(self.device)
-        except RuntimeError as error:
-            raise ValueError(f"device={self.device!r} is none: {error}") from None
-        return self.device
 
     def _check_reference(
         self, reference: Any, goes_on: bool
@@ -816,7 +728,7 @@ class DOCIDSDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
         names = getattr(self, "feature_names_in_", None)
         if names is not None and hasattr(X, "columns") and list(X.columns) != list(names):
             raise ValueError("reference X has other column names than the target X, or another order of them")
-        X = _check_range(check_array(X, input_name="reference X", estimator=self))
+        X = check_range(check_array(X, input_name="reference X", estimator=self))
         y = check_labels(y)
         check_consistent_length(X, y)
         if X.shape[1] != self.n_features_in_:
@@ -827,26 +739,6 @@ class DOCIDSDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
                 raise ValueError(f"reference y needs at least 2 classes, got only {found.tolist()}")
             return X, numbers, found
         return X, numbers_among(found, classes)[numbers], classes
-
-    def _hold_out_for_threshold(self, X: np.ndarray, rng: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
-        """Return other rows, and rows to set the threshold with, as many as ``false_alarm_rate`` needs."""
-        if self.contamination != "auto":
-            raise ValueError("contamination and false_alarm_rate both set the threshold: give one of them")
-        # 1 / (1 / 49) is more than 49, and the reciprocal of the smallest numbers infinite.
-        n_needed = math.ceil(min(1 / float(self.false_alarm_rate or 1), 1e18) - 1e-9) - 1
-        others, held_out = self._hold_out(X, rng)
-        if len(held_out) < n_needed or len(others) < 2:
-            raise ValueError(
-                f"false_alarm_rate={self.false_alarm_rate} needs at least {n_needed} held-out rows and 2 rows to train "
-                f"on, but validation_fraction={self.validation_fraction} of {len(X)} rows holds out {len(held_out)}"
-            )
-        return others, held_out
-
-    def _hold_out(self, X: np.ndarray, rng: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
-        """Return other rows and held-out rows, ``validation_fraction`` of all, both in their order."""
-        n_held_out = round(self.validation_fraction * len(X))
-        order = rng.permutation(len(X))
-        return X[np.sort(order[n_held_out:])], X[np.sort(order[:n_held_out])]
 
     def _set_templates(self, X: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
         """Set ``templates_``; return the rows that are none, whose scores are not 0 by construction."""
@@ -869,24 +761,8 @@ class DOCIDSDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator):
             self._folded = folded = FoldedNetwork(self.network_, self.n_features_in_)
         return _scoring.evaluate(function, self.network_, folded, X)
 
-    def __sklearn_is_fitted__(self) -> bool:
-        """Return whether there is a fit; a refused one leaves the number of columns behind."""
-        return hasattr(self, "offset_")
-
     def __getstate__(self) -> dict[str, Any]:
         """Return what is pickled: not the folded network, which is made again from the trained one."""
         state = dict(super().__getstate__())
         state.pop("_folded", None)
         return state
-
-    def _check_rows(self, X: Any) -> np.ndarray:
-        check_is_fitted(self)
-        return _check_range(validate_data(self, X, reset=False))
-
-
-def _check_range(X: np.ndarray) -> np.ndarray:
-    """Return X; refuse numbers that would be infinite in float32, in which the network computes."""
-    wide = X.dtype.kind == "f" and X.dtype.itemsize > 4
-    if wide and X.size and max(abs(X.max()), abs(X.min())) > np.finfo(np.float32).max:
-        raise ValueError("Input X contains values too large for float32")
-    return X

@@ -55,6 +55,9 @@ class FlowSampler(TransformerMixin, BaseEstimator):
     duplicate_window : int, default=0
         A packet whose captured bytes equal those of one of so many packets before it is dropped and counted. 0 keeps
         all. ``editcap -D N`` compares with N - 1 packets.
+    reorder_window : int, default=0
+        A packet that stands behind at most so many later ones is put back in the order of time before flows are made
+        and duplicates are looked for; ``reordercap`` does this for a whole file. 0 takes packets in file order.
     fields : {"paper", "raw", "portable"} or mapping of str to str, default="paper"
         What happens to header fields. A mapping takes ``mac, ip, ports, ip_id, ttl, checksums, tcp_seq, tcp_window,
         tcp_options, tcp_timestamps`` to ``"keep"``, ``"zero"`` or ``"randomize"``. ``"zero"`` holds everywhere;
@@ -116,6 +119,7 @@ class FlowSampler(TransformerMixin, BaseEstimator):
         "protocols": [tuple, list],
         "tunnels": [StrOptions({"outermost", "innermost"})],
         "duplicate_window": [Interval(Integral, 0, 65_536, closed="both")],
+        "reorder_window": [Interval(Integral, 0, 1_000_000, closed="both")],
         "fields": [StrOptions(set(field_policies.POLICIES)), Mapping],
         "on_error": [StrOptions({"warn", "raise"})],
         "max_live_flows": [Interval(Integral, 1, 2**31 - 2**13, closed="both")],
@@ -135,6 +139,7 @@ class FlowSampler(TransformerMixin, BaseEstimator):
         protocols: tuple[str, ...] = ("tcp", "udp"),
         tunnels: str = "outermost",
         duplicate_window: int = 0,
+        reorder_window: int = 0,
         fields: str | Mapping[str, str] = "paper",
         on_error: str = "warn",
         max_live_flows: int = 262_144,
@@ -150,6 +155,7 @@ class FlowSampler(TransformerMixin, BaseEstimator):
         self.protocols = protocols
         self.tunnels = tunnels
         self.duplicate_window = duplicate_window
+        self.reorder_window = reorder_window
         self.fields = fields
         self.on_error = on_error
         self.max_live_flows = max_live_flows
@@ -342,7 +348,8 @@ class FlowSampler(TransformerMixin, BaseEstimator):
         field_policies.policy_actions(self.fields, training=True)
         return FlowRules(
             self.n_packets, self.n_bytes, self.bidirectional, self.idle_timeout, self.tcp_restart,
-            tuple(self.protocols), self.max_live_flows, self.tunnels == "innermost", self.duplicate_window, emit_early,
+            tuple(self.protocols), self.max_live_flows, self.tunnels == "innermost", self.duplicate_window,
+            self.reorder_window, emit_early,
         )  # fmt: skip
 
     def _actions(self, *, training: bool) -> np.ndarray:

@@ -83,14 +83,3 @@ def gradient(function: FeatureFunction, network: DOCIDSNetwork, X: np.ndarray) -
             (by_byte,) = torch.autograd.grad(function(network, network.features(flows)).sum(), flows)
             results.append(by_byte[: len(chunk)].cpu().double().numpy())
     return np.concatenate(results)
-
-
-def conformal_threshold(scores: np.ndarray, rate: float) -> float:
-    """Return the threshold below which a new score falls with a probability of at most ``rate``.
-
-    Of n held-out scores and a new one, drawn alike, each is equally likely to be the k-th lowest: the new one is below
-    the k-th lowest held-out score with probability k / (n + 1) at most.
-    """
-    # The product may fall just short of the whole number it stands for: 0.29 * 100 < 29.
-    k = int(rate * (len(scores) + 1) + 1e-9)
-    return float(np.sort(scores)[k - 1])

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from sklearn_docids._losses import compactness_loss, descriptiveness_loss, reconstruction_loss
-from sklearn_docids._network import DOCIDSNetwork, PairOutput
+from sklearn_docids._network import PairOutput
 
 LOSS_TERMS = ("descriptiveness_loss", "compactness_loss", "reconstruction_loss")
 # Copies of the weights to fall back on when a loss turns non-finite; on a graphics card, losses are looked at as often.
@@ -518,6 +518,7 @@ class Progress(Callback):
 
 
 def make_net(
+    network_class: type[nn.Module],
     network: dict[str, Any],
     losses: dict[str, Any],
     settings: TrainingSettings,
@@ -525,7 +526,7 @@ def make_net(
 ) -> PairedNet:
     """Return a net that is ready to fit a `PairedFlows`. All its randomness comes from the seed of the settings."""
     net = PairedNet(
-        DOCIDSNetwork,
+        network_class,
         **{f"module__{name}": value for name, value in network.items()},
         criterion=CompositeLoss,
         **{f"criterion__{name}": value for name, value in losses.items()},

@@ -18,8 +18,9 @@ import numpy as np
 import torch
 
 from sklearn_docids import __version__, _sealed
+from sklearn_docids._base import FlowDetector
+from sklearn_docids._baselines import AutoencoderDetector, ConvAutoencoderDetector
 from sklearn_docids._detector import DOCIDSDetector
-from sklearn_docids._network import DOCIDSNetwork
 from sklearn_docids._sealed import SealedFileError
 from sklearn_docids._training import LOSS_TERMS
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from sklearn_docids._sampler import FlowSampler
 
 FORMAT = 1
+ESTIMATORS: dict[str, Any] = {
+    estimator.__name__: estimator for estimator in (DOCIDSDetector, AutoencoderDetector, ConvAutoencoderDetector)
+}
 MAX_LABEL = 1024
 # Epochs of the history that are stored, the last ones.
 MAX_HISTORY = 5000
@@ -40,12 +44,13 @@ CONFIG_KEYS = {
 }  # fmt: skip
 
 
-def save_detector(detector: DOCIDSDetector, path: str, sampler: FlowSampler | None) -> None:
-    """Write a fitted detector; see `DOCIDSDetector.save`."""
+def save_detector(detector: Any, path: str, sampler: FlowSampler | None) -> None:
+    """Write a fitted detector; see `FlowDetector.save`."""
     _check_savable(detector, sampler)
     tensors = {f"network.{name}": value for name, value in detector.network_.state_dict().items()}
-    if detector.templates_ is not None:
-        tensors["templates"] = torch.from_numpy(detector.templates_)
+    templates = getattr(detector, "templates_", None)
+    if templates is not None:
+        tensors["templates"] = torch.from_numpy(templates)
     config = _config(detector, sampler)
     try:
         _skeleton(config)
@@ -54,17 +59,15 @@ def save_detector(detector: DOCIDSDetector, path: str, sampler: FlowSampler | No
         raise ValueError(f"this detector cannot be saved: {error}") from None
 
 
-def _check_savable(detector: DOCIDSDetector, sampler: FlowSampler | None) -> None:
+def _check_savable(detector: Any, sampler: FlowSampler | None) -> None:
     """Refuse what would load as another detector than the one at hand."""
-    if type(detector) is not DOCIDSDetector:
-        raise TypeError(f"a model file holds a DOCIDSDetector, not its subclass {type(detector).__name__}")
+    if type(detector) not in ESTIMATORS.values():
+        raise TypeError(f"a model file holds one of {', '.join(ESTIMATORS)}, not a subclass {type(detector).__name__}")
     network = detector.network_
-    fitted = {
-        "scale": network.scale,
-        "batch_norm": network.batch_norm,
-        "dense_activation": network.dense_activation,
-        "score_method": "reconstruction" if detector.templates_ is None else "knn",
-    }
+    settings = detector._network_settings(detector.n_features_in_, getattr(detector, "reference_classes_", None))
+    fitted = {name: getattr(network, name) for name in settings if name in detector.get_params()}
+    if isinstance(detector, DOCIDSDetector):
+        fitted["score_method"] = "reconstruction" if detector.templates_ is None else "knn"
     changed = [name for name, value in fitted.items() if getattr(detector, name) != value]
     if changed:
         raise ValueError(f"{changed} were changed after fit; fit again before saving")
@@ -72,15 +75,16 @@ def _check_savable(detector: DOCIDSDetector, sampler: FlowSampler | None) -> Non
         raise ValueError(_other_width(sampler, detector))
 
 
-def _other_width(sampler: FlowSampler, detector: DOCIDSDetector) -> str:
+def _other_width(sampler: FlowSampler, detector: FlowDetector) -> str:
     width = sampler.n_packets * sampler.n_bytes
     return f"the sampler makes rows of {width} columns, the detector takes {detector.n_features_in_}"
 
 
-def _config(detector: DOCIDSDetector, sampler: FlowSampler | None) -> dict[str, Any]:
+def _config(detector: Any, sampler: FlowSampler | None) -> dict[str, Any]:
     """Return everything but the weights."""
     names = getattr(detector, "feature_names_in_", None)
-    classes = detector.reference_classes_
+    classes = getattr(detector, "reference_classes_", None)
+    templates = getattr(detector, "templates_", None)
     return {
         "format": FORMAT,
         "estimator": type(detector).__name__,
@@ -90,11 +94,11 @@ def _config(detector: DOCIDSDetector, sampler: FlowSampler | None) -> dict[str, 
         "n_features_in": detector.n_features_in_,
         "feature_names_in": None if names is None else list(names),
         "reference_classes": None if classes is None else classes.tolist(),
-        "n_templates": None if detector.templates_ is None else len(detector.templates_),
+        "n_templates": None if templates is None else len(templates),
         "offset": detector.offset_,
         "n_iter": detector.n_iter_,
         "interrupted": detector.interrupted_,
-        "split_seed": detector._split_seed,
+        "split_seed": getattr(detector, "_split_seed", 0),
         "history": _sealed.plain_history(detector.history_[-MAX_HISTORY:]),
     }
 
@@ -106,8 +110,8 @@ def _storable(parameters: dict[str, Any]) -> dict[str, Any]:
     return {**kept, "random_state": seed if isinstance(seed, int | np.integer) else None}
 
 
-def load_detector(path: str | os.PathLike[str]) -> DOCIDSDetector:
-    """Return a detector written by `DOCIDSDetector.save`; nothing in the file is executed.
+def load_detector(path: str | os.PathLike[str]) -> DOCIDSDetector | AutoencoderDetector | ConvAutoencoderDetector:
+    """Return a detector written by its method ``save``; nothing in the file is executed.
 
     Parameters
     ----------
@@ -116,7 +120,7 @@ def load_detector(path: str | os.PathLike[str]) -> DOCIDSDetector:
 
     Returns
     -------
-    DOCIDSDetector
+    DOCIDSDetector, AutoencoderDetector or ConvAutoencoderDetector
         The fitted detector; its scores are those of the saved one, bit for bit, on the same machine and versions.
         ``sampler_`` is the stored `FlowSampler`, or None.
 
@@ -153,7 +157,7 @@ def load_detector(path: str | os.PathLike[str]) -> DOCIDSDetector:
         raise ValueError(f"{path}: not a usable DOC-IDS model: {error}") from None
 
 
-def _read(path: str) -> DOCIDSDetector:
+def _read(path: str) -> Any:
     made: list[Any] = []
 
     def expected(config: dict[str, Any]) -> _sealed.Expected:
@@ -167,22 +171,26 @@ def _read(path: str) -> DOCIDSDetector:
     return detector
 
 
-def _skeleton(config: dict[str, Any]) -> tuple[DOCIDSDetector, DOCIDSNetwork]:
+def _skeleton(config: dict[str, Any]) -> tuple[Any, Any]:
     """Return an unfitted detector and a network without memory, made from a checked config."""
     if config.get("format") != FORMAT:
         raise SealedFileError(f"its format is {config.get('format')!r}, this version reads format {FORMAT}")
     if set(config) != CONFIG_KEYS:
         raise SealedFileError(f"its metadata has other keys than expected: {sorted(set(config) ^ CONFIG_KEYS)}")
-    if config["estimator"] != DOCIDSDetector.__name__:
+    if not isinstance(config["estimator"], str) or config["estimator"] not in ESTIMATORS:
         raise SealedFileError(f"it holds a {config['estimator']!r}")
     _check_fields(config)
-    detector = _make(DOCIDSDetector, config["parameters"])
+    detector = _make(ESTIMATORS[config["estimator"]], config["parameters"])
     detector.n_features_in_ = config["n_features_in"]
     # As objects: an array of strings has the width of its longest one everywhere.
-    classes = config["reference_classes"]
-    detector.reference_classes_ = None if classes is None else np.array(classes, dtype=object)
+    labels = config["reference_classes"]
+    classes = None if labels is None else np.array(labels, dtype=object)
+    if isinstance(detector, DOCIDSDetector):
+        detector.reference_classes_ = classes
+    elif classes is not None or config["n_templates"] is not None:
+        raise SealedFileError(f"{config['estimator']} has neither a reference nor templates")
     with torch.device("meta"):
-        network = DOCIDSNetwork(**detector._network_settings(detector.n_features_in_, detector.reference_classes_))
+        network = detector._network_class(**detector._network_settings(detector.n_features_in_, classes))
     return detector, network
 
 
@@ -244,31 +252,24 @@ def _make(estimator: Any, parameters: Any) -> Any:
     return made
 
 
-def _expected_tensors(config: dict[str, Any], network: DOCIDSNetwork) -> _sealed.Expected:
+def _expected_tensors(config: dict[str, Any], network: Any) -> _sealed.Expected:
     expected = {f"network.{name}": entry for name, entry in _sealed.described(network.state_dict()).items()}
     if config["n_templates"] is not None:
         expected["templates"] = ("F64", [config["n_templates"], network.h_c.out_features])
     return expected
 
 
-def _fill(
-    detector: DOCIDSDetector, network: DOCIDSNetwork, config: dict[str, Any], tensors: dict[str, torch.Tensor]
-) -> None:
+def _fill(detector: Any, network: Any, config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
     templates = tensors.pop("templates", None)
     if any(bool((t < 0).any()) for name, t in tensors.items() if name.endswith("running_var")):
         raise SealedFileError("a running variance is negative")
     network.load_state_dict({name.removeprefix("network."): t for name, t in tensors.items()}, assign=True)
-    if (templates is None) != (detector.score_method != "knn"):
-        raise SealedFileError(f"score_method={detector.score_method!r} does not fit its templates")
-    network.g.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if isinstance(detector, DOCIDSDetector):
+        _fill_paired(detector, network, config, templates)
     detector.network_ = network.to(_available_device(detector)).eval()
-    if detector.reference_classes_ is not None:
-        detector.reference_classes_ = np.array(detector.reference_classes_.tolist())
-    detector.templates_ = None if templates is None else templates.numpy()
     detector.offset_ = float(config["offset"])
     detector.n_iter_ = config["n_iter"]
     detector.interrupted_ = config["interrupted"]
-    detector._split_seed = config["split_seed"]
     detector.history_ = config["history"]
     if config["feature_names_in"] is not None:
         detector.feature_names_in_ = np.array(config["feature_names_in"], dtype=object)
@@ -277,7 +278,20 @@ def _fill(
         raise SealedFileError(_other_width(detector.sampler_, detector))
 
 
-def _available_device(detector: DOCIDSDetector) -> str:
+def _fill_paired(
+    detector: DOCIDSDetector, network: Any, config: dict[str, Any], templates: torch.Tensor | None
+) -> None:
+    """Set what only the detector with two inputs has."""
+    if (templates is None) != (detector.score_method != "knn"):
+        raise SealedFileError(f"score_method={detector.score_method!r} does not fit its templates")
+    network.g.to(memory_format=torch.channels_last)
+    if detector.reference_classes_ is not None:
+        detector.reference_classes_ = np.array(detector.reference_classes_.tolist())
+    detector.templates_ = None if templates is None else templates.numpy()
+    detector._split_seed = config["split_seed"]
+
+
+def _available_device(detector: FlowDetector) -> str:
     """Return the device of the detector, or the CPU where that device is missing."""
     try:
         device = detector._device()

@@ -59,13 +59,19 @@ LAYERS = {
         "capture.kernels",
         "capture.headers",
         "capture.containers",
+        "capture.reordering",
     },
+    "capture.reordering": {"capture._errors", "capture.records"},
     "capture.table": {"capture._errors", "capture.kernels", "capture.community_id", "capture.flows"},
     "capture.fields": {"capture._native", "capture.headers", "capture.flows"},
     "capture.writing": {"capture._errors", "capture.kernels", "capture.containers", "capture.flows"},
     "_sampler": {"capture.fields", "capture.containers", "capture.flows", "capture.table", "capture.writing"},
     "datasets._labels": {"capture.table"},
     "datasets._folder": {"_sampler"},
+    "datasets._cache": {"", "_sampler", "capture", "capture.fields", "capture.table"},
+    "datasets._cic": {"", "_sampler", "capture.table", "datasets._cache", "datasets._labels", "paper"},
+    "datasets._bos": {"", "_sampler", "datasets._cache", "paper"},
+    "datasets._testbed": {"_sampler", "datasets._folder", "capture.table"},
     "datasets._ustc": {"", "_sampler", "datasets._folder", "paper"},
     "_losses": set(),
     "_network": set(),
@@ -73,11 +79,14 @@ LAYERS = {
     "_reference": set(),
     "_sealed": set(),
     "_training": {"_losses", "_network"},
+    "_base": {"_sampler", "persistence"},
+    "_baselines": {"_base", "_network", "_training"},
     "_checkpoint": {"_sealed", "_training"},
     "_folding": {"_network"},
     "_scoring": {"_folding", "_network", "_training"},
     "_export": {"_folding", "_network", "_scoring"},
     "_detector": {
+        "_base",
         "_callbacks",
         "_checkpoint",
         "_export",
@@ -86,10 +95,8 @@ LAYERS = {
         "_scoring",
         "_training",
         "_network",
-        "persistence",
-        "_sampler",
     },
-    "persistence": {"", "_detector", "_network", "_sealed", "_sampler", "_training"},
+    "persistence": {"", "_base", "_baselines", "_detector", "_sealed", "_sampler", "_training"},
 }
 
 
@@ -107,7 +114,8 @@ def test_imports_go_one_way(module):
 
 
 def test_exported_names_are_those_of_the_contract():
-    expected = {"CaptureError", "CaptureWarning", "DOCIDSDetector", "FlowSampler", "ReferenceData", "load_detector"}
+    expected = {"AutoencoderDetector", "CaptureError", "CaptureWarning", "ConvAutoencoderDetector", "DOCIDSDetector"}
+    expected |= {"FlowSampler", "ReferenceData", "load_detector"}
     assert set(sklearn_docids.__all__) == expected | {"__version__"}
     assert all(getattr(sklearn_docids, name) is not None for name in expected)
     assert expected <= set(dir(sklearn_docids))
@@ -118,6 +126,8 @@ def test_exported_names_are_those_of_the_contract():
 PUBLIC = [
     sklearn_docids.FlowSampler,
     sklearn_docids.DOCIDSDetector,
+    sklearn_docids.AutoencoderDetector,
+    sklearn_docids.ConvAutoencoderDetector,
     sklearn_docids.ReferenceData,
     sklearn_docids.load_detector,
     sklearn_docids.CaptureError,

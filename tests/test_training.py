@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from naive_network import plain_network, plain_step, scaled, weights_as_plain
 
 from sklearn_docids import DOCIDSDetector, _training
-from sklearn_docids._network import PairOutput
+from sklearn_docids._network import DOCIDSNetwork, PairOutput
 from sklearn_docids._training import (
     CompositeLoss,
     PairedBatches,
@@ -151,7 +151,9 @@ def net_and_twin(dtype, batch_norm="target", optimizer="adamw", n_columns=320):
         precision="float32", execution="eager", device="cpu", seed=0, first_epoch=0,
     )  # fmt: skip
     losses = {"descriptiveness": 1.0, "compactness": 0.1, "reconstruction": 10.0, "detach_target": False}
-    net = make_net({"n_columns": n_columns, "n_classes": 20, "batch_norm": batch_norm}, losses, settings, [])
+    net = make_net(
+        DOCIDSNetwork, {"n_columns": n_columns, "n_classes": 20, "batch_norm": batch_norm}, losses, settings, []
+    )
     net.module_.to(dtype)
     for moments in net.optimizer_.state.values():
         moments.update({kind: value.to(dtype) for kind, value in moments.items()})

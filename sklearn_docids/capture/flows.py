@@ -16,6 +16,7 @@ from sklearn_docids.capture import kernels
 from sklearn_docids.capture._errors import CaptureError, CaptureWarning
 from sklearn_docids.capture.containers import Capture, capture_name, link_name, opened
 from sklearn_docids.capture.headers import LINK_PPI, PACKET_FATES
+from sklearn_docids.capture.reordering import reordered
 
 # Finished flows are handed on in groups of this size: large enough that most of their rows are neighbours on disk.
 STAGED_ROWS = 8192
@@ -44,6 +45,7 @@ class FlowRules:
     max_live_flows: int
     innermost: bool = False
     duplicate_window: int = 0
+    reorder_window: int = 0
     emit_early: bool = False
 
     @property
@@ -328,7 +330,8 @@ def assemble_blocks(
     with opened(source) as stream, closing(Capture(stream, capture_name(source))) as capture:
         assembler = FlowAssembler(rules, emit, capture.fraction_read)
         try:
-            for data, records in capture.blocks():
+            blocks = capture.blocks()
+            for data, records in reordered(blocks, rules.reorder_window) if rules.reorder_window else blocks:
                 if capture.joint and on_error == "raise":
                     break
                 assembler.add(data, records)

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Packets that a capture holds out of the order of time, put back in order as they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from sklearn_docids.capture._errors import CaptureError
+from sklearn_docids.capture.records import RECORD_DTYPE
+
+Block = tuple[np.ndarray, np.ndarray]
+
+
+def reordered(blocks: Iterator[Block], window: int) -> Iterator[Block]:
+    """Yield all records of blocks in order of time, those of equal time in order of the file.
+
+    A record that stands behind at most ``window`` later ones finds its place. One that comes still later is yielded
+    as soon as possible. At least ``window`` records, and their bytes, are held back all the time.
+
+    Raises
+    ------
+    CaptureError
+        The capture is damaged; the records before the damage have been yielded.
+    """
+    held = np.empty(0, np.uint8), np.empty(0, RECORD_DTYPE)
+    parts: list[Block] = []
+    n_held = 0
+    damage = None
+    try:
+        for data, records in blocks:
+            parts.append(_copied(data, records))
+            n_held += len(records)
+            # Sorted once for every ``window`` new records, so that each of them is sorted twice at most.
+            if n_held >= 2 * window:
+                done, held = _split(_joined([held, *parts]), window)
+                parts, n_held = [], len(held[1])
+                yield done
+    except CaptureError as error:
+        damage = error
+    done, _ = _split(_joined([held, *parts]), 0)
+    yield done
+    if damage:
+        raise damage
+
+
+def _copied(data: np.ndarray, records: np.ndarray) -> Block:
+    """Return records with a copy of their bytes: the buffer is used again for the next block."""
+    if not len(records):
+        return np.empty(0, np.uint8), records.copy()
+    first = int(records["start"].min())
+    last = int((records["start"] + records["captured_length"]).max())
+    moved = records.copy()
+    moved["start"] -= first
+    return data[first:last].copy(), moved
+
+
+def _joined(parts: list[Block]) -> Block:
+    """Return the records of all parts over one array of bytes."""
+    starts = np.cumsum([0, *(len(data) for data, _ in parts[:-1])])
+    records = np.concatenate([records for _, records in parts])
+    records["start"] += np.repeat(starts, [len(part) for _, part in parts])
+    return np.concatenate([data for data, _ in parts]), records
+
+
+def _split(block: Block, n_kept: int) -> tuple[Block, Block]:
+    """Return the block in order of time without its last records, and these."""
+    data, records = block
+    records = records[np.argsort(records["time"], kind="stable")]
+    done, kept = records[: len(records) - n_kept], records[len(records) - n_kept :]
+    return (data, done), _copied(data, kept)

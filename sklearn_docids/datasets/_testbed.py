@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The bundled testbed: real programs talking to each other in closed networks, labels written down as they acted."""
+
+from __future__ import annotations
+
+import csv
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from sklearn.utils import Bunch
+
+from sklearn_docids._sampler import FlowSampler
+from sklearn_docids.datasets._folder import class_captures
+
+if TYPE_CHECKING:
+    from sklearn_docids.capture.table import FlowTable
+
+# What the bundled captures hold of a flow.
+MOST_PACKETS, MOST_BYTES = 8, 160
+PROTOCOLS = {"tcp": 6, "udp": 17}
+# The clock of the program that acts and that of the capture are one, but the packet comes later than the wish.
+CLOCK_NS = 500_000_000
+PERIODS = ("train", "validation", "test")
+
+
+def load_testbed(*, sampler: FlowSampler | None = None) -> Bunch:
+    """Load the bundled testbed: a reference of 22 services, and an office in normal and abnormal times.
+
+    The captures are of unmodified programs from Debian packages in closed network namespaces. The reference has one
+    capture per service. The target is an office of five clients and five servers: a normal training period, and a
+    validation and a test period in which the same hosts carry abnormal traffic, too. The truth was written down by the
+    scripts that made it. ``testbed/`` in the repository rebuilds everything.
+
+    Parameters
+    ----------
+    sampler : FlowSampler, default=None
+        Sampler to use, for at most 8 packets of 160 bytes, which is what the captures hold of a flow; None:
+        ``FlowSampler(fields="raw")``. Reference and training rows are sampled as training data
+        (`FlowSampler.sample`), the others as they are scored.
+
+    Returns
+    -------
+    Bunch
+        ``X_reference``, ``X_train``, ``X_validation``, ``X_test``: ndarray of uint8, shape (n_flows, n_packets *
+        n_bytes); ``y_reference``: ndarray of str, the service; ``y_validation``, ``y_test``: ndarray of int64, +1
+        normal and -1 abnormal; ``attack_validation``, ``attack``: ndarray of str, the kind of each abnormal flow of
+        validation and test, "" for normal ones; ``tempo_validation``, ``tempo``: "quick", "slow" or ""; ``groups``:
+        ndarray of int64, the number of the host that began each training flow, for cross-validation across hosts;
+        ``flows_validation``, ``flows_test``: their `FlowTable`; ``captures``: paths by part; ``DESCR``: flows per
+        class as text.
+
+    Raises
+    ------
+    ValueError
+        The sampler asks for more of a flow than the captures hold.
+
+    Notes
+    -----
+    Attack kinds are stand-ins made by plain clients, without exploits, and the network has no delay, loss or router.
+    Results on it compare detectors; they do not tell how many attacks would be found elsewhere. Guesses of passwords
+    for SSH and FTP begin as logins do: the first four packets cannot tell them apart.
+
+    Examples
+    --------
+    >>> from sklearn_docids.datasets import load_testbed
+    >>> testbed = load_testbed()
+    >>> testbed.X_train.shape[1], len(set(testbed.y_reference))
+    (320, 22)
+    >>> sorted(set(testbed.attack))[1:4]
+    ['beacon_http', 'beacon_tcp', 'beacon_tls']
+    """
+    sampler = FlowSampler(fields="raw") if sampler is None else sampler
+    if sampler.n_packets > MOST_PACKETS or sampler.n_bytes > MOST_BYTES:
+        raise ValueError(
+            f"the testbed's captures hold {MOST_PACKETS} packets of {MOST_BYTES} bytes of a flow, but the sampler asks "
+            f"for n_packets={sampler.n_packets} of n_bytes={sampler.n_bytes}"
+        )
+    folder = Path(str(files("sklearn_docids.datasets"))) / "testbed"
+    captures: dict[str, Any] = {period: folder / f"{period}.pcap.xz" for period in PERIODS}
+    captures["reference"], classes = class_captures(folder / "reference")
+    X_reference, y_reference, _ = sampler.sample(captures["reference"], classes)
+    X_train, hosts, _ = sampler.sample([captures["train"]], lambda flows: flows.src_ip)
+    data = Bunch(
+        X_reference=X_reference,
+        y_reference=np.asarray(y_reference),
+        X_train=X_train,
+        groups=np.unique(np.asarray(hosts), return_inverse=True)[1],
+        captures=captures,
+    )
+    for period, suffix in (("validation", "_validation"), ("test", "")):
+        flows = sampler.flows(captures[period])
+        kinds, tempi = truth_of(flows, folder / f"{period}.csv")
+        data[f"X_{period}"] = flows.X
+        data[f"y_{period}"] = np.where(kinds == "", 1, -1)
+        data[f"attack{suffix}"], data[f"tempo{suffix}"] = kinds, tempi
+        data[f"flows_{period}"] = flows
+    data.DESCR = _described(data)
+    return data
+
+
+def truth_of(flows: FlowTable, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return kind and tempo of each flow as written down, "" for normal flows.
+
+    A line belongs to the flows of its five-tuple, seen from either side, that begin with it or behind it.
+    """
+    lines: dict[tuple[Any, ...], list[tuple[int, str, str]]] = {}
+    with path.open(newline="") as file:
+        for line in csv.DictReader(file):
+            source, destination = (
+                (line["source"], int(line["source_port"])),
+                (
+                    line["destination"],
+                    int(line["destination_port"]),
+                ),
+            )
+            began = int(float(line["time"]) * 1e9)
+            for ends in ((source, destination), (destination, source)):
+                key = (PROTOCOLS[line["protocol"]], *ends)
+                lines.setdefault(key, []).append((began, line["kind"], line["tempo"]))
+    kinds, tempi = np.full((2, len(flows)), "", dtype=object)
+    sources = zip(flows.src_ip.tolist(), flows.src_port.tolist(), strict=True)
+    destinations = zip(flows.dst_ip.tolist(), flows.dst_port.tolist(), strict=True)
+    for row, key in enumerate(zip(flows.protocol.tolist(), sources, destinations, strict=True)):
+        for began, kind, tempo in lines.get(key, ()):
+            if began <= flows.time_first[row] + CLOCK_NS:
+                kinds[row], tempi[row] = kind, tempo
+    return kinds.astype(str), tempi.astype(str)
+
+
+def _described(data: Bunch) -> str:
+    text = "Testbed: real programs in closed networks, truth written down as they acted.\n\nReference:\n"
+    for name, count in zip(*np.unique(data.y_reference, return_counts=True), strict=True):
+        text += f"  {name}: {count} flows\n"
+    text += f"\nTarget, training: {len(data.X_train)} normal flows\n"
+    for title, kinds in (("validation", data.attack_validation), ("test", data.attack)):
+        text += f"Target, {title}: {np.sum(kinds == '')} normal flows\n"
+        for name, count in zip(*np.unique(kinds[kinds != ""], return_counts=True), strict=True):
+            text += f"  {name}: {count} flows\n"
+    return text

@@ -1,0 +1,168 @@
+"""The paper's two baselines: their networks, what their scores mean, and that they behave as the detector does."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from sklearn_docids import AutoencoderDetector, ConvAutoencoderDetector, DOCIDSDetector, load_detector
+from sklearn_docids._baselines import CHUNK_ROWS, CODE_CHANNELS, ConvAutoencoder, DenseAutoencoder
+
+BASELINES = [AutoencoderDetector, ConvAutoencoderDetector]
+baselines = pytest.mark.parametrize("baseline", BASELINES)
+rng = np.random.default_rng(0)
+X = rng.integers(0, 256, (80, 24), dtype=np.uint8)
+
+
+@parametrize_with_checks([baseline(random_state=0) for baseline in BASELINES])
+def test_scikit_learn_estimator_checks(estimator, check):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        check(estimator)
+
+
+def test_dense_autoencoder_has_the_layers_of_the_papers_own():
+    sizes = [tuple(layer.weight.shape) for layer in DenseAutoencoder(320, 255.0).modules() if hasattr(layer, "weight")]
+    assert sizes == [(128, 320), (64, 128), (128, 64), (320, 128)]
+
+
+@pytest.mark.parametrize("n_columns", [1, 2, 5, 319, 320, 321])
+def test_convolutional_autoencoder_halves_the_row(n_columns):
+    network = ConvAutoencoder(n_columns, 255.0)
+    flows = torch.zeros((3, n_columns), dtype=torch.uint8)
+    assert network(flows).reconstruction.shape == (3, n_columns)
+    n_positions = network.code(flows).shape[1] / CODE_CHANNELS
+    assert n_columns / 8 <= n_positions <= n_columns / 8 + 2
+
+
+@baselines
+def test_score_is_the_mean_squared_error_of_the_network(baseline):
+    detector = baseline(max_epochs=2, random_state=0).fit(X)
+    with torch.no_grad():
+        output = detector.network_(torch.from_numpy(X))
+    rows, reconstruction = output.target_features.numpy(), output.reconstruction.numpy()
+    np.testing.assert_allclose(rows, X / 255, rtol=1e-6)
+    errors = ((rows.astype(np.float64) - reconstruction) ** 2).mean(axis=1)
+    np.testing.assert_allclose(detector.reconstruction_error(X), errors, rtol=1e-4)
+    np.testing.assert_array_equal(detector.score_samples(X), -detector.reconstruction_error(X))
+    np.testing.assert_allclose(detector.explain(X).sum(axis=(1, 2)), errors, rtol=1e-4)
+
+
+@baselines
+def test_training_lowers_the_error_and_strange_rows_stay_high(baseline):
+    normal = np.tile(np.arange(0, 240, 10, dtype=np.uint8), (600, 1)) + rng.integers(0, 12, (600, 24), dtype=np.uint8)
+    detector = baseline(max_epochs=60, random_state=0).fit(normal[:500])
+    losses = [epoch["reconstruction_loss"] for epoch in detector.history_]
+    assert losses[-1] < losses[0] / 5
+    assert detector.score_samples(X).max() < detector.score_samples(normal[500:]).min()
+    assert (detector.predict(X) == -1).all()
+
+
+@baselines
+def test_score_does_not_depend_on_the_flows_beside(baseline):
+    detector = baseline(max_epochs=1, random_state=0).fit(X)
+    many = np.tile(X, (CHUNK_ROWS // len(X) + 2, 1))
+    alone = np.array([detector.score_samples(X[i : i + 1])[0] for i in range(5)])
+    np.testing.assert_array_equal(detector.score_samples(many)[:5], alone)
+    np.testing.assert_array_equal(detector.score_samples(many)[-len(X) :][:5], alone)
+
+
+@baselines
+def test_fits_are_equal_with_equal_seeds_and_leave_torchs_generator_alone(baseline):
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    first = baseline(max_epochs=2, random_state=5).fit(X).score_samples(X)
+    assert torch.equal(torch.rand(1), expected)
+    np.testing.assert_array_equal(baseline(max_epochs=2, random_state=5).fit(X).score_samples(X), first)
+    assert not np.array_equal(baseline(max_epochs=2, random_state=6).fit(X).score_samples(X), first)
+
+
+@baselines
+def test_threshold_by_held_out_rows(baseline):
+    detector = baseline(max_epochs=2, random_state=0, false_alarm_rate=0.25).fit(X)
+    n_held_out = round(0.2 * len(X))
+    scores = detector.score_samples(X)
+    assert detector.offset_ in np.sort(scores)
+    assert np.sum(scores < detector.offset_) >= int(0.25 * (n_held_out + 1)) - 1
+    with pytest.raises(ValueError, match="contamination and false_alarm_rate"):
+        baseline(false_alarm_rate=0.25, contamination=0.1).fit(X)
+    with pytest.raises(ValueError, match="needs at least 999 held-out rows"):
+        baseline(false_alarm_rate=0.001).fit(X)
+
+
+@baselines
+def test_saved_and_loaded_scores_are_equal_to_the_bit(baseline, tmp_path):
+    detector = baseline(max_epochs=1, random_state=0, contamination=0.1).fit(X)
+    detector.save(tmp_path / "model")
+    loaded = load_detector(tmp_path / "model")
+    assert type(loaded) is baseline
+    assert loaded.get_params() == detector.get_params()
+    assert loaded.history_ == detector.history_
+    np.testing.assert_array_equal(loaded.decision_function(X), detector.decision_function(X))
+    loaded.save(tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "model").read_bytes()
+
+
+def test_a_model_of_one_kind_is_not_read_as_another(tmp_path):
+    from sklearn_docids import _sealed, persistence
+
+    detector = AutoencoderDetector(max_epochs=1, random_state=0).fit(X)
+    config = persistence._config(detector, None)
+    tensors = {f"network.{name}": value for name, value in detector.network_.state_dict().items()}
+    for wrong in ("ConvAutoencoderDetector", "IsolationForest", 3, ["DOCIDSDetector"]):
+        _sealed.write(str(tmp_path / "model"), tensors, {**config, "estimator": wrong})
+        with pytest.raises(ValueError, match="not a usable DOC-IDS model"):
+            load_detector(tmp_path / "model")
+    for extra in ({"reference_classes": ["a", "b"]}, {"n_templates": 3}):
+        _sealed.write(str(tmp_path / "model"), tensors, {**config, **extra})
+        with pytest.raises(ValueError, match="neither a reference nor templates"):
+            load_detector(tmp_path / "model")
+
+
+@baselines
+def test_changed_after_fit_is_not_saved(baseline, tmp_path):
+    detector = baseline(max_epochs=1, random_state=0).fit(X).set_params(scale=1.0)
+    with pytest.raises(ValueError, match="'scale'"):
+        detector.save(tmp_path / "model")
+
+
+@baselines
+def test_non_finite_loss_keeps_finite_weights(baseline):
+    huge = X.astype(np.float64) * 1e30
+    with pytest.warns(ConvergenceWarning, match="not finite"), pytest.raises(ValueError, match="not finite"):
+        baseline(max_epochs=3, lr=1e30, schedule=None, optimizer="sgd", random_state=0).fit(huge)
+
+
+@baselines
+def test_search_over_parameters_in_a_pipeline(baseline):
+    pipeline = make_pipeline(FunctionTransformer(), baseline(max_epochs=1, random_state=0))
+    name = baseline.__name__.lower()
+
+    def mean_score(estimator, rows, y=None):
+        return float(estimator.score_samples(rows).mean())
+
+    search = GridSearchCV(pipeline, {f"{name}__max_epochs": [1, 20]}, scoring=mean_score, cv=2, error_score="raise")
+    assert search.fit(X).best_params_ == {f"{name}__max_epochs": 20}
+
+
+@baselines
+def test_columns_that_are_no_packets_are_refused_by_explain(baseline):
+    detector = baseline(n_packets=5, max_epochs=1, random_state=0).fit(X)
+    with pytest.raises(ValueError, match="24 columns, which do not divide into n_packets=5"):
+        detector.explain(X)
+
+
+def test_same_interface_as_the_detector():
+    public = {name for name in dir(AutoencoderDetector) if not name.startswith("_")}
+    assert public == {name for name in dir(ConvAutoencoderDetector) if not name.startswith("_")}
+    of_the_detector = {name for name in dir(DOCIDSDetector) if not name.startswith("_")}
+    assert public <= of_the_detector
+    paired_only = {"partial_fit", "set_callbacks", "to_onnx", "set_fit_request", "set_partial_fit_request"}
+    assert of_the_detector - public <= paired_only

@@ -1,0 +1,372 @@
+"""CIC-IDS-2017 and BOS 2018 from captures made here, laid out as published; the cache of sampled flows."""
+
+import json
+import warnings
+
+import numpy as np
+import pytest
+from captures import pcap, tcp
+
+from sklearn_docids import CaptureError, CaptureWarning, FlowSampler
+from sklearn_docids.datasets import load_bos_2018, load_cic_ids_2017
+from sklearn_docids.datasets._cache import NOTE, captured_flows
+from sklearn_docids.datasets._cic import DAYS, SCAN_INSIDE
+
+ATTACKER, WEB, OTHER = "172.16.0.1", "192.168.10.50", "192.168.10.12"
+HOME_HOST, ABROAD = "192.168.10.8", "93.184.216.34"
+
+
+def seconds(day, time):
+    return float(np.datetime64(f"{DAYS[day]}T{time}", "ns").astype(np.int64) / 1e9)
+
+
+def connection(begin, source, sport, destination, dport, payload=b"x" * 300):
+    """Return packets of a connection with their times."""
+    ends = {"sport": sport, "dport": dport, "src": source, "dst": destination}
+    back = {"sport": dport, "dport": sport, "src": destination, "dst": source}
+    packets = [tcp(flags="S", **ends), tcp(flags="SA", **back), tcp(flags="A", payload=payload, **ends)]
+    packets += [tcp(flags="A", payload=b"answer", **back)]
+    return [(begin + i / 1000, packet) for i, packet in enumerate(packets)]
+
+
+def normal(begin, sport):
+    return connection(begin, HOME_HOST, sport, ABROAD, 443)
+
+
+EVENTS = {
+    "Monday": [("15:00", HOME_HOST, 2000 + i, ABROAD, 80, b"page") for i in range(5)],
+    "Tuesday": [
+        ("12:30", ATTACKER, 3000, WEB, 21, b"USER x"),
+        ("12:31", ATTACKER, 3001, WEB, 21, b""),  # attempted: no payload
+        ("17:30", ATTACKER, 3002, WEB, 22, b"y" * 200),
+    ],
+    "Wednesday": [("14:00", ATTACKER, 3100, WEB, 80, b"z" * 300)],
+    "Thursday": [
+        ("17:34", HOME_HOST, 3200, "192.168.10.5", 139, b""),  # the scan inside
+        ("17:34:01", HOME_HOST, 3201, "192.168.10.5", 445, b""),
+    ],
+    "Friday": [("17:00", ATTACKER, 3300, WEB, 8080, b""), ("19:00", ATTACKER, 3301, WEB, 80, b"w" * 50)],
+}
+
+
+def day_capture(day):
+    packets = normal(seconds(day, "12:00"), 1000) + normal(seconds(day, "20:05"), 1001)
+    for time, *ends in EVENTS[day]:
+        packets += connection(seconds(day, time), *ends)
+    packets.sort(key=lambda entry: entry[0])
+    return pcap([packet for _, packet in packets], times=[time for time, _ in packets])
+
+
+@pytest.fixture
+def home(tmp_path):
+    folder = tmp_path / "cic"
+    folder.mkdir()
+    for day in DAYS:
+        (folder / f"{day}-WorkingHours.pcap").write_bytes(day_capture(day))
+    (folder / "README.txt").write_text("not a capture")
+    return folder
+
+
+def test_monday_trains_and_the_other_days_test(home):
+    data = load_cic_ids_2017(home, random_state=0)
+    assert data.X_train.shape == (7, 320)
+    assert data.X_test.shape == (8 + 7, 320)  # two normal flows a day, and what was not only attempted
+    assert sorted(data.attack[data.attack != ""]) == sorted(
+        ["FTP-Patator", "SSH-Patator", "DoS Hulk", SCAN_INSIDE, SCAN_INSIDE, "PortScan", "DDoS"]
+    )
+    np.testing.assert_array_equal(data.y_test, np.where(data.attack == "", 1, -1))
+    assert (data.attempted == -1).all()
+    assert np.bincount(data.groups).tolist() == [0, 4, 3, 4, 4]
+    assert [path.name for path in data.captures.values()] == [f"{day}-WorkingHours.pcap" for day in DAYS]
+
+
+def test_addresses_are_random_on_monday_alone(home):
+    first, second = load_cic_ids_2017(home, random_state=0), load_cic_ids_2017(home, random_state=1)
+    again = load_cic_ids_2017(home, random_state=0)
+    np.testing.assert_array_equal(first.X_train, again.X_train)
+    addresses = slice(26, 34)
+    assert (first.X_train[:, addresses] != second.X_train[:, addresses]).any()
+    np.testing.assert_array_equal(first.X_test, second.X_test)
+    raw = FlowSampler(fields="raw").flows([path for day, path in first.captures.items() if day != "Monday"])
+    np.testing.assert_array_equal(load_cic_ids_2017(home, attempted="attack").X_test, raw.X)
+
+
+@pytest.mark.parametrize(
+    ("policy", "n_rows", "n_attacks"),
+    [
+        ({"attempted": "ignore"}, 15, 7),
+        ({"attempted": "benign"}, 16, 7),
+        ({"attempted": "attack"}, 16, 8),
+        ({"labels": "paper"}, 16, 6),  # with the attempt, without the scan inside
+        ({"labels": "paper", "attempted": "benign"}, 16, 6),
+    ],
+)
+def test_policies(home, policy, n_rows, n_attacks):
+    data = load_cic_ids_2017(home, **policy)
+    assert len(data.X_test) == len(data.attack) == len(data.attempted) == len(data.groups) == n_rows
+    assert np.sum(data.y_test == -1) == n_attacks
+    if policy.get("labels") == "paper":
+        assert SCAN_INSIDE not in data.attack
+
+
+def test_counts_stand_beside_those_of_the_paper_and_the_corrected_tables(home, capsys):
+    data = load_cic_ids_2017(home, verbose=1)
+    by_name = {count["attack"]: count for count in data.counts}
+    assert by_name["FTP-Patator"] == {
+        "attack": "FTP-Patator", "carried_out": 1, "attempted": 1, "paper": 3499, "corrected_carried_out": 3972,
+        "corrected_attempted": 12,
+    }  # fmt: skip
+    assert (by_name["DDoS"]["paper"], by_name[SCAN_INSIDE]["paper"]) == (None, None)
+    assert sum(count["carried_out"] for count in data.counts) == 7
+    printed = capsys.readouterr().out
+    assert data.DESCR in printed
+    assert "Monday-WorkingHours.pcap" in printed
+    (line,) = (line for line in data.DESCR.splitlines() if line.startswith("FTP-Patator"))
+    assert line.split() == ["FTP-Patator", "1", "1", "3499", "3972", "12"]
+
+
+def test_paper_counts_are_those_of_the_paper():
+    from sklearn_docids.datasets import _cic
+
+    n_attacks = sum(_cic.PAPER_COUNTS.values())
+    assert (n_attacks, n_attacks + _cic.PAPER_BENIGN) == (192_857, 1_153_985)
+
+
+def test_duplicates_and_disorder_are_repaired(home):
+    expected = load_cic_ids_2017(home, random_state=0)
+    path = home / "Wednesday-WorkingHours.pcap"
+    events = normal(seconds("Wednesday", "12:00"), 1000) + normal(seconds("Wednesday", "20:05"), 1001)
+    for time, *ends in EVENTS["Wednesday"]:
+        events += connection(seconds("Wednesday", time), *ends)
+    events.sort(key=lambda entry: entry[0])
+    twice = [entry for time, packet in events for entry in ((time, packet), (time + 1e-5, packet))]
+    mixed = [twice[i ^ 1] for i in range(len(twice) - 2)] + twice[-2:]
+    path.write_bytes(pcap([packet for _, packet in mixed], times=[time for time, _ in mixed]))
+    repaired = load_cic_ids_2017(home, random_state=0)
+    np.testing.assert_array_equal(repaired.X_test, expected.X_test)
+    np.testing.assert_array_equal(repaired.attack, expected.attack)
+    assert len(load_cic_ids_2017(home, sampler=FlowSampler(fields="raw")).X_test) == len(expected.X_test)
+
+
+def test_missing_days_are_all_named(home):
+    for day in ("Tuesday", "Friday"):
+        (home / f"{day}-WorkingHours.pcap").unlink()
+    with pytest.raises(FileNotFoundError, match=r"captures of Tuesday, Friday .*unb\.ca"):
+        load_cic_ids_2017(home)
+    with pytest.raises(FileNotFoundError):
+        load_cic_ids_2017(home / "nowhere")
+
+
+def test_two_captures_of_a_day_are_refused(home):
+    (home / "monday-again.pcapng").write_bytes(day_capture("Monday"))
+    with pytest.raises(ValueError, match="2 captures of Monday"):
+        load_cic_ids_2017(home)
+
+
+def test_the_wrong_day_under_the_right_name(home):
+    (home / "Thursday-WorkingHours.pcap").write_bytes(day_capture("Wednesday"))
+    with pytest.raises(ValueError, match=r"Thursday-Wor.*2017-07-05T12:00:00Z.* but Thursday is 2017-07-06"):
+        load_cic_ids_2017(home)
+
+
+def test_half_a_capture_is_refused(home):
+    path = home / "Friday-WorkingHours.pcap"
+    path.write_bytes(path.read_bytes()[:-900])  # the evening is gone
+    with (
+        pytest.warns(CaptureWarning, match="cut"),
+        pytest.raises(ValueError, match=r"not the whole of Friday.*2017-07-07T19:00:00Z.*until 2017-07-07T20:01:24Z"),
+    ):
+        load_cic_ids_2017(home)
+
+
+def test_other_files_under_the_right_name(home):
+    path = home / "Monday-WorkingHours.pcap"
+    path.write_bytes(b"PK\x03\x04 half an archive")
+    with pytest.raises(CaptureError, match="a zip archive: extract it first"):
+        load_cic_ids_2017(home)
+    path.write_bytes(pcap([]))
+    with pytest.raises(ValueError, match="has no flows"):
+        load_cic_ids_2017(home)
+
+
+@pytest.mark.parametrize("wrong", [{"labels": "papers"}, {"attempted": "drop"}, {"labels": None}])
+def test_parameters_are_checked_before_anything_is_read(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        load_cic_ids_2017("nowhere", **wrong)
+
+
+# The cache.
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """Count how often captures are read."""
+    counted = []
+    write = FlowSampler.write
+
+    def counting(self, captures, out):
+        counted.append(captures)
+        return write(self, captures, out)
+
+    monkeypatch.setattr(FlowSampler, "write", counting)
+    return counted
+
+
+def test_cached_flows_are_the_same_and_read_once(home, tmp_path, reads):
+    plain = load_cic_ids_2017(home, random_state=0)
+    for n_reads in (5, 5):
+        cached = load_cic_ids_2017(home, random_state=0, cache_folder=tmp_path / "cache")
+        assert len(reads) == n_reads
+        for name in ("X_train", "X_test", "attack", "groups"):
+            np.testing.assert_array_equal(cached[name], plain[name])
+    assert len(list((tmp_path / "cache").iterdir())) == 5
+
+
+def test_another_field_policy_uses_the_same_cache_and_other_settings_do_not(home, tmp_path, reads):
+    options = {"random_state": 0, "cache_folder": tmp_path}
+    load_cic_ids_2017(home, **options)
+    portable = load_cic_ids_2017(
+        home, sampler=FlowSampler(duplicate_window=9999, reorder_window=10_000, fields="portable"), **options
+    )
+    assert len(reads) == 5
+    assert (portable.X_test[:, 26:34] == 0).all()
+    shorter = load_cic_ids_2017(home, sampler=FlowSampler(n_bytes=40), **options)
+    assert len(reads) == 10
+    assert shorter.X_test.shape[1] == 160
+
+
+def test_a_changed_capture_is_read_again(home, tmp_path, reads):
+    load_cic_ids_2017(home, cache_folder=tmp_path)
+    path = home / "Monday-WorkingHours.pcap"
+    extra = connection(seconds("Monday", "20:10"), HOME_HOST, 5000, ABROAD, 80)
+    path.write_bytes(path.read_bytes() + pcap([p for _, p in extra], times=[t for t, _ in extra])[24:])
+    assert len(load_cic_ids_2017(home, cache_folder=tmp_path).X_train) == 8
+    assert len(reads) == 6
+
+
+@pytest.mark.parametrize("damage", ["byte", "cut", "missing", "note", "other"])
+def test_a_damaged_cache_is_made_again(home, tmp_path, reads, damage):
+    capture = home / "Friday-WorkingHours.pcap"
+    expected = captured_flows(capture, FlowSampler(), tmp_path)
+    (folder,) = tmp_path.glob("Friday*")
+    rows = folder / "X.npy"
+    if damage == "byte":
+        data = bytearray(rows.read_bytes())
+        data[-5] ^= 1
+        rows.write_bytes(data)
+    elif damage == "cut":
+        rows.write_bytes(rows.read_bytes()[:-100])
+    elif damage == "missing":
+        rows.unlink()
+    elif damage == "note":
+        (folder / NOTE).write_text("{")
+    else:
+        note = json.loads((folder / NOTE).read_text())
+        note["described"]["sampler"]["n_packets"] = 8
+        (folder / NOTE).write_text(json.dumps(note))
+    expected = np.array(FlowSampler(fields="raw").flows(capture).X)
+    with pytest.warns(UserWarning, match="is damaged and made again"):
+        again = captured_flows(capture, FlowSampler(), tmp_path)
+    np.testing.assert_array_equal(again.X, expected)
+    assert len(reads) == 2
+    captured_flows(capture, FlowSampler(), tmp_path)
+    assert len(reads) == 2
+
+
+def test_damage_of_a_capture_is_told_from_the_cache_too(home, tmp_path, reads):
+    capture = home / "Friday-WorkingHours.pcap"
+    capture.write_bytes(capture.read_bytes()[:-10])
+    for _ in range(2):
+        with pytest.warns(CaptureWarning, match="record cut"):
+            captured_flows(capture, FlowSampler(), tmp_path)
+    assert len(reads) == 1
+
+
+def test_nothing_is_left_of_a_failure(home, tmp_path):
+    capture = home / "Monday-WorkingHours.pcap"
+    capture.write_bytes(b"not a capture")
+    with pytest.raises(CaptureError):
+        captured_flows(capture, FlowSampler(), tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_warnings_that_are_errors_do_not_break_the_cache(home, tmp_path):
+    capture = home / "Friday-WorkingHours.pcap"
+    capture.write_bytes(capture.read_bytes()[:-10])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(CaptureWarning):
+            captured_flows(capture, FlowSampler(), tmp_path)
+    with pytest.warns(CaptureWarning):
+        assert len(captured_flows(capture, FlowSampler(), tmp_path)) == 4
+
+
+# BOS 2018.
+
+SERVER = "203.0.113.9"
+
+
+@pytest.fixture
+def bos(tmp_path):
+    folder = tmp_path / "bos"
+    layout = {
+        "progress2/day1.pcap": [normal(10.0, 1000), normal(20.0, 1001)],
+        "progress2/day2.pcap": [normal(30.0, 1002)],
+        "level_7.pcapng": [normal(40.0, 1003), connection(50.0, HOME_HOST, 1500, SERVER, 443)],
+        "more/lv8-b.pcap": [connection(60.0, SERVER, 4000, HOME_HOST, 1500), normal(70.0, 1004)],
+        "progress5/unused.pcap": [connection(1.0, HOME_HOST, 1, SERVER, 2)],
+    }
+    for name, connections in layout.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        packets = [entry for each in connections for entry in each]
+        path.write_bytes(pcap([p for _, p in packets], times=[t for t, _ in packets]))
+    (folder / "c2_addresses.txt").write_text(f"# servers\n{SERVER}\n\n2001:DB8:0::1\n")
+    return folder
+
+
+def test_levels_2_7_and_8_are_train_and_test(bos, tmp_path, capsys):
+    data = load_bos_2018(bos, random_state=0, verbose=1, cache_folder=tmp_path / "cache")
+    assert data.X_train.shape == (3, 320)
+    assert data.attack.tolist() == ["", "progress 7", "progress 8", ""]
+    assert data.y_test.tolist() == [1, -1, -1, 1]
+    assert data.groups.tolist() == [0, 0, 1, 1]
+    assert [path.name for path in data.captures] == ["level_7.pcapng", "lv8-b.pcap"]
+    assert "progress 7: 1 (12051)" in data.DESCR
+    assert data.DESCR in capsys.readouterr().out
+
+
+def test_levels_can_be_given(bos):
+    levels = {"progress5/unused.pcap": 7, "progress2/day1.pcap": 2, "more/lv8-b.pcap": 8}
+    data = load_bos_2018(bos, levels=levels, c2_addresses=[SERVER])
+    assert data.attack.tolist() == ["progress 7", "progress 8", ""]
+    with pytest.raises(ValueError, match="does not have: nothing.pcap"):
+        load_bos_2018(bos, levels={"nothing.pcap": 2})
+
+
+def test_what_is_missing_is_named(bos):
+    (bos / "level_7.pcapng").unlink()
+    with pytest.raises(FileNotFoundError, match="no captures of progress level 7; .*MWS"):
+        load_bos_2018(bos)
+    (bos / "c2_addresses.txt").unlink()
+    with pytest.raises(FileNotFoundError, match="c2_addresses"):
+        load_bos_2018(bos)
+
+
+@pytest.mark.parametrize(
+    ("addresses", "message"),
+    [
+        (["10.0.0"], "does not appear to be"),
+        ([], "at least one"),
+        (SERVER, "must be a list"),
+        (["10.9.9.9"], "no flow of"),
+    ],
+)
+def test_unusable_addresses(bos, addresses, message):
+    with pytest.raises(ValueError, match=message):
+        load_bos_2018(bos, c2_addresses=addresses)
+
+
+def test_training_traffic_with_a_server_is_refused(bos):
+    with pytest.raises(ValueError, match=r"day1.pcap is of level 2, but holds flows with a command-and-control"):
+        load_bos_2018(bos, c2_addresses=[ABROAD])
