@@ -50,8 +50,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    demo = commands.add_parser("demo", help="train and score on traffic written on the spot, in under two minutes")
-    demo.add_argument("--seed", type=int, default=0, help="seed of traffic and training (default 0)")
+    demo = commands.add_parser("demo", help="train and score on the bundled testbed, in about two minutes")
+    demo.add_argument("--seed", type=int, default=0, help="seed of training (default 0)")
     demo.add_argument("--output", default="docids-demo", metavar="DIR", help="folder to write to (default docids-demo)")
     demo.set_defaults(command=_demo)
 

@@ -149,12 +149,18 @@ def test_a_model_without_sampler_cannot_read_captures(model, traffic, tmp_path, 
 
 @pytest.fixture
 def short_demo(monkeypatch):
-    from sklearn_docids import _demo
+    from sklearn_docids import _demo, datasets
 
-    monkeypatch.setattr(_demo, "DEMO_EPOCHS", 1)
-    monkeypatch.setattr(_demo, "make_traffic", lambda folder, random_state, **_: make_traffic(
-        folder, n_flows=110, n_reference=3, n_attacks=3, random_state=random_state
-    ))  # fmt: skip
+    def thinned(sampler):
+        testbed = datasets.load_testbed(sampler=sampler)
+        kept = np.arange(0, len(testbed.y_test), 20)
+        for name in ("X_test", "y_test", "attack", "flows_test"):
+            testbed[name] = testbed[name][kept]
+        testbed.X_train = testbed.X_train[::20]
+        return testbed
+
+    monkeypatch.setattr(_demo, "MAX_EPOCHS", 1)
+    monkeypatch.setattr(_demo, "load_testbed", thinned)
 
 
 def test_demo_prints_figures_a_ranking_and_a_picture_that_follow_the_seed(short_demo, tmp_path, capsys):
@@ -162,10 +168,12 @@ def test_demo_prints_figures_a_ranking_and_a_picture_that_follow_the_seed(short_
     outputs = []
     for run, seed in enumerate(["0", "0", "1"]):
         assert main(["demo", "--seed", seed, "--output", str(tmp_path / str(run))]) == 0
-        outputs.append(capsys.readouterr().out.split("Attacks are")[1].split("Picture")[0])
+        outputs.append(capsys.readouterr().out.split("Abnormal are")[1].split("Picture")[0])
     assert outputs[0] == outputs[1] != outputs[2]
-    for name in ("DOC-IDS", "IsolationForest", "OneClassSVM", "number of packets"):
-        assert any(line.startswith(name) for line in outputs[0].splitlines())
+    for name in ("DOC-IDS", "Autoencoder", "IsolationForest", "OneClassSVM", "number of packets"):
+        assert name in outputs[0].splitlines()[2]
+    assert len([line for line in outputs[0].splitlines() if line.startswith("ROC-AUC ")]) == 13
+    assert "kept out of training;" in outputs[0]
     assert len(outputs[0].split("most abnormal flows:\n")[1].strip().splitlines()) == 10
     assert (tmp_path / "0" / "demo.png").read_bytes().startswith(b"\x89PNG")
 

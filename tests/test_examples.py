@@ -1,9 +1,11 @@
 """The examples run, small, and do what they say."""
 
+import csv
 import runpy
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -14,6 +16,30 @@ def main_of(name):
 
 def test_pipeline_example():
     assert 0 <= main_of("pipeline.py")(n_flows=30, max_epochs=2) <= 1
+
+
+def test_paper_experiment_on_the_testbed_prints_its_tables_and_writes_its_figures(tmp_path, capsys):
+    options = ["--dataset", "testbed", "--n-flows", "60", "--max-epochs", "1", "--n-embedded", "120"]
+    results = main_of("paper_experiment.py")([*options, "--seeds", "2", "--output", str(tmp_path)])
+    attacks = {line["attack"] for line in results}
+    names = {line["detector"] for line in results}
+    assert {"DOC-IDS", "DOC-IDS, paper's settings", "Autoencoder", "1D convolutional autoencoder"} <= names
+    assert len(attacks) == 13
+    assert len(results) == len(attacks) * len(names) * 2
+    assert all(0 <= line["roc_auc"] <= 1 and 0 < line["prevalence"] < 1 for line in results)
+    printed = capsys.readouterr().out
+    for expected in ("Table 2, reference", "Target, target", "| mean over attacks |", "PR-AUC (average precision)"):
+        assert expected in printed
+    figures = sorted(path.name for path in tmp_path.glob("*.png"))
+    assert [name.partition("_")[0] for name in figures] == [f"figure{n}" for n in range(2, 7)]
+    assert all(path.stat().st_size > 5000 for path in tmp_path.glob("*.png"))
+    with (tmp_path / "results.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == len(results)
+
+
+def test_paper_experiment_says_what_published_data_needs():
+    with pytest.raises(SystemExit, match="needs --data-home and --reference"):
+        main_of("paper_experiment.py")(["--dataset", "bos-2018"])
 
 
 def test_grid_search_example():

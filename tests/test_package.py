@@ -12,7 +12,15 @@ import pytest
 import sklearn_docids
 from sklearn_docids import metrics, model_selection, paper, plotting
 from sklearn_docids.capture.table import FlowTable
-from sklearn_docids.datasets import load_class_folder, load_ustc_tfc2016, load_ustc_tk2016, make_traffic
+from sklearn_docids.datasets import (
+    load_bos_2018,
+    load_cic_ids_2017,
+    load_class_folder,
+    load_testbed,
+    load_ustc_tfc2016,
+    load_ustc_tk2016,
+    make_traffic,
+)
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "sklearn_docids"
@@ -142,6 +150,9 @@ PUBLIC = [
     paper.sampler,
     paper.detector,
     load_class_folder,
+    load_bos_2018,
+    load_cic_ids_2017,
+    load_testbed,
     load_ustc_tfc2016,
     load_ustc_tk2016,
     make_traffic,
