@@ -239,6 +239,9 @@ def draw(folder, data, first, n_embedded):
         PrecisionRecallDisplay.from_predictions(y == -1, -scores, name=name, ax=right)
     left.plot([0, 1], [0, 1], color="grey", linestyle=":", linewidth=1)
     right.axhline(np.mean(y == -1), color="grey", linestyle=":", linewidth=1)
+    right.set(xlabel="recall of attacks", ylabel="precision")
+    right.legend(loc="upper right", fontsize="small")
+    left.legend(loc="lower right", fontsize="small")
     left.set_title("ROC: attacks among normal flows")
     right.set_title("Precision and recall; dotted: guessing")
     figure.savefig(folder / "figure5_roc_pr.png", dpi=110)
@@ -267,6 +270,8 @@ def draw_by_attack(path, attack, learned):
     """Write boxes of the reconstruction error, normal traffic first, on a logarithmic axis."""
     from matplotlib.figure import Figure
 
+    from sklearn_docids.plotting import label_log_axis
+
     names = ["", *sorted(set(attack) - {""})]
     figure = Figure(figsize=(4.4 * len(learned), 0.32 * len(names) + 1.6), layout="constrained")
     all_axes = figure.subplots(1, len(learned), sharey=True)
@@ -277,6 +282,7 @@ def draw_by_attack(path, attack, learned):
         )
         axes.axvline(np.median(errors[0]), color="grey", linestyle=":", linewidth=1)
         axes.set(title=name, xscale="log", xlabel="reconstruction error")
+        label_log_axis(axes.xaxis)
     all_axes[0].invert_yaxis()
     figure.savefig(path, dpi=110)
 

@@ -17,6 +17,15 @@ from sklearn_docids.metrics import is_attack
 NORMAL_COLOUR, ATTACK_COLOUR = "#3b6ea8", "#c8553d"
 
 
+def label_log_axis(axis: Any) -> None:
+    """Label 1, 2 and 5 of each decade: where there is less than one, matplotlib's labels run into each other."""
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FormatStrFormatter("%g"))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def _axes(ax: Any) -> Any:
     if ax is None:
         from matplotlib import pyplot
@@ -135,6 +144,7 @@ class ScoreHistogramDisplay:
             ax.axvline(-self.threshold, color="black", linestyle="--", linewidth=1, label="threshold")
         if logarithmic:
             ax.set_xscale("log")
+            label_log_axis(ax.xaxis)
         ax.set_xlabel("abnormality (minus score)")
         ax.set_ylabel("share of flows")
         ax.legend()

@@ -382,6 +382,6 @@ SERVICES: dict[str, Callable[[Host], None]] = {
 # What these servers, and the network, need to be installed.
 PROGRAMS = (
     "apache2 aria2c chronyd dovecot ethtool git in.tftpd ip mariadb-install-db mariadbd memcached mosquitto named "
-    "nginx openssl opentracker redis-server rsync rsyslogd setpriv slapadd slapd smbd smbpasswd smtpd snmpd ss ssh- "
-    "keygen transmission-create transmission-show tcpdump unshare useradd vsftpd"
+    "nginx openssl opentracker redis-server rsync rsyslogd setpriv slapadd slapd smbd smbpasswd smtpd snmpd ss "
+    "ssh-keygen tcpdump transmission-create transmission-show unshare useradd vsftpd"
 ).split()

@@ -114,13 +114,15 @@ def test_truth_is_found_from_either_side_and_not_before_its_time(tmp_path):
     packets = [
         (100.2, tcp(sport=1000, **there)), (100.3, tcp(dport=1000, flags="SA", **back)),
         (100.4, tcp(dport=1001, flags="SA", **back)),  # before its time: somebody else's
-        (101.0, tcp(sport=1002, **there)), (300.6, tcp(dport=1001, flags="SA", **back)),
+        (101.0, tcp(sport=1002, **there)),
+        (290.0, tcp(sport=1000, **there)),  # after its time
+        (300.6, tcp(dport=1001, flags="SA", **back)),
     ]  # fmt: skip
     capture = BytesIO(pcap([packet for _, packet in packets], times=[time for time, _ in packets]))
     flows = FlowSampler(fields="raw").flows(capture)
     kinds, tempi = _testbed.truth_of(flows, path)
-    assert kinds.tolist() == ["scan", "", "", "flood"]
-    assert tempi.tolist() == ["quick", "", "", "slow"]
+    assert kinds.tolist() == ["scan", "", "", "", "flood"]
+    assert tempi.tolist() == ["quick", "", "", "", "slow"]
 
 
 def test_a_sampler_that_wants_more_than_there_is_is_refused():

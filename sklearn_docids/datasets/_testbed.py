@@ -22,6 +22,8 @@ MOST_PACKETS, MOST_BYTES = 8, 160
 PROTOCOLS = {"tcp": 6, "udp": 17}
 # The clock of the program that acts and that of the capture are one, but the packet comes later than the wish.
 CLOCK_NS = 500_000_000
+# For so long, Linux does not use the ports of a closed connection again; no flow of the truth lasts longer.
+REUSE_NS = 60_000_000_000
 PERIODS = ("train", "validation", "test")
 
 
@@ -103,7 +105,8 @@ def load_testbed(*, sampler: FlowSampler | None = None) -> Bunch:
 def truth_of(flows: FlowTable, path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Return kind and tempo of each flow as written down, "" for normal flows.
 
-    A line belongs to the flows of its five-tuple, seen from either side, that begin with it or behind it.
+    A line belongs to the flows of its five-tuple, seen from either side, that begin with it or within a minute: later,
+    the five-tuple may be somebody else's.
     """
     lines: dict[tuple[Any, ...], list[tuple[int, str, str]]] = {}
     with path.open(newline="") as file:
@@ -124,7 +127,7 @@ def truth_of(flows: FlowTable, path: Path) -> tuple[np.ndarray, np.ndarray]:
     destinations = zip(flows.dst_ip.tolist(), flows.dst_port.tolist(), strict=True)
     for row, key in enumerate(zip(flows.protocol.tolist(), sources, destinations, strict=True)):
         for began, kind, tempo in lines.get(key, ()):
-            if began <= flows.time_first[row] + CLOCK_NS:
+            if began - CLOCK_NS <= flows.time_first[row] < began + REUSE_NS:
                 kinds[row], tempi[row] = kind, tempo
     return kinds.astype(str), tempi.astype(str)
 
