@@ -62,10 +62,10 @@ def load(options):
     else:
         data = load_bos_2018(options.data_home, **settings)
     published = (Path(options.reference) / "Malware").is_dir()
-    load_reference = load_ustc_tfc2016 if published else load_class_folder
-    return data, load_reference(
-        options.reference, n_per_class=PAPER_REFERENCE_FLOWS, sampler=sampler, random_state=options.random_state
-    )
+    drawn = {"n_per_class": PAPER_REFERENCE_FLOWS, "sampler": sampler, "random_state": options.random_state}
+    if published:
+        return data, load_ustc_tfc2016(options.reference, cache_folder=options.cache_folder, verbose=1, **drawn)
+    return data, load_class_folder(options.reference, **drawn)
 
 
 def thinned(data, n_flows, seed):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -19,6 +20,7 @@ from pathlib import Path
 import abnormal
 import clients
 import network
+import pack
 import services
 
 HERE = Path(__file__).parent
@@ -39,6 +41,8 @@ MACHINES = ("mail", "db", "files")  # servers that do something by themselves
 # Seconds of normal traffic alone, and of normal and abnormal traffic beside one another.
 PERIODS = {"train": (260, 0), "validation": (50, 200), "test": (70, 230)}
 FLOWS_PER_TEMPO = 64
+# Everything takes 20 minutes; what takes so long hangs.
+MOST_SECONDS = 3600
 
 
 def build_reference(folder: Path, seed: int) -> None:
@@ -140,6 +144,17 @@ def start_abnormal(
     return started
 
 
+def give_up(number: int, frame: object) -> None:
+    """End a build that hangs, and with it all its programs.
+
+    Raises
+    ------
+    TimeoutError
+        Always.
+    """
+    raise TimeoutError(f"the testbed is not done after {MOST_SECONDS} s")
+
+
 def report(line: str) -> None:
     """Say what is done, and when."""
     print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
@@ -157,11 +172,16 @@ def main() -> None:
         parser.error(f"{options.folder} is not empty")
     network.seal(options.folder)
     network.check_programs([*clients.PROGRAMS, *services.PROGRAMS])
+    signal.signal(
+        signal.SIGALRM, give_up
+    )  # the first program of a process namespace is deaf to what it does not handle
+    signal.alarm(MOST_SECONDS)
     services.add_accounts()
     if options.only != "office":
         build_reference(network.OUTPUT / "reference", options.seed)
     if options.only != "reference":
         build_office(network.OUTPUT / "office", options.seed)
+    pack.pack_all(network.OUTPUT, network.OUTPUT / "packed")
 
 
 if __name__ == "__main__":

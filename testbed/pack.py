@@ -78,22 +78,26 @@ def check_same_flows(whole: Path, short: Path) -> int:
     return len(first)
 
 
+def pack_all(folder: Path, packed: Path) -> None:
+    """Cut, pack and check all captures of a folder; copy the truth."""
+    for whole in sorted(folder.glob("*/*.pcap")):
+        inside = Path("reference") if whole.parent.name == "reference" else Path()
+        target = packed / inside / f"{whole.name}.xz"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(lzma.compress(cut(whole.read_bytes()), preset=9 | lzma.PRESET_EXTREME))
+        n_flows = check_same_flows(whole, target)
+        print(f"{target.stat().st_size:>9,} bytes, {n_flows:>5} flows: {target.name}", flush=True)
+    for truth in sorted(folder.glob("office/*.csv")):
+        shutil.copy(truth, packed)
+
+
 def main() -> None:
-    """Cut, check and pack all captures of a folder; copy the truth."""
+    """Pack the captures of a folder again."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("packed", type=Path)
     options = parser.parse_args()
-    for whole in sorted(options.folder.glob("*/*.pcap")):
-        inside = Path("reference") if whole.parent.name == "reference" else Path()
-        target = options.packed / inside / f"{whole.name}.xz"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(lzma.compress(cut(whole.read_bytes()), preset=9 | lzma.PRESET_EXTREME))
-        print(
-            f"{target.stat().st_size:>9,} bytes, {check_same_flows(whole, target):>5} flows: {target.name}", flush=True
-        )
-    for truth in sorted(options.folder.glob("office/*.csv")):
-        shutil.copy(truth, options.packed)
+    pack_all(options.folder, options.packed)
 
 
 if __name__ == "__main__":

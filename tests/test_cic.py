@@ -1,5 +1,6 @@
 """CIC-IDS-2017 and BOS 2018 from captures made here, laid out as published; the cache of sampled flows."""
 
+import hashlib
 import json
 import warnings
 
@@ -187,6 +188,21 @@ def test_other_files_under_the_right_name(home):
     path.write_bytes(pcap([]))
     with pytest.raises(ValueError, match="has no flows"):
         load_cic_ids_2017(home)
+
+
+def test_checksums_beside_a_capture_are_checked(home, tmp_path, reads):
+    capture = home / "Tuesday-WorkingHours.pcap"
+    digest = hashlib.md5(capture.read_bytes()).hexdigest()
+    beside = home / "Tuesday-WorkingHours.md5"
+    beside.write_text(f"{digest.upper()} *Tuesday-WorkingHours.pcap\n")
+    load_cic_ids_2017(home, cache_folder=tmp_path)
+    beside.write_text("0123456789abcdef0123456789abcdef  Tuesday-WorkingHours.pcap\n")
+    with pytest.raises(
+        ValueError, match=rf"Tuesday-WorkingHours.pcap has the MD5 checksum {digest}, but .*get it again"
+    ):
+        load_cic_ids_2017(home)
+    load_cic_ids_2017(home, cache_folder=tmp_path)  # it was right when it was sampled
+    assert len(reads) == 5
 
 
 @pytest.mark.parametrize("wrong", [{"labels": "papers"}, {"attempted": "drop"}, {"labels": None}])

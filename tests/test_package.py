@@ -80,7 +80,7 @@ LAYERS = {
     "datasets._cic": {"", "_sampler", "capture.table", "datasets._cache", "datasets._labels", "paper"},
     "datasets._bos": {"", "_sampler", "datasets._cache", "paper"},
     "datasets._testbed": {"_sampler", "datasets._folder", "capture.table"},
-    "datasets._ustc": {"", "_sampler", "datasets._folder", "paper"},
+    "datasets._ustc": {"", "_sampler", "datasets._cache", "datasets._folder", "paper"},
     "_losses": set(),
     "_network": set(),
     "_callbacks": set(),

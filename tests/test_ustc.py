@@ -65,6 +65,22 @@ def test_archives_are_unpacked_unless_their_capture_is_there(home):
     assert (data.y == expected.y).all()
 
 
+def test_cached_flows_need_no_archive_to_be_unpacked_again(home, tmp_path_factory, monkeypatch):
+    py7zr = pytest.importorskip("py7zr")
+    with py7zr.SevenZipFile(home / "Malware" / "Zeus.7z", "w") as archive:
+        for name in ("Zeus", "Virut"):  # two captures in one archive
+            archive.write(home / "Malware" / f"{name}.pcap", f"{name}.pcap")
+    (home / "Malware" / "Zeus.pcap").unlink()
+    options = {"random_state": 0, "cache_folder": tmp_path_factory.mktemp("cache")}
+    plain, first = load_ustc_tfc2016(home, random_state=0), load_ustc_tfc2016(home, **options)
+    assert np.sum(first.y == "Zeus") == 6
+    monkeypatch.setattr(py7zr, "SevenZipFile", None)
+    again = load_ustc_tfc2016(home, **options)
+    for data in (first, again):
+        assert (data.X == plain.X).all()
+        assert (data.y == plain.y).all()
+
+
 def test_what_cannot_be_unpacked_is_named(home, monkeypatch):
     (home / "Benign" / "FTP.pcap").unlink()
     (home / "Benign" / "FTP.7z").write_bytes(b"7z\xbc\xaf\x27\x1c half of it")

@@ -96,17 +96,16 @@ def load_bos_2018(
     sampler = paper.sampler() if sampler is None else clone(sampler)
     sampler.set_params(verbose=verbose)
     seed = int(check_random_state(random_state).randint(2**31 - 1))
-    cache = None if cache_folder is None else Path(cache_folder)
     train: list[np.ndarray] = []
     for path in by_level[TRAIN_LEVEL]:
-        flows = captured_flows(path, sampler, cache)
+        flows = captured_flows(path, sampler, cache_folder)
         if np.isin(flows.src_ip, servers).any() or np.isin(flows.dst_ip, servers).any():
             raise ValueError(f"{path} is of level {TRAIN_LEVEL}, but holds flows with a command-and-control server")
         train.append(as_sampled(flows, sampler, training=True, seed=seed + len(train)))
     rows, attacks, captures = [], [], []
     for level in TEST_LEVELS:
         for path in by_level[level]:
-            flows = captured_flows(path, sampler, cache)
+            flows = captured_flows(path, sampler, cache_folder)
             with_server = np.isin(flows.src_ip, servers) | np.isin(flows.dst_ip, servers)
             rows.append(as_sampled(flows, sampler, training=False, seed=seed))
             attacks.append(np.where(with_server, f"progress {level}", ""))

@@ -14,6 +14,8 @@ import os
 import shutil
 import tempfile
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +34,21 @@ NOTE = "cache.json"
 READ_AT_ONCE = 2**20
 
 
-def captured_flows(capture: Path, sampler: FlowSampler, cache_folder: Path | None) -> FlowTable:
+@contextmanager
+def one_capture(path: Path) -> Iterator[list[Path]]:
+    """Yield the captures in a file that is one itself."""
+    yield [path]
+
+
+def captured_flows(
+    capture: Path,
+    sampler: FlowSampler,
+    cache_folder: str | os.PathLike[str] | None,
+    opened: Callable[[Path], AbstractContextManager[list[Path]]] = one_capture,
+) -> FlowTable:
     """Return the flows of a capture with their bytes as captured, from the cache if they are there.
+
+    ``opened`` gives the captures in a file: itself, or those in an archive while it is unpacked.
 
     Raises
     ------
@@ -51,17 +66,19 @@ def captured_flows(capture: Path, sampler: FlowSampler, cache_folder: Path | Non
     """
     plain = clone(sampler).set_params(fields="raw")
     if cache_folder is None:
-        return plain.flows(capture)
+        with opened(capture) as captures:
+            return plain.flows(captures)
     described = _described(capture, plain)
     digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
-    folder = cache_folder / f"{capture.name}-{digest[:16]}"
+    folder = Path(cache_folder) / f"{capture.name}-{digest[:16]}"
     if folder.exists():
         try:
             return _read(folder, described)
         except (OSError, ValueError, KeyError) as error:
             warnings.warn(f"{folder} is damaged and made again: {error}", UserWarning, stacklevel=3)
             shutil.rmtree(folder)
-    return _sample_into(folder, capture, plain, described)
+    with opened(capture) as captures:
+        return _sample_into(folder, captures, plain, described)
 
 
 def as_sampled(flows: FlowTable, sampler: FlowSampler, *, training: bool, seed: int) -> np.ndarray:
@@ -83,14 +100,14 @@ def _described(capture: Path, sampler: FlowSampler) -> dict[str, Any]:
     }
 
 
-def _sample_into(folder: Path, capture: Path, sampler: FlowSampler, described: dict[str, Any]) -> FlowTable:
-    """Sample a capture into a folder beside, which takes its name when it is whole."""
+def _sample_into(folder: Path, captures: list[Path], sampler: FlowSampler, described: dict[str, Any]) -> FlowTable:
+    """Sample captures into a folder beside, which takes its name when it is whole."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix="docids-", dir=folder.parent))
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            sampler.write(capture, unfinished)
+            sampler.write(captures, unfinished)
         damage = [str(w.message) for w in caught if issubclass(w.category, CaptureWarning)]
         checksums = {path.name: checksum(path) for path in sorted(unfinished.iterdir())}
         note = {"described": described, "damage": damage, "sha256": checksums}

@@ -3,7 +3,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +74,8 @@ def load_cic_ids_2017(
     ----------
     data_home : path
         Folder with one capture per day, named as published (``Monday-WorkingHours.pcap``): the name begins with the
-        day and has ``.pcap`` in it. They are pcapng whatever they are called, and may be packed.
+        day and has ``.pcap`` in it. They are pcapng whatever they are called, and may be packed. Where a checksum lies
+        beside (``Monday-WorkingHours.md5``), it is checked before a capture is sampled.
     labels : {"corrected", "paper"}, default="corrected"
         ``"corrected"``: the schedule of [2]_, with the scan inside the network as an attack and ``attempted`` as
         said. ``"paper"``: as the paper's Table 4 counts, as far as that is known: the scan inside the network is
@@ -105,7 +110,8 @@ def load_cic_ids_2017(
     FileNotFoundError
         The captures of some days are missing; the message names them and where to get them.
     ValueError
-        A parameter is none, there are two captures of a day, or a capture is of another day or not whole.
+        A parameter is none, there are two captures of a day, or a capture is of another day, not whole, or has
+        another checksum than the one beside it.
     CaptureError
         A file is no capture.
 
@@ -133,10 +139,9 @@ def load_cic_ids_2017(
     sampler.set_params(verbose=verbose)
     seed = int(check_random_state(random_state).randint(2**31 - 1))
     rules = read_schedule("cic_ids_2017.csv")
-    cache = None if cache_folder is None else Path(cache_folder)
     tables = {}
     for day, capture in captures.items():
-        tables[day] = captured_flows(capture, sampler, cache)
+        tables[day] = captured_flows(capture, sampler, cache_folder, checked_capture)
         check_whole_day(tables[day], day, capture, rules)
     data = _labelled_days(tables, rules, sampler, seed)
     _apply_policy(data, labels, attempted)
@@ -181,6 +186,25 @@ def day_captures(home: Path) -> dict[str, Path]:
         if len(paths) > 1:
             raise ValueError(f"{home} has {len(paths)} captures of {day}: {', '.join(p.name for p in paths)}; keep one")
     return {day: paths[0] for day, paths in found.items()}
+
+
+@contextmanager
+def checked_capture(path: Path) -> Iterator[list[Path]]:
+    """Yield the captures in a file that is one, if it has the checksum that is published beside it.
+
+    Raises
+    ------
+    ValueError
+        It has another one.
+    """
+    beside = path.with_suffix(".md5")
+    if beside.exists():
+        found = re.findall(r"\b[0-9a-f]{32}\b", beside.read_text(errors="replace").lower())
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "md5").hexdigest()
+        if found and digest not in found:
+            raise ValueError(f"{path} has the MD5 checksum {digest}, but {beside.name} says {found[0]}; get it again")
+    yield [path]
 
 
 def check_whole_day(flows: FlowTable, day: str, capture: Path, rules: list[Rule]) -> None:

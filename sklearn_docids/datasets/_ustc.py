@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sklearn.base import clone
 from sklearn.utils import Bunch, check_random_state
 
 from sklearn_docids import paper
 from sklearn_docids._sampler import FlowSampler
+from sklearn_docids.datasets._cache import as_sampled, captured_flows
 from sklearn_docids.datasets._folder import check_n_per_class, drawn_bunch, plain_name
 
 BENIGN = (
@@ -45,8 +47,10 @@ def load_ustc_tfc2016(
     *,
     n_per_class: int | None = 5000,
     sampler: FlowSampler | None = None,
+    cache_folder: str | os.PathLike[str] | None = None,
     random_state: Any = None,
     return_X_y: bool = False,
+    verbose: int = 0,
 ) -> Any:
     """Load USTC-TFC2016 from its captures: 20 classes, the paper's reference.
 
@@ -62,10 +66,14 @@ def load_ustc_tfc2016(
         Most flows of a class, drawn at random (paper: 5,000); None: all.
     sampler : FlowSampler, default=None
         Sampler to use; None: `sklearn_docids.paper.sampler`, whose flows are never split by time, like sessions.
+    cache_folder : path or None, default=None
+        Folder for sampled flows, as in `load_cic_ids_2017`: archives need not be unpacked again.
     random_state : int, RandomState instance or None, default=None
-        Source of the drawing, and of random addresses where no sampler is given.
+        Source of the drawing and of random addresses.
     return_X_y : bool, default=False
         Whether to return ``(X, y)`` instead of a Bunch.
+    verbose : int, default=0
+        1 prints a line per capture, 2 a line for every tenth of one.
 
     Returns
     -------
@@ -99,13 +107,14 @@ def load_ustc_tfc2016(
     """
     check_n_per_class(n_per_class)
     rng = check_random_state(random_state)
-    if sampler is None:
-        sampler = paper.sampler(random_state=int(rng.randint(2**31 - 1)))
+    seed = int(rng.randint(2**31 - 1))
+    sampler = paper.sampler() if sampler is None else clone(sampler)
+    sampler.set_params(verbose=verbose)
     found = published_files(Path(data_home))
-    parts = []
+    parts: list[np.ndarray] = []
     for _, path in found:
-        with unpacked(path) as captures:
-            parts.append(sampler.sample(captures)[0])
+        flows = captured_flows(path, sampler, cache_folder, unpacked)
+        parts.append(as_sampled(flows, sampler, training=True, seed=seed + len(parts)))
     counts = [len(rows) for rows in parts]
     y, groups = np.repeat([label for label, _ in found], counts), np.repeat(np.arange(len(found)), counts)
     data = _completed(drawn_bunch(np.concatenate(parts), y, groups, n_per_class, rng), "sampled as training data")
