@@ -26,6 +26,30 @@ WGET = ["wget", "-q", "-t", "1", "-T", "20", "-O", "-", "--no-check-certificate"
 SSH = ["-F", "none", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR"]
 
 
+# Sections end with an empty line.
+MBSYNC = """IMAPAccount a
+Host {server}
+User {name}
+Pass "{password}"
+SSLType None
+AuthMechs LOGIN
+
+IMAPStore far
+Account a
+
+MaildirStore near
+Path ./
+Inbox ./INBOX
+
+Channel c
+Far :far:
+Near :near:
+Pattern INBOX
+Create Near
+SyncState *
+"""
+
+
 def shell(text: str) -> list[str]:
     """Return a command that a shell runs."""
     return ["sh", "-c", text]
@@ -156,14 +180,12 @@ def imap(rng: random.Random, server: str) -> Session:
     """Look for new mail, read, search."""
     name, password = account(rng)
     login = ["-u", f"{name}:{password}"]
+    settings = MBSYNC.format(server=server, name=name, password=password)
     return [rng.choice([
         [*CURL, *login, f"imap://{server}/INBOX", "-X", rng.choice(["NOOP", "EXAMINE INBOX", "STATUS INBOX (UNSEEN)"])],
         [*CURL, *login, f"imap://{server}/INBOX;MAILINDEX={rng.randrange(1, 15)}"],
         [*CURL, *login, f"imap://{server}/INBOX?SUBJECT%20{rng.choice(WORDS)}"],
-        in_folder(f"printf 'IMAPAccount a\\nHost {server}\\nUser {name}\\nPass \"{password}\"\\nSSLType None\\n"
-              f"AuthMechs LOGIN\\n\\nIMAPStore r\\nAccount a\\nMaildirStore l\\nPath '$d'/\\nInbox '$d'/INBOX\\n"
-              f"Channel c\\nFar :r:\\nNear :l:\\nPattern INBOX\\nCreate Near\\nSyncState *\\n' > rc; "
-                  "mbsync -q -c rc c"),
+        in_folder(f"printf %s {shlex.quote(settings)} > rc; mbsync -q -c rc c"),
     ])]  # fmt: skip
 
 

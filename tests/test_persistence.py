@@ -285,7 +285,7 @@ def test_a_subclass_is_not_saved_as_what_it_is_not(tmp_path):
     class Other(DOCIDSDetector):
         pass
 
-    with pytest.raises(TypeError, match="not its subclass Other"):
+    with pytest.raises(TypeError, match="not a subclass Other"):
         Other(max_epochs=1).fit(X, reference=REFERENCE).save(tmp_path / "m")
 
 
