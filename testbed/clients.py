@@ -7,6 +7,7 @@ and the normal traffic of the office, where `office.py` mixes them.
 
 from __future__ import annotations
 
+import base64
 import random
 import shlex
 from collections.abc import Callable
@@ -89,7 +90,8 @@ def fetch(rng: random.Random, scheme: str, server: str) -> list[str]:
     for _ in range(rng.choice([1, 1, 2, 3])):
         urls += ["-o", "/dev/null", f"{scheme}://{server}/{web_path(rng)}"]
     version = ["--http1.1"] if scheme == "http" or rng.random() < 0.5 else ["--http2"]
-    return ["curl", "-s", "-k", "-m", "20", "-A", rng.choice(AGENTS), *version, *urls]
+    cookie = ["-b", f"session={cookie_value(rng)}"] if rng.random() < 0.4 else []
+    return ["curl", "-s", "-k", "-m", "20", "-A", rng.choice(AGENTS), *cookie, *version, *urls]
 
 
 def http(rng: random.Random, server: str) -> Session:
@@ -112,14 +114,28 @@ def https(rng: random.Random, server: str) -> Session:
     return [fetch(rng, "https", server)]
 
 
+def intranet_page(rng: random.Random) -> str:
+    """Return the path of a page of the intranet, sometimes with a question."""
+    question = rng.choice(
+        ["", "", f"?ref={rng.choice(WORDS)}", f"?id={rng.randrange(10**6)}", f"?p={rng.randrange(100)}"]
+    )
+    return f"f{rng.randrange(40)}.html{question}"
+
+
+def cookie_value(rng: random.Random) -> str:
+    """Return what a server would put into a cookie."""
+    return base64.b64encode(rng.randbytes(rng.choice([12, 18, 24, 30]))).decode()
+
+
 def intranet(rng: random.Random, server: str) -> Session:
     """Log in, sometimes with a typing error first, then read pages."""
     name, password = account(rng)
+    agent = rng.choice(AGENTS[:2])
     steps = []
     for typed in [password[:-1]] * (rng.random() < 0.2) + [password]:
         form = ["--data-urlencode", f"user={name}", "--data-urlencode", f"password={typed}"]
-        steps.append([*CURL, "-A", AGENTS[0], *form, f"http://{server}/login"])
-    return steps + [[*CURL, "-A", AGENTS[0], f"http://{server}/f{rng.randrange(40)}.html"] for _ in range(2)]
+        steps.append([*CURL, "-A", agent, *form, f"http://{server}/login"])
+    return steps + [[*CURL, "-A", agent, f"http://{server}/{intranet_page(rng)}"] for _ in range(2)]
 
 
 def dns(rng: random.Random, server: str) -> Session:

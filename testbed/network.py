@@ -11,6 +11,7 @@ import ipaddress
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -23,6 +24,7 @@ OVERLAID = ("/dev", "/etc", "/home", "/root", "/tmp", "/var")
 MOST_PACKETS = 2_000_000
 OUTSIDE = "192.0.2.1"
 OUTPUT = Path("/mnt/output")
+MACHINE = "office"
 
 
 class RouteOutError(RuntimeError):
@@ -57,6 +59,10 @@ def seal(output: Path) -> None:
         mount("-t", "overlay", "overlay", "-o", options, name)
     mount("-t", "devpts", "devpts", "/dev/pts")
     mount("-t", "tmpfs", "tmpfs", "/dev/shm")
+    # What is left of the machine can be read. (The kernel's own switches in /proc and /sys are not covered by this.)
+    mount("-o", "remount,bind,ro", "/")
+    # Programs write the name of their machine into what they send.
+    socket.sethostname(MACHINE)
 
 
 def mount(*arguments: str) -> None:
@@ -70,12 +76,14 @@ def check_no_route_out(namespace: list[str]) -> None:
     Raises
     ------
     RouteOutError
-        There is a route to it.
+        There is a route to it, or nobody can tell.
     """
     command = [*namespace, "ip", "-json", "route", "get", OUTSIDE]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     if found.returncode == 0:
         raise RouteOutError(f"there is a route out: {json.loads(found.stdout)}")
+    if "unreachable" not in found.stderr:
+        raise RouteOutError(f"it cannot be told whether there is a route out: {found.stderr}")
 
 
 class Switch:
@@ -134,9 +142,11 @@ def end_capture(process: subprocess.Popen[bytes], path: Path) -> None:
     Raises
     ------
     RuntimeError
-        Packets were dropped.
+        Packets were dropped, or the capture ended before.
     """
     time.sleep(1.5)  # packets on their way to tcpdump
+    if process.poll() is not None:
+        raise RuntimeError(f"the capture {path} ended by itself, at {MOST_PACKETS} packets or before")
     process.terminate()
     process.wait(timeout=30)
     log = path.with_suffix(".log").read_text()

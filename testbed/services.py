@@ -334,7 +334,10 @@ rootdn "cn=admin,dc=office,dc=example"\nrootpw app-secret\ndirectory {data}\nacc
 
 def snmp(host: Host) -> None:
     """Net-SNMP's agent with a public community."""
-    path = host.write("snmpd.conf", f"rocommunity public\nagentaddress udp:{host.address}:161\nsysLocation office\n")
+    path = host.write(
+        "snmpd.conf",
+        f"rocommunity public\nagentaddress udp:{host.address}:161\nsysLocation office\nsysDescr Linux office\n",
+    )
     host.serve(["snmpd", "-f", "-Lo", "-C", "-c", str(path), "-p", str(host.folder / "snmpd.pid")], 161, "udp")
 
 
