@@ -42,7 +42,25 @@ PAPER_REFERENCE_FLOWS = 5000
 # One-class support vectors take memory and time by the square of the rows.
 MOST_ROWS_OF_SVM = 5000
 ALL, MACRO = "all attacks", "mean over attacks"
-COLUMNS = ("detector", "seed", "attack", "n_attack", "n_normal", "roc_auc", "average_precision", "prevalence", "fit_s")
+MEASURES = {
+    "roc_auc": "ROC-AUC",
+    "average_precision": "PR-AUC (average precision)",
+    "roc_auc_by_service": "ROC-AUC against normal flows of the same services",
+}
+# With fewer normal flows of a service there is nothing to compare with.
+FEWEST_NORMAL = 20
+COLUMNS = (
+    "detector",
+    "seed",
+    "attack",
+    "n_attack",
+    "n_normal",
+    "roc_auc",
+    "average_precision",
+    "prevalence",
+    "roc_auc_by_service",
+    "fit_s",
+)
 
 
 def load(options):
@@ -122,16 +140,30 @@ def fitted(name, detector, takes_reference, data, reference, seed):
     return detector, time.process_time() - began
 
 
-def measure(scores, attack):
-    """Yield attack, its flows, normal flows, ROC-AUC, average precision and prevalence: pooled, then per attack."""
+def services_of(X):
+    """Return protocol and destination port of rows (Ethernet, IPv4 without options): the service that was asked."""
+    return 65_536 * X[:, 23].astype(np.int64) + 256 * X[:, 36].astype(np.int64) + X[:, 37]
+
+
+def measure(scores, attack, services):
+    """Yield measures per attack, pooled ones first: flows, ROC-AUC, average precision, prevalence, ROC-AUC by service.
+
+    The last compares attacks with normal flows of the same services alone. Where it is 0.5, it is the service that was
+    found, not the attack; it is missing where nobody else uses the service.
+    """
     normal = attack == ""
     for name in [ALL, *np.unique(attack[~normal])]:
-        rows = normal | (attack == name) if name != ALL else np.full(len(attack), True)
+        chosen = ~normal if name == ALL else attack == name
+        rows = normal | chosen
         y = np.where(normal[rows], 1, -1)
-        n_attack = int(np.sum(y == -1))
+        alike = chosen | (normal & np.isin(services, services[chosen]))
+        by_service = np.nan
+        if (alike & normal).sum() >= FEWEST_NORMAL:
+            by_service = attack_roc_auc_score(np.where(normal[alike], 1, -1), scores[alike])
+        n_attack = int(chosen.sum())
         yield (
             name, n_attack, int(normal.sum()), attack_roc_auc_score(y, scores[rows]),
-            attack_average_precision_score(y, scores[rows]), n_attack / len(y),
+            attack_average_precision_score(y, scores[rows]), n_attack / len(y), by_service,
         )  # fmt: skip
 
 
@@ -142,12 +174,12 @@ def run(options):
         data = thinned(data, options.n_flows, options.random_state)
         reference = Bunch(**dict(zip(("X", "y"), _thin_reference(reference, options), strict=True)))
     print_tables(options, data, reference)
-    results, first = [], {}
+    results, first, services = [], {}, services_of(data.X_test)
     for seed in range(options.seeds):
         for name, (detector, takes_reference) in detectors(seed, options.max_epochs).items():
             detector, seconds = fitted(name, detector, takes_reference, data, reference, seed)
             scores = detector.score_samples(data.X_test)
-            for attack, *values in measure(scores, data.attack):
+            for attack, *values in measure(scores, data.attack, services):
                 results.append(dict(zip(COLUMNS, (name, seed, attack, *values, seconds), strict=True)))
             print(f"seed {seed}, {name}: ROC-AUC {results[-len(set(data.attack))]['roc_auc']:.3f}, {seconds:.0f} CPU-s")
             if seed == 0:
@@ -174,33 +206,32 @@ def print_tables(options, data, reference):
 
 
 def spread(values):
-    """Return mean and range."""
-    return f"{np.mean(values):.3f} ({np.min(values):.3f}-{np.max(values):.3f})"
+    """Return mean and range; a dash where there is nothing to measure."""
+    if not np.isfinite(values).all():
+        return "-"
+    return f"{np.mean(values):.3f}" + (f" ({np.min(values):.3f}-{np.max(values):.3f})" if len(values) > 1 else "")
 
 
 def print_results(results):
     """Print a table per measure: a row per attack, a column per detector, mean and range over the seeds."""
     names = list(dict.fromkeys(line["detector"] for line in results))
     attacks = list(dict.fromkeys(line["attack"] for line in results))
-    n_attacks = {line["attack"]: (line["n_attack"], line["prevalence"]) for line in results}
-    for measured, title in (("roc_auc", "ROC-AUC"), ("average_precision", "PR-AUC (average precision)")):
-        print(f"\n{title}, mean over seeds (lowest-highest)\n")
+    described = {line["attack"]: f" ({line['n_attack']}; {line['prevalence']:.1%})" for line in results}
+    seeds = sorted({line["seed"] for line in results})
+    for measured, title in MEASURES.items():
+        print(f"\n{title}{', mean over seeds (lowest-highest)' if len(seeds) > 1 else ''}\n")
         print("| attack (flows; share of the flows scored with it) | " + " | ".join(names) + " |")
         print("|---" * (len(names) + 1) + "|")
         table = {(line["detector"], line["seed"], line["attack"]): line[measured] for line in results}
-        seeds = sorted({line["seed"] for line in results})
         for attack in [*attacks, MACRO]:
+            averaged = attacks[1:] if attack == MACRO else [attack]
             cells = []
             for name in names:
-                of_seed = [
-                    np.mean([table[name, seed, each] for each in attacks[1:]])
-                    if attack == MACRO
-                    else table[name, seed, attack]
-                    for seed in seeds
-                ]
-                cells.append(spread(of_seed))
-            count = "" if attack == MACRO else f" ({n_attacks[attack][0]}; {n_attacks[attack][1]:.1%})"
-            print(f"| {attack}{count} | " + " | ".join(cells) + " |")
+                by_seed = np.array([[table[name, seed, each] for each in averaged] for seed in seeds])
+                # A service that nobody else uses is missing in the mean, for all detectors alike.
+                kept = by_seed[:, np.isfinite(by_seed).all(axis=0)] if attack == MACRO else by_seed
+                cells.append(spread(kept.mean(axis=1)))
+            print(f"| {attack}{described.get(attack, '')} | " + " | ".join(cells) + " |")
 
 
 def write_results(path, results):

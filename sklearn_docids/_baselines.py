@@ -184,8 +184,8 @@ class ReconstructingDetector(FlowDetector):
         if self.false_alarm_rate is not None:
             target, held_out = self._hold_out_for_threshold(X, np.random.RandomState(split_seed))
         steps_per_epoch = len(_training.batch_bounds(len(target), self.batch_size))
-        net = self._make_net(steps_per_epoch, seed)
         with torch.inference_mode(False):
+            net = self._make_net(steps_per_epoch, seed)
             stopped = _training.train(net, _training.PairedFlows(target, device=net.device))
         return self._take_over(net, stopped, target, held_out)
 

@@ -8,7 +8,7 @@ import math
 import os
 import warnings
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import skorch.callbacks
@@ -26,9 +26,6 @@ from sklearn_docids._callbacks import CallbackSupportMixin, EpochTasks, with_cal
 from sklearn_docids._folding import FoldedNetwork, same_state, state_of
 from sklearn_docids._network import DOCIDSNetwork
 from sklearn_docids._reference import ReferenceData, check_kind, check_labels, numbers_among
-
-if TYPE_CHECKING:
-    pass
 
 # Without a reference, h_c still spans the space of the compactness loss: as many outputs as the paper's reference.
 N_CLASSES_WITHOUT_REFERENCE = 20

@@ -347,7 +347,7 @@ class FlowSampler(TransformerMixin, BaseEstimator):
             raise ValueError(f"protocols must name 'tcp', 'udp' or both, got {self.protocols!r}")
         field_policies.policy_actions(self.fields, training=True)
         return FlowRules(
-            self.n_packets, self.n_bytes, self.bidirectional, self.idle_timeout, self.tcp_restart,
+            int(self.n_packets), int(self.n_bytes), self.bidirectional, self.idle_timeout, self.tcp_restart,
             tuple(self.protocols), self.max_live_flows, self.tunnels == "innermost", self.duplicate_window,
             self.reorder_window, emit_early,
         )  # fmt: skip

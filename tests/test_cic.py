@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import warnings
 
 import numpy as np
@@ -10,8 +11,8 @@ from captures import pcap, tcp
 
 from sklearn_docids import CaptureError, CaptureWarning, FlowSampler
 from sklearn_docids.datasets import load_bos_2018, load_cic_ids_2017
-from sklearn_docids.datasets._cache import NOTE, captured_flows
-from sklearn_docids.datasets._cic import DAYS, SCAN_INSIDE
+from sklearn_docids.datasets._cache import NOTE, _umask, captured_flows
+from sklearn_docids.datasets._cic import DAYS, MOST_LIVE_FLOWS, SCAN_INSIDE
 
 ATTACKER, WEB, OTHER = "172.16.0.1", "192.168.10.50", "192.168.10.12"
 HOME_HOST, ABROAD = "192.168.10.8", "93.184.216.34"
@@ -158,6 +159,26 @@ def test_missing_days_are_all_named(home):
         load_cic_ids_2017(home / "nowhere")
 
 
+def test_tables_and_checksums_beside_the_captures_are_no_captures(home):
+    for name in ("Monday-WorkingHours.pcap_ISCX.csv", "Monday-WorkingHours.pcap.txt", "monday-notes.txt"):
+        (home / name).write_text("a table")
+    assert load_cic_ids_2017(home).captures["Monday"].name == "Monday-WorkingHours.pcap"
+
+
+def test_a_stray_date_does_not_refuse_a_day(home):
+    path = home / "Tuesday-WorkingHours.pcap"
+    many = [entry for i in range(1500) for entry in normal(seconds("Tuesday", "15:00") + i, 10_000 + i)]
+    many += connection(5.0, HOME_HOST, 9, ABROAD, 9)
+    data = pcap([packet for _, packet in many], times=[time for time, _ in many])
+    path.write_bytes(path.read_bytes() + data[24:])
+    assert np.sum(load_cic_ids_2017(home).groups == 1) == 4 + 1501
+
+
+def test_flows_split_by_direction_are_refused(home):
+    with pytest.raises(ValueError, match="bidirectional=True"):
+        load_cic_ids_2017(home, sampler=FlowSampler(bidirectional=False))
+
+
 def test_two_captures_of_a_day_are_refused(home):
     (home / "monday-again.pcapng").write_bytes(day_capture("Monday"))
     with pytest.raises(ValueError, match="2 captures of Monday"):
@@ -175,7 +196,9 @@ def test_half_a_capture_is_refused(home):
     path.write_bytes(path.read_bytes()[:-900])  # the evening is gone
     with (
         pytest.warns(CaptureWarning, match="cut"),
-        pytest.raises(ValueError, match=r"not the whole of Friday.*2017-07-07T17:00:00Z.*until 2017-07-07T20:01:24Z"),
+        pytest.raises(
+            ValueError, match=r"not the whole of Friday.*2017-07-07T17:00:00Z.*until 2017-07-07T20:01:24Z; .*pcapfix"
+        ),
     ):
         load_cic_ids_2017(home)
 
@@ -242,7 +265,11 @@ def test_another_field_policy_uses_the_same_cache_and_other_settings_do_not(home
     options = {"random_state": 0, "cache_folder": tmp_path}
     load_cic_ids_2017(home, **options)
     portable = load_cic_ids_2017(
-        home, sampler=FlowSampler(duplicate_window=9999, reorder_window=10_000, fields="portable"), **options
+        home,
+        sampler=FlowSampler(
+            duplicate_window=9999, reorder_window=10_000, max_live_flows=MOST_LIVE_FLOWS, fields="portable"
+        ),
+        **options,
     )
     assert len(reads) == 5
     assert (portable.X_test[:, 26:34] == 0).all()
@@ -296,6 +323,48 @@ def test_damage_of_a_capture_is_told_from_the_cache_too(home, tmp_path, reads):
         with pytest.warns(CaptureWarning, match="record cut"):
             captured_flows(capture, FlowSampler(), tmp_path)
     assert len(reads) == 1
+
+
+def test_captures_alike_in_name_size_and_time_are_not_taken_for_each_other(tmp_path, reads):
+    found = []
+    for port in (1111, 2222):
+        path = tmp_path / str(port) / "x.pcap"
+        path.parent.mkdir()
+        path.write_bytes(pcap([tcp(sport=port)]))
+        os.utime(path, (1000, 1000))
+        found.append(captured_flows(path, FlowSampler(), tmp_path / "cache").src_port.tolist())
+    assert found == [[1111], [2222]]
+
+
+def test_evicted_flows_are_told(home, tmp_path):
+    capture = home / "Tuesday-WorkingHours.pcap"
+    for cache in (None, tmp_path, tmp_path):
+        with pytest.warns(UserWarning, match=r"flows were ended early.*max_live_flows"):
+            captured_flows(capture, FlowSampler(max_live_flows=1, idle_timeout=None), cache)
+
+
+def test_another_process_may_be_first(home, tmp_path, monkeypatch):
+    capture, cache = home / "Monday-WorkingHours.pcap", tmp_path / "cache"
+    write = FlowSampler.write
+
+    def overtaken(self, captures, out):
+        result = write(self, captures, out)
+        if not list(cache.glob("Monday*")):
+            monkeypatch.setattr(FlowSampler, "write", write)
+            captured_flows(capture, FlowSampler(), cache)
+        return result
+
+    monkeypatch.setattr(FlowSampler, "write", overtaken)
+    assert len(captured_flows(capture, FlowSampler(), cache)) == 7
+    (folder,) = cache.iterdir()
+    assert folder.stat().st_mode & 0o055 == 0o055 & ~_umask()  # others may read it
+
+
+def test_numbers_of_numpy_are_settings_too(home, tmp_path):
+    capture, cache = home / "Monday-WorkingHours.pcap", tmp_path / "cache"
+    for n_packets in (np.int64(4), 4):
+        captured_flows(capture, FlowSampler(n_packets=n_packets), cache)
+    assert len(list(cache.iterdir())) == 1
 
 
 def test_nothing_is_left_of_a_failure(home, tmp_path):
@@ -372,7 +441,7 @@ def test_what_is_missing_is_named(bos):
 @pytest.mark.parametrize(
     ("addresses", "message"),
     [
-        (["10.0.0"], "does not appear to be"),
+        (["10.0.0"], "c2_addresses: .*does not appear"),
         ([], "at least one"),
         (SERVER, "must be a list"),
         (["10.9.9.9"], "no flow of"),
@@ -381,6 +450,21 @@ def test_what_is_missing_is_named(bos):
 def test_unusable_addresses(bos, addresses, message):
     with pytest.raises(ValueError, match=message):
         load_bos_2018(bos, c2_addresses=addresses)
+
+
+def test_lists_of_addresses_as_people_write_them(bos):
+    path = bos / "c2_addresses.txt"
+    path.write_bytes(b"\xef\xbb\xbf" + f"{SERVER}  # of the second stage\r\n".encode())
+    assert load_bos_2018(bos).attack.tolist() == ["", "progress 7", "progress 8", ""]
+    path.write_bytes(b"\x83T\x81[\x83o\n")
+    with pytest.raises(ValueError, match=r"c2_addresses\.txt: "):
+        load_bos_2018(bos)
+
+
+def test_a_path_with_two_levels_is_refused(bos):
+    (bos / "level_7.pcapng").rename(bos / "progress2" / "level_7.pcapng")
+    with pytest.raises(ValueError, match=r"progress2/level_7\.pcapng has the levels \[2, 7\]"):
+        load_bos_2018(bos)
 
 
 def test_training_traffic_with_a_server_is_refused(bos):

@@ -152,6 +152,9 @@ def test_unusable_folders_are_named(classes, tmp_path):
         load_class_folder(tmp_path / "empty")
     with pytest.raises(ValueError, match="n_per_class must be at least 1 or None, got 0"):
         load_class_folder(classes, n_per_class=0)
+    with pytest.warns(UserWarning, match="empty holds no captures"):
+        load_class_folder(classes)
+    (tmp_path / "empty").rmdir()
     (classes / "void.pcap").write_bytes(pcap([]))
     with pytest.warns(UserWarning, match="class 'void' of .* has no flows"):
         load_class_folder(classes)

@@ -26,9 +26,22 @@ def test_paper_experiment_on_the_testbed_prints_its_tables_and_writes_its_figure
     assert {"DOC-IDS", "DOC-IDS, paper's settings", "Autoencoder", "1D convolutional autoencoder"} <= names
     assert len(attacks) == 13
     assert len(results) == len(attacks) * len(names) * 2
-    assert all(0 <= line["roc_auc"] <= 1 and 0 < line["prevalence"] < 1 for line in results)
+    by_kind = {(line["detector"], line["seed"], line["attack"]): line for line in results}
+    n_attack = {line["attack"]: line["n_attack"] for line in results}
+    assert n_attack["all attacks"] == sum(n_attack.values()) / 2 == 12 * 60
+    assert all(line["prevalence"] == line["n_attack"] / (line["n_attack"] + 60) for line in results)
+    for seed in (0, 1):  # as many flows of each kind: pooled and mean areas are equal
+        areas = [by_kind["Autoencoder", seed, kind]["roc_auc"] for kind in attacks - {"all attacks"}]
+        assert by_kind["Autoencoder", seed, "all attacks"]["roc_auc"] == pytest.approx(np.mean(areas))
+    assert np.isnan(by_kind["Autoencoder", 0, "beacon_tcp"]["roc_auc_by_service"])  # nobody else uses its port
     printed = capsys.readouterr().out
-    for expected in ("Table 2, reference", "Target, target", "| mean over attacks |", "PR-AUC (average precision)"):
+    for expected in (
+        "Table 2, reference",
+        "Target, target",
+        "| mean over attacks |",
+        "PR-AUC (average",
+        "of the same services",
+    ):
         assert expected in printed
     figures = sorted(path.name for path in tmp_path.glob("*.png"))
     assert [name.partition("_")[0] for name in figures] == [f"figure{n}" for n in range(2, 7)]

@@ -1,6 +1,10 @@
 """The published schedule of CIC-IDS-2017 as a table: every rule, window borders, flipped orientation."""
 
+import csv
+import hashlib
+import re
 from dataclasses import dataclass, field
+from importlib.resources import files
 
 import numpy as np
 import pytest
@@ -10,6 +14,7 @@ from sklearn_docids import FlowSampler
 from sklearn_docids.datasets._labels import NORMAL, NOT_ATTEMPTED, label_flows, read_schedule, within
 
 RULES = read_schedule("cic_ids_2017.csv")
+DIGEST = "d4439f3ee73c9e0b82aae3f9893fc4107791fabba79623150549734518165970"
 ATTACKER, WEB = "172.16.0.1", "192.168.10.50"
 MICROSECOND = 1000
 
@@ -180,3 +185,93 @@ def test_the_borders_of_a_window_are_inside_it_and_a_microsecond_on_is_not(write
 )
 def test_cells_of_the_table(cell, allowed):
     assert np.flatnonzero(within(np.arange(5), cell)).tolist() == allowed
+
+
+# The rules themselves: compared with the publication once, and with a slow twin on flows at the edges of all of them.
+
+SCHEDULE = files("sklearn_docids.datasets") / "cic_ids_2017.csv"
+
+
+def test_the_schedule_is_the_one_that_was_compared_with_the_publication():
+    """Every time, address and condition stood against the published notebook; a change must do so again."""
+    assert hashlib.sha256(SCHEDULE.read_bytes()).hexdigest() == DIGEST
+
+
+class Columns(dict):
+    """Columns of a flow table that nobody captured."""
+
+    __getattr__ = dict.__getitem__
+
+    def __len__(self):
+        return len(self["time_first"])
+
+
+def naive_allows(cell, value):
+    if not cell:
+        return True
+    if ".." in cell:
+        low, high = cell.split("..")
+        return (not low or value >= int(low)) and (not high or value <= int(high))
+    listed = str(value) in cell.removeprefix("!").split()
+    return listed != cell.startswith("!")
+
+
+def naive_label(flow):
+    """Return label and attempt of one flow, by reading the table line by line."""
+    found = NONE
+    with SCHEDULE.open(encoding="utf-8") as file:
+        for line in csv.DictReader(file):
+            if not at(line["start"]) <= flow["time_first"] <= at(line["end"]):
+                continue
+            for near, far in (("src", "dst"), ("dst", "src")):
+                ways = ("forward", "backward") if near == "src" else ("backward", "forward")
+                columns = {"source_port": f"{near}_port", "destination_port": f"{far}_port"}
+                for what in ("packets", "payload"):
+                    columns |= {f"{what}_forward": f"{what}_{ways[0]}", f"{what}_backward": f"{what}_{ways[1]}"}
+                if (
+                    flow[f"{near}_ip"] in line["source"].split()
+                    and flow[f"{far}_ip"] in line["destination"].split()
+                    and all(naive_allows(line[cell], flow[column]) for cell, column in columns.items())
+                ):
+                    found = line["label"], int(line["attempted"] or -1)
+    return found
+
+
+def edge_values(cell, rng):
+    """Return values at and beside the edges of a cell."""
+    numbers = [int(n) for n in re.findall(r"\d+", cell)] or [int(rng.integers(0, 3))]
+    return max(0, int(rng.choice(numbers)) + int(rng.integers(-1, 2)))
+
+
+def edge_flow(line, rng):
+    """Return a flow that a rule just takes, or just does not."""
+    edge = at(line[str(rng.choice(["start", "end"]))]) + int(rng.choice([-MICROSECOND, -1, 0, 1, MICROSECOND]))
+    middle = (at(line["start"]) + at(line["end"])) // 2
+    ends = [str(rng.choice(line[name].split())) for name in ("source", "destination")]
+    if rng.random() < 0.1:
+        ends[int(rng.integers(2))] = "192.168.10.99"
+    ports, packets, payload = (
+        [edge_values(line[f"{name}_{side}"] if name != "port" else line[f"{side}_port"], rng) for side in sides]
+        for name, sides in (
+            ("port", ("source", "destination")),
+            ("packets", ("forward", "backward")),
+            ("payload", ("forward", "backward")),
+        )
+    )
+    a, b = (0, 1) if rng.random() < 0.6 else (1, 0)
+    return {
+        "time_first": edge if rng.random() < 0.5 else middle,
+        "src_ip": ends[a], "dst_ip": ends[b], "src_port": ports[a], "dst_port": ports[b],
+        "packets_forward": packets[a], "packets_backward": packets[b],
+        "payload_forward": payload[a], "payload_backward": payload[b],
+    }  # fmt: skip
+
+
+def test_labels_are_those_of_a_slow_twin_at_the_edges_of_every_rule():
+    rng = np.random.default_rng(0)
+    with SCHEDULE.open(encoding="utf-8") as file:
+        flows = [edge_flow(line, rng) for line in csv.DictReader(file) for _ in range(60)]
+    labels, attempted = label_flows(Columns({name: np.array([f[name] for f in flows]) for name in flows[0]}), RULES)
+    expected = [naive_label(flow) for flow in flows]
+    assert list(zip(labels.tolist(), attempted.tolist(), strict=True)) == expected
+    assert len(set(expected)) > 30

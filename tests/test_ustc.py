@@ -3,6 +3,7 @@
 import gzip
 import io
 import struct
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from captures import pcap, tcp, udp
 
 from sklearn_docids import CaptureError, FlowSampler, paper
 from sklearn_docids.datasets import load_ustc_tfc2016, load_ustc_tk2016
-from sklearn_docids.datasets._ustc import BENIGN, MALWARE, capture_of
+from sklearn_docids.datasets._ustc import BENIGN, MALWARE, capture_of, unpacked
 
 RAW = paper.sampler(fields="raw")
 
@@ -63,6 +64,49 @@ def test_archives_are_unpacked_unless_their_capture_is_there(home):
     data = load_ustc_tfc2016(home, sampler=RAW)
     assert (data.X == expected.X).all()
     assert (data.y == expected.y).all()
+
+
+def test_an_archive_is_skipped_where_its_parts_were_unpacked(home):
+    py7zr = pytest.importorskip("py7zr")
+    expected = load_ustc_tfc2016(home, sampler=RAW)
+    with py7zr.SevenZipFile(home / "Benign" / "SMB.7z", "w") as archive:
+        for part in (1, 2):
+            archive.write(home / "Benign" / f"SMB-{part}.pcap", f"SMB-{part}.pcap")
+    assert len(load_ustc_tfc2016(home, sampler=RAW).X) == len(expected.X)
+
+
+def test_damaged_archives_and_images_are_named(home, images):
+    py7zr = pytest.importorskip("py7zr")
+    path = home / "Malware" / "Zeus.7z"
+    with py7zr.SevenZipFile(path, "w") as archive:
+        archive.write(home / "Malware" / "Zeus.pcap", "Zeus.pcap")
+    (home / "Malware" / "Zeus.pcap").unlink()
+    whole = path.read_bytes()
+    n_refused = 0
+    for place in range(6, len(whole), 7):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
+        with suppress(CaptureError), unpacked_or_refused(path) as refused:
+            n_refused += refused
+    assert n_refused > 10
+    path = images / "t10k-images-idx3-ubyte.gz"
+    packed = path.read_bytes()
+    for place in range(12, len(packed) - 8, 40):
+        path.write_bytes(packed[:place] + bytes([packed[place] ^ 255]) + packed[place + 1 :])
+        with pytest.raises(ValueError, match=r"t10k-images.*: (damaged|no idx file)"):
+            load_ustc_tk2016(images)
+
+
+@contextmanager
+def unpacked_or_refused(path):
+    """Yield whether an archive is refused by name."""
+    try:
+        with unpacked(path):
+            pass
+        refused = False
+    except ValueError as error:
+        refused = "Zeus.7z" in str(error)
+        assert refused
+    yield refused
 
 
 def test_cached_flows_need_no_archive_to_be_unpacked_again(home, tmp_path_factory, monkeypatch):

@@ -10,6 +10,10 @@ import numpy as np
 from sklearn_docids.capture._errors import CaptureError
 from sklearn_docids.capture.records import RECORD_DTYPE
 
+# Bytes between the held packets, in relation to their own, before they are gathered instead of copied as they lie.
+MOST_WASTE = 2
+PAGE_BYTES = 4096
+
 Block = tuple[np.ndarray, np.ndarray]
 
 
@@ -49,9 +53,13 @@ def _copied(data: np.ndarray, records: np.ndarray) -> Block:
     """Return records with a copy of their bytes: the buffer is used again for the next block."""
     if not len(records):
         return np.empty(0, np.uint8), records.copy()
-    first = int(records["start"].min())
-    last = int((records["start"] + records["captured_length"]).max())
+    starts, lengths = records["start"], records["captured_length"]
+    first, last = int(starts.min()), int((starts + lengths).max())
     moved = records.copy()
+    if last - first > MOST_WASTE * int(lengths.sum()) + PAGE_BYTES:
+        # A record of the far future is held until the end: only its own bytes must be, not all that follow it.
+        moved["start"] = np.cumsum(lengths) - lengths
+        return np.concatenate([data[a : a + n] for a, n in zip(starts.tolist(), lengths.tolist(), strict=True)]), moved
     moved["start"] -= first
     return data[first:last].copy(), moved
 

@@ -20,10 +20,12 @@ from sklearn_docids.datasets._cache import as_sampled, captured_flows
 
 HOME = "https://www.iwsec.org/mws/datasets.html"
 ADDRESS_FILE = "c2_addresses.txt"
+# No timeout ends a flow, so all of a capture are live at its end.
+MOST_LIVE_FLOWS = 2**23
 TRAIN_LEVEL, TEST_LEVELS = 2, (7, 8)
 # The paper's Table 3: flows.
 PAPER_COUNTS = {"train": 152_348, "normal": 659_835, "progress 7": 12_051, "progress 8": 3_041}
-LEVEL = re.compile(r"(?:progress|level|lv|stage|phase)[ _.-]?(\d+)", re.IGNORECASE)
+LEVEL = re.compile(r"(?:progress|level|lv)[ _.-]?(\d+)", re.IGNORECASE)
 
 
 def load_bos_2018(
@@ -46,11 +48,11 @@ def load_bos_2018(
     Parameters
     ----------
     data_home : path
-        Folder with the captures, at any depth. The level of a capture is the number in the nearest part of its path
-        that reads like ``progress2``, ``level_7`` or ``lv8``.
+        Folder with the captures, at any depth. The level of a capture is the number in the part of its path that reads
+        like ``progress2``, ``level_7`` or ``lv8``; there must not be two that differ.
     c2_addresses : sequence of str or None, default=None
         Addresses of the command-and-control servers; None: the lines of ``c2_addresses.txt`` in ``data_home``, where
-        empty ones and those that begin with ``#`` are skipped.
+        what follows a ``#`` is skipped.
     levels : dict of str to int or None, default=None
         Level of each capture by its path below ``data_home``, for other layouts; None: by the names.
     sampler : FlowSampler, default=None
@@ -59,7 +61,7 @@ def load_bos_2018(
     cache_folder : path or None, default=None
         Folder for sampled flows, as in `load_cic_ids_2017`.
     random_state : int, RandomState instance or None, default=None
-        Source of the random addresses of level 2.
+        Source of the random addresses of level 2; that of the sampler is not used.
     verbose : int, default=0
         1 prints a line per capture and the counts; 2 a line for every tenth of a capture.
 
@@ -76,8 +78,8 @@ def load_bos_2018(
     FileNotFoundError
         There is no capture of a level, or no list of addresses.
     ValueError
-        An address is none, a capture of level 2 has flows with a command-and-control server, those of levels 7 and 8
-        have none, or ``levels`` names a capture that is not there.
+        An address is none, a path has two levels, a capture of level 2 has flows with a command-and-control server,
+        those of levels 7 and 8 have none, or ``levels`` names a capture that is not there.
     CaptureError
         A file is no capture.
 
@@ -93,7 +95,7 @@ def load_bos_2018(
     home = Path(data_home)
     servers = _addresses(home, c2_addresses)
     by_level = captures_by_level(home, levels)
-    sampler = paper.sampler() if sampler is None else clone(sampler)
+    sampler = paper.sampler(max_live_flows=MOST_LIVE_FLOWS) if sampler is None else clone(sampler)
     sampler.set_params(verbose=verbose)
     seed = int(check_random_state(random_state).randint(2**31 - 1))
     train: list[np.ndarray] = []
@@ -137,11 +139,16 @@ def _addresses(home: Path, given: Sequence[str] | None) -> list[str]:
                 f"{path} is missing: write the addresses of the command-and-control servers into it, one a line, or "
                 f"give c2_addresses; they come with the MWS Datasets ({HOME})"
             )
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-        lines = [line for line in lines if line and not line.startswith("#")]
+        # Bytes that are no text make no address, and are named as such below.
+        text = path.read_text(encoding="utf-8-sig", errors="replace")
+        lines = [line for line in (line.partition("#")[0].strip() for line in text.splitlines()) if line]
     if isinstance(lines, str) or not len(lines):
         raise ValueError(f"c2_addresses must be a list of at least one address, got {lines!r}")
-    return [str(ipaddress.ip_address(line)) for line in lines]
+    source = "c2_addresses" if given is not None else str(home / ADDRESS_FILE)
+    try:
+        return [str(ipaddress.ip_address(line)) for line in lines]
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
 
 
 def captures_by_level(home: Path, levels: dict[str, int] | None) -> dict[int, list[Path]]:
@@ -161,7 +168,7 @@ def captures_by_level(home: Path, levels: dict[str, int] | None) -> dict[int, li
     if absent:
         raise ValueError(f"levels names captures that {home} does not have: {', '.join(absent)}")
     for name, path in below.items():
-        level = (levels or {}).get(name) if levels is not None else level_of(name)
+        level = level_of(name) if levels is None else levels.get(name)
         if level in found:
             found[level].append(path)
     missing = [str(level) for level, of_level in found.items() if not of_level]
@@ -174,11 +181,17 @@ def captures_by_level(home: Path, levels: dict[str, int] | None) -> dict[int, li
 
 
 def level_of(name: str) -> int | None:
-    """Return the level in the nearest part of a path that has one."""
-    for part in reversed(name.split("/")):
-        if match := LEVEL.search(part):
-            return int(match[1])
-    return None
+    """Return the level in a path, None if there is none.
+
+    Raises
+    ------
+    ValueError
+        There are two.
+    """
+    found = {int(match[1]) for match in LEVEL.finditer(name)}
+    if len(found) > 1:
+        raise ValueError(f"{name} has the levels {sorted(found)} in its path: give levels={{...}}")
+    return found.pop() if found else None
 
 
 def _described(data: Bunch) -> str:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Sampled flows kept on disk: reading a day of captures again takes seconds instead of minutes.
 
-A cached table lies in a folder of its own, named by a fingerprint of the capture (name, size, time of change) and of
-everything that decides its flows. Other settings have another folder, so that nothing is ever mixed. Its files are
-checked against their checksums before they are used.
+A cached table lies in a folder of its own, named by a fingerprint of the capture (name, size, time of change, and what
+stands at its beginning, middle and end) and of everything that decides its flows. Other settings have another folder,
+so that nothing is ever mixed. Its files are checked against their checksums before they are used.
 """
 
 from __future__ import annotations
@@ -62,23 +62,26 @@ def captured_flows(
     CaptureWarning
         The capture is damaged; from the cache, too.
     UserWarning
-        What is cached is damaged; it is made again.
+        What is cached is damaged and is made again, or the sampler had room for too few live flows.
     """
     plain = clone(sampler).set_params(fields="raw")
     if cache_folder is None:
         with opened(capture) as captures:
-            return plain.flows(captures)
+            return _unevicted(plain.flows(captures), capture)
     described = _described(capture, plain)
     digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
     folder = Path(cache_folder) / f"{capture.name}-{digest[:16]}"
+    flows = None
     if folder.exists():
         try:
-            return _read(folder, described)
-        except (OSError, ValueError, KeyError) as error:
+            flows = _read(folder, described)
+        except (FileNotFoundError, ValueError, KeyError, TypeError) as error:  # no other error of the system is damage
             warnings.warn(f"{folder} is damaged and made again: {error}", UserWarning, stacklevel=3)
             shutil.rmtree(folder)
-    with opened(capture) as captures:
-        return _sample_into(folder, captures, plain, described)
+    if flows is None:
+        with opened(capture) as captures:
+            flows = _sample_into(folder, captures, plain, described)
+    return _unevicted(flows, capture)
 
 
 def as_sampled(flows: FlowTable, sampler: FlowSampler, *, training: bool, seed: int) -> np.ndarray:
@@ -96,8 +99,24 @@ def _described(capture: Path, sampler: FlowSampler) -> dict[str, Any]:
         "capture": capture.name,
         "bytes": state.st_size,
         "changed": state.st_mtime_ns,
-        "sampler": {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()},
+        "parts": _parts_digest(capture, state.st_size),
+        "sampler": {name: _plain(value) for name, value in settings.items()},
     }
+
+
+def _plain(value: Any) -> Any:
+    """Return a parameter as JSON gives it back."""
+    return list(value) if isinstance(value, tuple) else value.item() if isinstance(value, np.generic) else value
+
+
+def _parts_digest(path: Path, n_bytes: int) -> str:
+    """Return a checksum of the beginning, the middle and the end of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for place in (0, n_bytes // 2, max(0, n_bytes - READ_AT_ONCE)):
+            file.seek(place)
+            digest.update(file.read(READ_AT_ONCE))
+    return digest.hexdigest()
 
 
 def _sample_into(folder: Path, captures: list[Path], sampler: FlowSampler, described: dict[str, Any]) -> FlowTable:
@@ -112,13 +131,36 @@ def _sample_into(folder: Path, captures: list[Path], sampler: FlowSampler, descr
         checksums = {path.name: checksum(path) for path in sorted(unfinished.iterdir())}
         note = {"described": described, "damage": damage, "sha256": checksums}
         (unfinished / NOTE).write_text(json.dumps(note, indent=1))
-        if not folder.exists():  # another process may have been first; what it made is the same
+        unfinished.chmod(0o777 & ~_umask())  # mkdtemp lets nobody else in
+        try:
             os.rename(unfinished, folder)
+        except OSError:
+            if not folder.exists():  # else another process was first; what it made is the same
+                raise
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     for warning in caught:
         warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     return FlowTable.load(folder)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _unevicted(flows: FlowTable, capture: Path) -> FlowTable:
+    """Return flows; warn if some were ended early, because those have lost their later packets, and their label."""
+    n_evicted = sum(counters["flows_evicted"] for counters in flows.counters)
+    if n_evicted:
+        warnings.warn(
+            f"{capture}: {n_evicted} flows were ended early, their later packets count as flows of their own; give a "
+            "sampler with a higher max_live_flows",
+            UserWarning,
+            stacklevel=4,
+        )
+    return flows
 
 
 def _read(folder: Path, described: dict[str, Any]) -> FlowTable:

@@ -35,6 +35,12 @@ DAYS = {
 BEGUN_BY, ENDED_AFTER = "13:00", "19:00"
 # The published remedies, `editcap -D 10000` and reordercap.
 DUPLICATE_WINDOW, REORDER_WINDOW = 9_999, 10_000
+# Where no timeout ends flows, all of a day are live in the evening: half a million or more.
+MOST_LIVE_FLOWS = 2**23
+# Share of a day's flows that may bear the date of another one.
+MOST_STRAY_FLOWS = 0.001
+# The tables of the set are called Monday-WorkingHours.pcap_ISCX.csv and the like: no captures.
+CAPTURE_NAME = re.compile(r"\.pcap(ng)?(\.(gz|zst|lz4|xz|bz2))?$", re.IGNORECASE)
 SCAN_INSIDE = "Infiltration - Portscan"
 # The paper's Table 4. It has no DDoS, although the paper names it, and the scan inside the network counts as benign.
 PAPER_TRAIN, PAPER_BENIGN = 249_044, 961_128
@@ -74,8 +80,8 @@ def load_cic_ids_2017(
     ----------
     data_home : path
         Folder with one capture per day, named as published (``Monday-WorkingHours.pcap``): the name begins with the
-        day and has ``.pcap`` in it. They are pcapng whatever they are called, and may be packed. Where a checksum lies
-        beside (``Monday-WorkingHours.md5``), it is checked before a capture is sampled.
+        day and ends in ``.pcap`` or ``.pcapng``. They are pcapng whatever they are called, and may be packed. Where a
+        checksum lies beside (``Monday-WorkingHours.md5``), it is checked before a capture is sampled.
     labels : {"corrected", "paper"}, default="corrected"
         ``"corrected"``: the schedule of [2]_, with the scan inside the network as an attack and ``attempted`` as
         said. ``"paper"``: as the paper's Table 4 counts, as far as that is known: the scan inside the network is
@@ -86,12 +92,13 @@ def load_cic_ids_2017(
     sampler : FlowSampler, default=None
         Sampler to use; None: with ``labels="paper"`` `sklearn_docids.paper.sampler`, otherwise `FlowSampler`, both with
         ``duplicate_window=9999`` and ``reorder_window=10000``, because the captures hold packets twice and out of
-        order. Monday is sampled as training data: by default, its addresses are random.
+        order, and room for all flows of a day. Monday is sampled as training data: by default, its addresses are
+        random.
     cache_folder : path or None, default=None
         Folder for sampled flows, made where needed: about 350 bytes a flow. They are used again only for the same
         captures and the same settings. None keeps nothing.
     random_state : int, RandomState instance or None, default=None
-        Source of Monday's random addresses.
+        Source of Monday's random addresses; that of the sampler is not used.
     verbose : int, default=0
         1 prints a line per capture and the counts; 2 a line for every tenth of a capture.
 
@@ -110,8 +117,8 @@ def load_cic_ids_2017(
     FileNotFoundError
         The captures of some days are missing; the message names them and where to get them.
     ValueError
-        A parameter is none, there are two captures of a day, or a capture is of another day, not whole, or has
-        another checksum than the one beside it.
+        A parameter is none, the sampler splits flows by direction, there are two captures of a day, or a capture is of
+        another day, not whole, or has another checksum than the one beside it.
     CaptureError
         A file is no capture.
 
@@ -119,6 +126,8 @@ def load_cic_ids_2017(
     -----
     CaptureWarning
         A capture is damaged; what stands before the damage is used, if it covers the day.
+    UserWarning
+        The sampler had room for too few live flows, or cached flows are damaged and made again.
 
     References
     ----------
@@ -137,13 +146,18 @@ def load_cic_ids_2017(
     captures = day_captures(Path(data_home))
     sampler = _own_sampler(labels) if sampler is None else clone(sampler)
     sampler.set_params(verbose=verbose)
+    if not sampler.bidirectional:
+        raise ValueError("the rules of the labels need whole flows: give a sampler with bidirectional=True")
     seed = int(check_random_state(random_state).randint(2**31 - 1))
     rules = read_schedule("cic_ids_2017.csv")
-    tables = {}
-    for day, capture in captures.items():
-        tables[day] = captured_flows(capture, sampler, cache_folder, checked_capture)
-        check_whole_day(tables[day], day, capture, rules)
-    data = _labelled_days(tables, rules, sampler, seed)
+    days = []
+    for number, (day, capture) in enumerate(captures.items()):
+        flows = captured_flows(capture, sampler, cache_folder, checked_capture)
+        check_whole_day(flows, day, capture, rules)
+        days.append(_labelled_day(flows, number, rules, sampler, seed))
+    data = Bunch(X_train=days[0].X)
+    for name in ("X", "attack", "attempted", "groups"):
+        data["X_test" if name == "X" else name] = np.concatenate([day.pop(name) for day in days[1:]])
     _apply_policy(data, labels, attempted)
     data.captures = captures
     data.DESCR = _described(data, labels, attempted)
@@ -159,6 +173,7 @@ def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
 
 def _own_sampler(labels: str) -> FlowSampler:
     repairs: dict[str, Any] = {"duplicate_window": DUPLICATE_WINDOW, "reorder_window": REORDER_WINDOW}
+    repairs["max_live_flows"] = MOST_LIVE_FLOWS
     return paper.sampler(**repairs) if labels == "paper" else FlowSampler(**repairs)
 
 
@@ -172,10 +187,12 @@ def day_captures(home: Path) -> dict[str, Path]:
     ValueError
         A day has two.
     """
+    if not home.is_dir():
+        raise FileNotFoundError(f"{home} is no folder; it must hold the five captures, see {HOME}")
     found: dict[str, list[Path]] = {day: [] for day in DAYS}
     for path in sorted(home.iterdir()):
         for day in DAYS:
-            if path.is_file() and path.name.lower().startswith(day.lower()) and ".pcap" in path.name.lower():
+            if path.is_file() and path.name.lower().startswith(day.lower()) and CAPTURE_NAME.search(path.name):
                 found[day].append(path)
     missing = [day for day, paths in found.items() if not paths]
     if missing:
@@ -197,8 +214,9 @@ def checked_capture(path: Path) -> Iterator[list[Path]]:
     ValueError
         It has another one.
     """
-    beside = path.with_suffix(".md5")
-    if beside.exists():
+    for beside in {path.with_suffix(".md5"), path.with_name(f"{path.name}.md5")}:
+        if not beside.exists():
+            continue
         found = re.findall(r"\b[0-9a-f]{32}\b", beside.read_text(errors="replace").lower())
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "md5").hexdigest()
@@ -219,14 +237,17 @@ def check_whole_day(flows: FlowTable, day: str, capture: Path, rules: list[Rule]
         raise ValueError(f"{capture} has no flows")
     begin = _ns(DAYS[day])
     end = begin + 86_400 * 10**9
+    inside = (flows.time_first >= begin) & (flows.time_last < end)
     first, last = int(flows.time_first.min()), int(flows.time_last.max())
-    if not begin <= first <= last < end:
+    if np.mean(inside) < 1 - MOST_STRAY_FLOWS:
         raise ValueError(f"{capture} holds packets from {_text(first)} to {_text(last)}, but {day} is {DAYS[day]}")
+    first, last = int(flows.time_first[inside].min()), int(flows.time_last[inside].max())
     last_expected = max([_ns(f"{DAYS[day]}T{ENDED_AFTER}")] + [rule.end for rule in rules if begin <= rule.start < end])
     if first > _ns(f"{DAYS[day]}T{BEGUN_BY}") or last < last_expected:
         raise ValueError(
             f"{capture} is not the whole of {day}: it lasts from {_text(first)} to {_text(last)}, and should begin by "
-            f"{BEGUN_BY} and last until {_text(last_expected)}; get or extract it again"
+            f"{BEGUN_BY} and last until {_text(last_expected)}; if it is damaged (a warning says so), repair it with "
+            "pcapfix, else get or extract it again"
         )
 
 
@@ -238,24 +259,14 @@ def _text(time: int) -> str:
     return f"{np.datetime64(time, 'ns').astype('datetime64[s]')}Z"
 
 
-def _labelled_days(tables: dict[str, FlowTable], rules: list[Rule], sampler: FlowSampler, seed: int) -> Bunch:
-    """Return rows, attacks and categories of attempts, before any policy."""
-    rows, attacks, attempts, groups = [], [], [], []
-    for number, (day, flows) in enumerate(tables.items()):
-        if day == "Monday":
-            X_train = as_sampled(flows, sampler, training=True, seed=seed)
-            continue
-        labels, attempted = label_flows(flows, rules)
-        rows.append(as_sampled(flows, sampler, training=False, seed=seed))
-        attacks.append(np.where(labels == NORMAL, "", labels))
-        attempts.append(attempted)
-        groups.append(np.full(len(flows), number))
+def _labelled_day(flows: FlowTable, number: int, rules: list[Rule], sampler: FlowSampler, seed: int) -> Bunch:
+    """Return rows, attacks and categories of attempts of a day, before any policy; day 0 is the training one."""
+    labels, attempted = label_flows(flows, rules)
     return Bunch(
-        X_train=X_train,
-        X_test=np.concatenate(rows),
-        attack=np.concatenate(attacks),
-        attempted=np.concatenate(attempts),
-        groups=np.concatenate(groups),
+        X=as_sampled(flows, sampler, training=number == 0, seed=seed),
+        attack=np.where(labels == NORMAL, "", labels),
+        attempted=attempted,
+        groups=np.full(len(flows), number),
     )
 
 

@@ -31,7 +31,10 @@ def class_captures(folder: str | os.PathLike[str]) -> tuple[list[Path], list[str
     for entry in sorted(Path(folder).iterdir()):
         if entry.name.startswith("."):
             continue
-        found = sorted(p for p in entry.rglob("*") if p.is_file()) if entry.is_dir() else [entry]
+        inside = (p for p in entry.rglob("*") if p.is_file() and not p.name.startswith("."))
+        found = sorted(inside) if entry.is_dir() else [entry]
+        if not found:
+            warnings.warn(f"{entry} holds no captures", UserWarning, stacklevel=3)
         paths += found
         labels += [entry.name if entry.is_dir() else plain_name(entry)] * len(found)
     if not paths:
@@ -88,7 +91,7 @@ def load_class_folder(
     Warns
     -----
     UserWarning
-        A class has no flows.
+        A class has no captures or no flows.
 
     Examples
     --------
@@ -135,6 +138,8 @@ def drawn_bunch(
 
 def drawn_per_class(y: np.ndarray, n_per_class: int, rng: np.random.RandomState) -> np.ndarray:
     """Return at most so many rows of each class, drawn at random, in their order."""
+    if not len(y):
+        return np.empty(0, np.int64)
     order = rng.permutation(len(y))
     rows = [order[y[order] == label][:n_per_class] for label in np.unique(y)]
     return np.sort(np.concatenate(rows))

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import gzip
 import importlib.util
+import lzma
 import os
 import re
 import struct
 import tempfile
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -61,7 +63,8 @@ def load_ustc_tfc2016(
     data_home : path
         Folder with ``Benign`` and ``Malware``, as published. A class is one or more captures (``SMB-1.pcap``,
         ``SMB-2.pcap``) or 7z archives of them; archives are unpacked one at a time into a temporary folder, which
-        needs ``py7zr`` (``pip install 'sklearn-docids[archives]'``). Where there is a capture, its archive is skipped.
+        needs ``py7zr`` (``pip install 'sklearn-docids[archives]'``). Archives of a class that has a capture beside them
+        are skipped.
     n_per_class : int or None, default=5000
         Most flows of a class, drawn at random (paper: 5,000); None: all.
     sampler : FlowSampler, default=None
@@ -133,7 +136,7 @@ def _completed(data: Bunch, what: str) -> Bunch:
 
 
 def published_files(home: Path) -> list[tuple[str, Path]]:
-    """Return class and path of each capture, and of each archive that has no capture beside it.
+    """Return class and path of each capture, and of each archive of a class that has no capture beside it.
 
     Raises
     ------
@@ -147,17 +150,22 @@ def published_files(home: Path) -> list[tuple[str, Path]]:
         if not (home / folder).is_dir():
             raise FileNotFoundError(f"{home / folder} is missing; clone {HOME} and give its folder")
         paths = sorted(p for p in (home / folder).rglob("*") if p.is_file() and not p.name.startswith("."))
-        captured = {plain_name(p) for p in paths if p.suffix != ".7z"}
+        captured = {class_of(p) for p in paths if p.suffix != ".7z"}
         for path in paths:
-            label = re.sub(r"-\d+$", "", plain_name(path))  # SMB-1, SMB-2
+            label = class_of(path)
             if label not in classes:
                 raise ValueError(f"{path} belongs to no class of {folder}; they are {', '.join(classes)}")
-            if path.suffix != ".7z" or plain_name(path) not in captured:
+            if path.suffix != ".7z" or label not in captured:
                 found.append((label, path))
         missing = sorted(set(classes) - {label for label, _ in found})
         if missing:
             raise FileNotFoundError(f"{home / folder} lacks {', '.join(missing)}; the whole set is on {HOME}")
     return found
+
+
+def class_of(path: Path) -> str:
+    """Return the class that a file is named after: that of SMB-1 and SMB-2 is SMB."""
+    return re.sub(r"-\d+$", "", plain_name(path))
 
 
 @contextmanager
@@ -176,7 +184,7 @@ def unpacked(path: Path) -> Iterator[list[Path]]:
         try:
             with py7zr.SevenZipFile(path) as archive:
                 archive.extractall(folder)
-        except (py7zr.exceptions.ArchiveError, EOFError, struct.error) as error:
+        except (py7zr.exceptions.ArchiveError, EOFError, struct.error, lzma.LZMAError, zlib.error, OSError) as error:
             raise ValueError(f"{path}: not a usable archive: {error or type(error).__name__}") from None
         captures = sorted(p for p in Path(folder).rglob("*") if p.is_file())
         if not captures:
@@ -264,7 +272,7 @@ def read_idx(path: Path, n_dimensions: int) -> np.ndarray:
         raise FileNotFoundError(f"{path} is missing, packed or not; it is on {IMAGES_HOME}")
     try:
         data = path.read_bytes() if path.exists() else gzip.decompress(packed.read_bytes())
-    except (EOFError, gzip.BadGzipFile) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{packed}: damaged: {error}") from None
     head = 4 + 4 * n_dimensions
     shape = struct.unpack(f">{n_dimensions}I", data[4:head]) if len(data) >= head else ()
