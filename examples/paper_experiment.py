@@ -50,17 +50,9 @@ MEASURES = {
 # With fewer normal flows of a service there is nothing to compare with.
 FEWEST_NORMAL = 20
 COLUMNS = (
-    "detector",
-    "seed",
-    "attack",
-    "n_attack",
-    "n_normal",
-    "roc_auc",
-    "average_precision",
-    "prevalence",
-    "roc_auc_by_service",
-    "fit_s",
-)
+    "detector", "seed", "attack", "n_attack", "n_normal", "roc_auc", "average_precision", "prevalence",
+    "roc_auc_by_service", "fit_s",
+)  # fmt: skip
 
 
 def load(options):

@@ -89,6 +89,9 @@ def _print_report(scores: dict[str, np.ndarray], y_test: np.ndarray, kinds: np.n
         lines[f"ROC-AUC {kind}"] = attack_roc_auc_score, (kinds == kind) | (kinds == "")
     for title, (measure, rows) in lines.items():
         print(f"{title:22}" + "".join(f"{measure(y_test[rows], scores[name][rows]):18.3f}" for name in names))
+    print(
+        "Each kind is compared with all normal flows: a part of what is found is the service, not what is done with it."
+    )
 
 
 def _print_alarms(detector: DOCIDSDetector, X_test: np.ndarray, y_test: np.ndarray, n_train: int) -> None:

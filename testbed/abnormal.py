@@ -289,7 +289,7 @@ KINDS: dict[str, Callable[[Actor], None]] = {
         beacon_tcp, exfiltration, injection,
     )
 }  # fmt: skip
-# Mean seconds from one flow of a host to the next. Beacons keep their time within 30 %, others are as random as chance.
+# Mean seconds from one flow of a host to the next. Beacons keep it within 30 %, others begin whenever chance has it.
 SLOW_PAUSE_S = 15.0
 QUICK_PAUSE_S = {
     "port_scan": 0.03, "http_flood": 0.01, "slow_http": 0.05, "beacon_http": 1.0, "beacon_tls": 1.0, "beacon_tcp": 1.0,
@@ -297,14 +297,22 @@ QUICK_PAUSE_S = {
 
 
 def perform(actor: Actor, n_flows: int, pause: float) -> None:
-    """Begin so many flows, each on its own: a server that lets one of them wait does not change the pace."""
+    """Begin so many flows, each on its own: a server that lets one of them wait does not change the pace.
+
+    All begin within ``n_flows`` pauses: beacons one after the other, others at any time of them.
+    """
+    span = n_flows * pause
+    if actor.kind.startswith("beacon"):
+        moments = [(number + actor.rng.uniform(0.35, 0.65)) * pause for number in range(n_flows)]
+    else:
+        moments = sorted(actor.rng.uniform(0, span) for _ in range(n_flows))
     running = []
-    for _ in range(n_flows):
+    began = time.monotonic()
+    for moment in moments:
+        time.sleep(max(0.0, began + moment - time.monotonic()))
         thread = threading.Thread(target=KINDS[actor.kind], args=(actor,))
         thread.start()
         running.append(thread)
-        beacon = actor.kind.startswith("beacon")
-        time.sleep(pause * actor.rng.uniform(0.7, 1.3) if beacon else actor.rng.expovariate(1 / pause))
     for thread in running:
         thread.join()
 
