@@ -71,7 +71,7 @@ def test_lines_of_the_truth_are_flows(testbed, period):
     with (BUNDLED / f"{period}.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
     assert len({(line["time"], line["source"], line["source_port"]) for line in lines}) == len(lines)
-    # Where curl found its port taken, there is no flow; flows that share a UDP port with a normal question are left out.
+    # Where curl found its port taken there is no flow; those that share a UDP port with a normal one are left out.
     for kind in KINDS:
         n_written = sum(line["kind"] == kind for line in lines)
         assert n_written - 8 <= np.sum(testbed[f"attack{suffix}"] == kind) <= n_written
