@@ -280,9 +280,9 @@ def test_max_epochs_auto_gives_about_500_steps(monkeypatch, n_rows, batch_size, 
     asked = []
     original = _training.make_net
 
-    def one_epoch(network, losses, settings, callbacks):
+    def one_epoch(network_class, network, losses, settings, callbacks):
         asked.append(settings.n_epochs)
-        return original(network, losses, replace(settings, n_epochs=1), callbacks)
+        return original(network_class, network, losses, replace(settings, n_epochs=1), callbacks)
 
     monkeypatch.setattr(_training, "make_net", one_epoch)
     X = np.zeros((n_rows, 1), np.uint8)

@@ -75,7 +75,7 @@ def load_testbed(*, sampler: FlowSampler | None = None) -> Bunch:
     >>> testbed = load_testbed()
     >>> testbed.X_train.shape[1], len(set(testbed.y_reference))
     (320, 22)
-    >>> sorted(set(testbed.attack))[1:4]
+    >>> sorted(set(testbed.attack.tolist()))[1:4]
     ['beacon_http', 'beacon_tcp', 'beacon_tls']
     """
     sampler = FlowSampler(fields="raw") if sampler is None else sampler
