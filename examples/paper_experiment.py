@@ -199,7 +199,7 @@ def print_tables(options, data, reference):
 
 def spread(values):
     """Return mean and range; a dash where there is nothing to measure."""
-    if not np.isfinite(values).all():
+    if not len(values) or not np.isfinite(values).all():
         return "-"
     return f"{np.mean(values):.3f}" + (f" ({np.min(values):.3f}-{np.max(values):.3f})" if len(values) > 1 else "")
 
@@ -222,7 +222,7 @@ def print_results(results):
                 by_seed = np.array([[table[name, seed, each] for each in averaged] for seed in seeds])
                 # A service that nobody else uses is missing in the mean, for all detectors alike.
                 kept = by_seed[:, np.isfinite(by_seed).all(axis=0)] if attack == MACRO else by_seed
-                cells.append(spread(kept.mean(axis=1)))
+                cells.append(spread(kept.mean(axis=1) if kept.size else []))
             print(f"| {attack}{described.get(attack, '')} | " + " | ".join(cells) + " |")
 
 

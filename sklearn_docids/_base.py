@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import os
+from abc import ABCMeta, abstractmethod
 from collections.abc import Callable
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -25,7 +26,7 @@ AUTO_CONTAMINATION = 0.01
 DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
-class FlowDetector(OutlierMixin, BaseEstimator):
+class FlowDetector(OutlierMixin, BaseEstimator, metaclass=ABCMeta):
     """Base of the detectors: a child has `score_samples`, and a network that `fit` trains."""
 
     contamination: str | float
@@ -105,9 +106,9 @@ class FlowDetector(OutlierMixin, BaseEstimator):
         check_is_fitted(self)
         save_detector(self, os.fsdecode(path), sampler)
 
+    @abstractmethod
     def score_samples(self, X: Any) -> np.ndarray:
-        """Return how normal flows are; a child does."""
-        raise NotImplementedError
+        """Return how normal flows are: the lower, the more abnormal."""
 
     def _threshold(
         self,

@@ -1,7 +1,5 @@
 """The paper's two baselines: their networks, what their scores mean, and that they behave as the detector does."""
 
-import warnings
-
 import numpy as np
 import pytest
 import torch
@@ -20,11 +18,9 @@ rng = np.random.default_rng(0)
 X = rng.integers(0, 256, (80, 24), dtype=np.uint8)
 
 
-@parametrize_with_checks([baseline(random_state=0) for baseline in BASELINES])
+@parametrize_with_checks([baseline(max_epochs=2) for baseline in BASELINES], xfail_strict=True)
 def test_scikit_learn_estimator_checks(estimator, check):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        check(estimator)
+    check(estimator)  # raises where the estimator does not do as scikit-learn asks
 
 
 def test_dense_autoencoder_has_the_layers_of_the_papers_own():

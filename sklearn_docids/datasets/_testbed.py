@@ -121,13 +121,8 @@ def truth_of(flows: FlowTable, path: Path) -> tuple[np.ndarray, np.ndarray]:
     lines: dict[tuple[Any, ...], list[tuple[int, str, str]]] = {}
     with path.open(newline="") as file:
         for line in csv.DictReader(file):
-            source, destination = (
-                (line["source"], int(line["source_port"])),
-                (
-                    line["destination"],
-                    int(line["destination_port"]),
-                ),
-            )
+            source = line["source"], int(line["source_port"])
+            destination = line["destination"], int(line["destination_port"])
             began = int(float(line["time"]) * 1e9)
             for ends in ((source, destination), (destination, source)):
                 key = (PROTOCOLS[line["protocol"]], *ends)
