@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sklearn_docids._baselines import AutoencoderDetector, ConvAutoencoderDetector
     from sklearn_docids._detector import DOCIDSDetector
+    from sklearn_docids._doc_features import DOCFeatures
     from sklearn_docids._reference import ReferenceData
     from sklearn_docids._sampler import FlowSampler
     from sklearn_docids.capture import CaptureError, CaptureWarning
@@ -22,18 +23,23 @@ _HOME = {
     "CaptureError": "sklearn_docids.capture",
     "CaptureWarning": "sklearn_docids.capture",
     "ConvAutoencoderDetector": "sklearn_docids._baselines",
+    "DOCFeatures": "sklearn_docids._doc_features",
     "DOCIDSDetector": "sklearn_docids._detector",
     "FlowSampler": "sklearn_docids._sampler",
     "ReferenceData": "sklearn_docids._reference",
     "load_detector": "sklearn_docids.persistence",
 }
-_SUBMODULES = {"capture", "datasets", "metrics", "model_selection", "paper", "persistence", "plotting"}
+_SUBMODULES = {
+    "aggregation", "baselines", "capture", "datasets", "evaluation", "inspection", "metrics", "model_selection",
+    "paper", "persistence", "plotting",
+}  # fmt: skip
 
 __all__ = [
     "AutoencoderDetector",
     "CaptureError",
     "CaptureWarning",
     "ConvAutoencoderDetector",
+    "DOCFeatures",
     "DOCIDSDetector",
     "FlowSampler",
     "ReferenceData",

@@ -26,36 +26,14 @@ AUTO_CONTAMINATION = 0.01
 DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
-class FlowDetector(OutlierMixin, BaseEstimator, metaclass=ABCMeta):
-    """Base of the detectors: a child has `score_samples`, and a network that `fit` trains."""
+class ScoringDetector(OutlierMixin, BaseEstimator, metaclass=ABCMeta):
+    """Base of all detectors: a child has `score_samples` and, once fitted, ``offset_``."""
 
-    contamination: str | float
-    false_alarm_rate: float | None
-    validation_fraction: float
-    max_epochs: str | int
-    device: str
-    n_packets: int
     offset_: float
-    network_: Any
-    n_features_in_: int
 
-    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        "n_packets": [Interval(Integral, 1, None, closed="left")],
-        "contamination": [StrOptions({"auto"}), Interval(Real, 0, 0.5, closed="right")],
-        "false_alarm_rate": [Interval(Real, 0, 0.5, closed="right"), None],
-        "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
-        "max_epochs": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
-        "batch_size": [Interval(Integral, 2, None, closed="left")],
-        "optimizer": [StrOptions({"adamw", "sgd"})],
-        "lr": [Interval(Real, 0, None, closed="neither")],
-        "momentum": [Interval(Real, 0, 1, closed="left")],
-        "weight_decay": [Interval(Real, 0, None, closed="left")],
-        "schedule": [StrOptions({"one_cycle"}), None],
-        "scale": [Interval(Real, 0, None, closed="neither")],
-        "device": [str],
-        "random_state": ["random_state"],
-        "verbose": ["verbose"],
-    }
+    @abstractmethod
+    def score_samples(self, X: Any) -> np.ndarray:
+        """Return how normal flows are: the lower, the more abnormal."""
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Return the score relative to the threshold: negative is abnormal.
@@ -87,6 +65,37 @@ class FlowDetector(OutlierMixin, BaseEstimator, metaclass=ABCMeta):
         """
         return np.where(self.decision_function(X) >= 0, 1, -1)
 
+
+class FlowDetector(ScoringDetector):
+    """Base of the detectors with a network, which `fit` trains."""
+
+    contamination: str | float
+    false_alarm_rate: float | None
+    validation_fraction: float
+    max_epochs: str | int
+    device: str
+    n_packets: int
+    network_: Any
+    n_features_in_: int
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "n_packets": [Interval(Integral, 1, None, closed="left")],
+        "contamination": [StrOptions({"auto"}), Interval(Real, 0, 0.5, closed="right")],
+        "false_alarm_rate": [Interval(Real, 0, 0.5, closed="right"), None],
+        "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
+        "max_epochs": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
+        "batch_size": [Interval(Integral, 2, None, closed="left")],
+        "optimizer": [StrOptions({"adamw", "sgd"})],
+        "lr": [Interval(Real, 0, None, closed="neither")],
+        "momentum": [Interval(Real, 0, 1, closed="left")],
+        "weight_decay": [Interval(Real, 0, None, closed="left")],
+        "schedule": [StrOptions({"one_cycle"}), None],
+        "scale": [Interval(Real, 0, None, closed="neither")],
+        "device": [str],
+        "random_state": ["random_state"],
+        "verbose": ["verbose"],
+    }
+
     def save(self, path: str | os.PathLike[str], *, sampler: FlowSampler | None = None) -> None:
         """Write the fitted detector as one safetensors file with JSON metadata; no code is stored.
 
@@ -105,10 +114,6 @@ class FlowDetector(OutlierMixin, BaseEstimator, metaclass=ABCMeta):
 
         check_is_fitted(self)
         save_detector(self, os.fsdecode(path), sampler)
-
-    @abstractmethod
-    def score_samples(self, X: Any) -> np.ndarray:
-        """Return how normal flows are: the lower, the more abnormal."""
 
     def _threshold(
         self,

@@ -9,7 +9,7 @@ abnormal), and labels that leave a doubt raise.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.metrics import average_precision_score, roc_auc_score
@@ -155,3 +155,70 @@ def recall_at_fpr_score(y_true: Any, y_score: Any, *, max_fpr: float = 0.01, pos
     # The product may fall just short of the whole number it stands for: 0.29 * 100 < 29.
     threshold = normal[int(max_fpr * len(normal) + 1e-9)]
     return float(np.mean(scores[attack] < threshold))
+
+
+class AlarmCounts(NamedTuple):
+    """Confusion matrix of alarms: an attack that was flagged is a true positive."""
+
+    true_positives: int
+    false_positives: int
+    true_negatives: int
+    false_negatives: int
+
+    @property
+    def tpr(self) -> float:
+        """Share of attacks flagged, also called recall (paper, equation 4)."""
+        return self.true_positives / (self.true_positives + self.false_negatives)
+
+    @property
+    def fpr(self) -> float:
+        """Share of normal flows flagged, the false-alarm rate (paper, equation 5)."""
+        return self.false_positives / (self.false_positives + self.true_negatives)
+
+    @property
+    def precision(self) -> float:
+        """Share of attacks among the alarms (paper, equation 6); NaN where there is no alarm."""
+        n_alarms = self.true_positives + self.false_positives
+        return self.true_positives / n_alarms if n_alarms else float("nan")
+
+
+def alarm_counts(y_true: Any, y_pred: Any, *, pos_label: Any = None) -> AlarmCounts:
+    """Return the confusion matrix of verdicts, with attacks as the positive class (paper, Table 5).
+
+    Parameters
+    ----------
+    y_true : array-like of shape (n_flows,)
+        +1 for normal, -1 for attack; or any labels, if ``pos_label`` is given.
+    y_pred : array-like of shape (n_flows,)
+        Verdicts as from ``predict``: +1 for normal, -1 for abnormal.
+    pos_label : object, default=None
+        The label of attacks in ``y_true``, where labels are not +1 and -1.
+
+    Returns
+    -------
+    AlarmCounts
+        ``true_positives``, ``false_positives``, ``true_negatives``, ``false_negatives``, and, made of them, ``tpr``,
+        ``fpr`` and ``precision`` (paper, equations 4 to 6).
+
+    Raises
+    ------
+    ValueError
+        Verdicts are not +1 and -1, or as in `is_attack`.
+
+    Examples
+    --------
+    >>> counts = alarm_counts([1, 1, 1, -1, -1], [1, 1, -1, -1, 1])
+    >>> counts.true_positives, counts.fpr, counts.precision
+    (1, 0.3333333333333333, 0.5)
+    """
+    check_consistent_length(y_true, y_pred)
+    attack, verdicts = is_attack(y_true, pos_label), column_or_1d(y_pred)
+    if not np.isin(verdicts, (-1, 1)).all():
+        raise ValueError(f"y_pred must be +1 (normal) and -1 (abnormal), got {np.unique(verdicts)[:5].tolist()}")
+    flagged = verdicts == -1
+    return AlarmCounts(
+        int(np.sum(flagged & attack)),
+        int(np.sum(flagged & ~attack)),
+        int(np.sum(~flagged & ~attack)),
+        int(np.sum(~flagged & attack)),
+    )

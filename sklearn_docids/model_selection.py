@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from sklearn import get_config
 from sklearn.base import BaseEstimator, MetaEstimatorMixin, clone
+from sklearn.model_selection import BaseCrossValidator, GroupKFold, KFold
 from sklearn.utils import _safe_indexing, column_or_1d, get_tags, indexable
 from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping, process_routing
 from sklearn.utils.validation import check_is_fitted
@@ -75,10 +76,7 @@ class NormalOnly(MetaEstimatorMixin, BaseEstimator):
         for name in ("estimator_", "n_normal_"):  # an earlier fit must not show through if this one fails
             self.__dict__.pop(name, None)
         X, labels = indexable(X, column_or_1d(y))
-        # True equals 1, but may well mean an attack.
-        if np.asarray(labels).dtype == bool or not np.isin(labels, (-1, 1)).all():
-            raise ValueError(f"y must be +1 (normal) and -1 (attack), got {np.unique(labels)[:5].tolist()}")
-        normal = np.flatnonzero(labels == 1)
+        normal = _normal_rows(labels)
         if len(normal) == 0:
             raise ValueError("y has no normal row (+1) to fit on")
         if get_config()["enable_metadata_routing"]:
@@ -174,6 +172,104 @@ class NormalOnly(MetaEstimatorMixin, BaseEstimator):
         """
         mapping = MethodMapping().add(caller="fit", callee="fit")
         return MetadataRouter(owner=self).add(estimator=self.estimator, method_mapping=mapping)
+
+
+def _normal_rows(labels: Any) -> np.ndarray:
+    """Return where labels say normal; refuse labels that leave a doubt."""
+    # True equals 1, but may well mean an attack.
+    if np.asarray(labels).dtype == bool or not np.isin(labels, (-1, 1)).all():
+        raise ValueError(f"y must be +1 (normal) and -1 (attack), got {np.unique(labels)[:5].tolist()}")
+    return np.flatnonzero(labels == 1)
+
+
+class NormalTrainSplit(BaseCrossValidator):
+    """Folds that train on normal rows alone and test on the other normal rows and all attacks.
+
+    Normal rows are cut into ``n_splits`` parts, each of which is tested once. Attacks are in every test part, since no
+    fit sees any of them. A search that refits at its end does so on all rows: wrap its detector in `NormalOnly`.
+
+    Parameters
+    ----------
+    n_splits : int, default=5
+        Parts of the normal rows, at least 2.
+    shuffle : bool, default=True
+        Whether normal rows are drawn into parts at random. False cuts them as they come, which with flows in the order
+        of time tests on another hour. Has no meaning with ``groups``.
+    random_state : int, RandomState instance or None, default=None
+        Source of the draw.
+
+    See Also
+    --------
+    NormalOnly : Keeps attacks out of ``fit``, also out of the refit of a search.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_docids.model_selection import NormalTrainSplit
+    >>> y = np.array([1, 1, 1, 1, -1])
+    >>> for train, test in NormalTrainSplit(2, shuffle=False).split(y, y):
+    ...     print(train, test)
+    [2 3] [0 1 4]
+    [0 1] [2 3 4]
+    """
+
+    def __init__(self, n_splits: int = 5, *, shuffle: bool = True, random_state: Any = None):
+        self.n_splits = n_splits
+        self.shuffle = shuffle
+        self.random_state = random_state
+
+    def split(self, X: Any, y: Any = None, groups: Any = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield rows to train on and rows to test on.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_flows, n_columns)
+            Flow bytes; their number alone counts.
+        y : array-like of shape (n_flows,)
+            +1 for normal, -1 for attack.
+        groups : array-like of shape (n_flows,), default=None
+            Group of each row, such as its host or day; normal rows of a group stay together.
+
+        Yields
+        ------
+        train : ndarray of int
+            Normal rows, in ascending order.
+        test : ndarray of int
+            The other normal rows and all attacks, in ascending order.
+
+        Raises
+        ------
+        ValueError
+            Labels are not +1 and -1, or there are fewer normal rows or groups of them than parts.
+        """
+        if y is None:
+            raise ValueError("NormalTrainSplit needs y: +1 for normal, -1 for attack")
+        X, labels, groups = indexable(X, column_or_1d(y), groups)
+        normal = _normal_rows(labels)
+        attacks = np.setdiff1d(np.arange(len(labels)), normal)
+        for train, test in self._parts(normal, groups):
+            yield normal[train], np.sort(np.concatenate([normal[test], attacks]))
+
+    def _parts(self, normal: np.ndarray, groups: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        if groups is not None:
+            return GroupKFold(self.n_splits).split(normal, groups=np.asarray(groups)[normal])
+        random_state = self.random_state if self.shuffle else None
+        return KFold(self.n_splits, shuffle=self.shuffle, random_state=random_state).split(normal)
+
+    def get_n_splits(self, X: Any = None, y: Any = None, groups: Any = None) -> int:
+        """Return the number of folds.
+
+        Parameters
+        ----------
+        X, y, groups : object, default=None
+            Ignored.
+
+        Returns
+        -------
+        int
+            ``n_splits``.
+        """
+        return self.n_splits
 
 
 def make_flow_scorer(metric: Callable[..., float], **metric_params: Any) -> Callable[[Any, Any, Any], float]:

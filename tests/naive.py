@@ -213,3 +213,24 @@ def compactness(h):
         mean = sum(others) / (n - 1)
         total += float(((h[i] - mean) ** 2).sum())
     return total / (n * k)
+
+
+def naive_groups(flows, abnormality, level, window, n_highest):
+    """Return (window, source, destination, port, flows, channels, score) of each channel or host, sorted."""
+    members = {}
+    for row in range(len(flows)):
+        key = int(flows.time_first[row]) // round(window * 1e9), str(flows.src_ip[row])
+        key += (str(flows.dst_ip[row]), int(flows.dst_port[row])) if level == "channel" else ("", 0)
+        members.setdefault(key, []).append(row)
+    described = []
+    for key, rows in members.items():
+        by_channel = {}
+        for row in rows:
+            channel = flows.dst_ip[row], flows.dst_port[row], flows.protocol[row]
+            by_channel.setdefault(channel, []).append(abnormality[row])
+        if level == "channel":
+            score = -sum(sorted(abnormality[rows], reverse=True)[:n_highest])
+        else:
+            score = -sum(max(values) for values in by_channel.values())
+        described.append((*key, len(rows), len(by_channel), round(float(score), 9)))
+    return sorted(described)

@@ -1,0 +1,357 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""From scores of flows to scores of channels and hosts.
+
+A rare normal flow comes once; a beacon comes back, and a scan fans out. What a single flow does not give away, the
+flows of a channel (source, destination, destination port, protocol) or of a host (a source) do together.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.utils import assert_all_finite, check_consistent_length
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import check_is_fitted
+
+from sklearn_docids._base import conformal_threshold
+
+if TYPE_CHECKING:
+    from sklearn_docids.capture.table import FlowTable
+
+LEVELS = ("channel", "host")
+# Scores of normal flows that are kept, evenly spaced among the sorted ones.
+MAX_NORMAL_SCORES = 100_000
+Key = tuple[Any, ...]
+
+
+@dataclass
+class FlowGroup:
+    """Flows of one channel or host in one window.
+
+    Parameters
+    ----------
+    src_ip : str
+        Address of the source.
+    dst_ip : str or None
+        Address of the destination; None for a host, as are ``dst_port`` and ``protocol``.
+    dst_port : int or None
+        Port of the destination.
+    protocol : int or None
+        6 for TCP, 17 for UDP.
+    window : int
+        Number of the window: its beginning is ``window`` times the length of a window after 1970-01-01.
+    """
+
+    src_ip: str
+    dst_ip: str | None
+    dst_port: int | None
+    protocol: int | None
+    window: int
+    n_flows: int = 0
+    time_first: int = 0
+    time_last: int = 0
+    most_abnormal: int = -1
+    score: float = 0.0
+    _highest: list[float] = field(default_factory=list, repr=False)
+    _by_channel: dict[Key, float] = field(default_factory=dict, repr=False)
+    _abnormality: float = field(default=-1.0, repr=False)
+
+    @property
+    def n_channels(self) -> int:
+        """Number of different channels, 1 for a channel."""
+        return max(1, len(self._by_channel))
+
+    def _add(self, row: int, time: int, abnormality: float) -> None:
+        self.time_first = time if not self.n_flows else min(self.time_first, time)
+        self.time_last = max(self.time_last, time)
+        self.n_flows += 1
+        if abnormality > self._abnormality:
+            self._abnormality, self.most_abnormal = abnormality, row
+
+
+class FlowAggregator(BaseEstimator):
+    """Score channels or hosts by the scores of their flows.
+
+    The score of a flow becomes its abnormality, the negative logarithm of the share of normal flows that score as low.
+    A channel is as abnormal as the sum over its ``n_highest`` most abnormal flows in a window. A host is as abnormal as
+    the sum over all its channels of the most abnormal flow of each: many channels that are each a little unusual add
+    up.
+
+    Flows may come all at once (`score`) or as they end (`update`); the memory needed is bounded either way.
+
+    Parameters
+    ----------
+    level : {"channel", "host"}, default="channel"
+        ``"channel"``: flows of one source, destination, destination port and protocol. ``"host"``: of one source.
+    window : float, default=3600.0
+        Seconds; a flow belongs to the window in which it begins.
+    n_highest : int, default=50
+        Most abnormal flows of a channel that count; chosen on the validation part of the testbed (docs/benchmarks.md).
+    false_alarm_rate : float or None, default=0.01
+        Share of normal channels or hosts per window that may be flagged, in (0, 0.5]. None: no threshold.
+    max_groups : int, default=100_000
+        Most channels held at a time, in all hosts together with ``level="host"``. When there are more, the groups of
+        the oldest window come out early, and what follows of them counts as another group.
+
+    Attributes
+    ----------
+    normal_scores_ : ndarray of float64
+        Sorted scores of normal flows, at most 100,000.
+    offset_ : float
+        Threshold: a group that scores below it is abnormal; minus infinity without ``false_alarm_rate``.
+    n_evicted_ : int
+        Groups that came out early in `update` since the last `flush`.
+
+    See Also
+    --------
+    sklearn_docids.DOCIDSDetector : Scores the flows.
+
+    Notes
+    -----
+    The threshold is a conformal one: of n calibration groups and a new one, drawn alike, the new one is beyond the k-th
+    lowest with probability k / (n + 1) at most. Windows of one host are alike only as far as its work is.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from sklearn_docids import FlowSampler
+    >>> from sklearn_docids.aggregation import FlowAggregator
+    >>> from sklearn_docids.datasets import make_traffic
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     flows = FlowSampler().flows(make_traffic(folder, n_flows=40, random_state=0).train)
+    >>> scores = -flows.X.mean(axis=1)  # any score: the lower, the more abnormal
+    >>> aggregator = FlowAggregator("host", window=600, false_alarm_rate=None).fit(flows, scores)
+    >>> groups = aggregator.score(flows, scores)
+    >>> sum(group.n_flows for group in groups)
+    40
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "level": [StrOptions(set(LEVELS))],
+        "window": [Interval(Real, 0, None, closed="neither")],
+        "n_highest": [Interval(Integral, 1, None, closed="left")],
+        "false_alarm_rate": [Interval(Real, 0, 0.5, closed="right"), None],
+        "max_groups": [Interval(Integral, 1, None, closed="left")],
+    }
+
+    def __init__(
+        self,
+        level: str = "channel",
+        *,
+        window: float = 3600.0,
+        n_highest: int = 50,
+        false_alarm_rate: float | None = 0.01,
+        max_groups: int = 100_000,
+    ):
+        self.level = level
+        self.window = window
+        self.n_highest = n_highest
+        self.false_alarm_rate = false_alarm_rate
+        self.max_groups = max_groups
+
+    def fit(self, flows: FlowTable, scores: Any) -> FlowAggregator:
+        """Learn from normal traffic how low flows, and then channels or hosts, score.
+
+        Parameters
+        ----------
+        flows : FlowTable
+            Normal flows that the detector was not trained on.
+        scores : array-like of shape (n_flows,)
+            Their scores: the lower, the more abnormal.
+
+        Returns
+        -------
+        FlowAggregator
+            The fitted aggregator.
+
+        Raises
+        ------
+        ValueError
+            A parameter or a score is unusable, there are no flows, or too few groups for ``false_alarm_rate``.
+        """
+        self._validate_params()
+        scores = _checked(flows, scores)
+        if not len(scores):
+            raise ValueError("there are no flows to calibrate with")
+        ordered = np.sort(scores)
+        if len(ordered) > MAX_NORMAL_SCORES:
+            ordered = ordered[np.linspace(0, len(ordered) - 1, MAX_NORMAL_SCORES).round().astype(int)]
+        self.normal_scores_ = ordered
+        self._live = self._no_groups()
+        self.offset_ = -math.inf
+        if self.false_alarm_rate is not None:
+            self.offset_ = self._threshold([group.score for group in self.score(flows, scores)])
+        return self
+
+    def score(self, flows: FlowTable, scores: Any) -> list[FlowGroup]:
+        """Return the channels or hosts of all flows.
+
+        Parameters
+        ----------
+        flows : FlowTable
+            Flows, in any order.
+        scores : array-like of shape (n_flows,)
+            Their scores: the lower, the more abnormal.
+
+        Returns
+        -------
+        list of FlowGroup
+            The most abnormal first. ``score``: the lower, the more abnormal, at most 0; ``src_ip``, ``dst_ip``,
+            ``dst_port``, ``protocol``: the channel, or the host (its other fields are None); ``time_first``,
+            ``time_last``: beginning of its first and last flow, ns since 1970-01-01 UTC; ``n_flows``; ``n_channels``;
+            ``most_abnormal``: number of its most abnormal flow in ``flows``.
+
+        Raises
+        ------
+        ValueError
+            A score is not finite, or there is not one for each flow.
+        """
+        check_is_fitted(self)
+        live = self._no_groups()
+        groups = list(live.add(flows, self.abnormality(_checked(flows, scores)), closes=False))
+        return sorted([*groups, *live.close(live.groups)], key=lambda group: group.score)
+
+    def update(self, flows: FlowTable, scores: Any) -> list[FlowGroup]:
+        """Take more flows of a stream; return the groups whose window is over.
+
+        Parameters
+        ----------
+        flows : FlowTable
+            Flows, roughly in the order of time: a window is over when a flow has begun that is a window later.
+        scores : array-like of shape (n_flows,)
+            Their scores: the lower, the more abnormal.
+
+        Returns
+        -------
+        list of FlowGroup
+            Groups that are done, as in `score`; ``most_abnormal`` is the number of the flow in the call that brought
+            it.
+
+        Raises
+        ------
+        ValueError
+            A score is not finite, or there is not one for each flow.
+        """
+        check_is_fitted(self)
+        return list(self._live.add(flows, self.abnormality(_checked(flows, scores)), closes=True))
+
+    def flush(self) -> list[FlowGroup]:
+        """Return the groups that are still open, at the end of a stream.
+
+        Returns
+        -------
+        list of FlowGroup
+            As in `score`.
+        """
+        check_is_fitted(self)
+        groups = sorted(self._live.close(self._live.groups), key=lambda group: group.score)
+        self._live = self._no_groups()
+        return groups
+
+    def abnormality(self, scores: Any) -> np.ndarray:
+        """Return how unusual scores of flows are: what channels and hosts add up.
+
+        Parameters
+        ----------
+        scores : array-like of shape (n_flows,)
+            Scores of flows: the lower, the more abnormal.
+
+        Returns
+        -------
+        ndarray of float64, shape (n_flows,)
+            Negative natural logarithm of the share of normal flows that score as low; at least 0.
+        """
+        check_is_fitted(self)
+        lower = np.searchsorted(self.normal_scores_, np.asarray(scores, dtype=np.float64), side="right")
+        return -np.log((lower + 1) / (len(self.normal_scores_) + 1))
+
+    def __sklearn_is_fitted__(self) -> bool:
+        """Return whether there are normal scores to compare with."""
+        return hasattr(self, "offset_")
+
+    @property
+    def n_evicted_(self) -> int:
+        """Groups that came out early in `update` since the last `flush`."""
+        return self._live.n_evicted
+
+    def _no_groups(self) -> _LiveGroups:
+        return _LiveGroups(self.level, round(self.window * 1e9), self.n_highest, self.max_groups)
+
+    def _threshold(self, scores: list[float]) -> float:
+        needed = math.ceil(1 / float(self.false_alarm_rate or 1) - 1e-9) - 1
+        if len(scores) < needed:
+            raise ValueError(
+                f"false_alarm_rate={self.false_alarm_rate} needs at least {needed} normal {self.level}s, but in "
+                f"windows of {self.window:g} s there are {len(scores)}: give more normal traffic, a shorter window, a "
+                "higher rate, or None"
+            )
+        return conformal_threshold(np.array(scores), float(self.false_alarm_rate or 1))
+
+
+class _LiveGroups:
+    """Groups whose window is not over."""
+
+    def __init__(self, level: str, window_ns: int, n_highest: int, max_groups: int):
+        self.level = level
+        self.window_ns = window_ns
+        self.n_highest = n_highest
+        self.max_groups = max_groups
+        self.groups: dict[Key, FlowGroup] = {}
+        self.n_channels = 0
+        self.n_evicted = 0
+        self.latest = -(2**63)
+
+    def add(self, flows: FlowTable, abnormality: np.ndarray, *, closes: bool) -> Iterator[FlowGroup]:
+        """Add flows; yield the groups that are over, if ``closes``, and those for which there is no room."""
+        windows = flows.time_first // self.window_ns
+        columns = (flows.src_ip, flows.dst_ip, flows.dst_port, flows.protocol, windows, flows.time_first, abnormality)
+        for row, flow in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
+            src_ip, dst_ip, dst_port, protocol, window, time, value = flow
+            if closes and window > self.latest:
+                # Flows come out as they end, those that began before among them: one more window is waited for.
+                yield from self.close([key for key, group in self.groups.items() if group.window < window - 1])
+                self.latest = window
+            channel = (dst_ip, dst_port, protocol)
+            self._add_one(src_ip, channel, window, time, row, value)
+            if self.n_channels > self.max_groups:
+                oldest = min(group.window for group in self.groups.values())
+                evicted = self.close([key for key, group in self.groups.items() if group.window == oldest])
+                self.n_evicted += len(evicted)
+                yield from evicted
+
+    def _add_one(self, src_ip: str, channel: Key, window: int, time: int, row: int, abnormality: float) -> None:
+        dst_ip, dst_port, protocol = channel if self.level == "channel" else (None, None, None)
+        key = window, src_ip, dst_ip, dst_port, protocol
+        group = self.groups.get(key)
+        if group is None:
+            group = self.groups[key] = FlowGroup(src_ip, dst_ip, dst_port, protocol, window)
+        group._add(row, time, abnormality)
+        if self.level == "channel":
+            self.n_channels += group.n_flows == 1
+            push = heapq.heappush if len(group._highest) < self.n_highest else heapq.heappushpop
+            push(group._highest, abnormality)
+        else:
+            self.n_channels += channel not in group._by_channel
+            group._by_channel[channel] = max(abnormality, group._by_channel.get(channel, 0.0))
+
+    def close(self, keys: Iterable[Key]) -> list[FlowGroup]:
+        """Take groups out, with their scores."""
+        groups = [self.groups.pop(key) for key in list(keys)]
+        for group in groups:
+            self.n_channels -= group.n_channels
+            group.score = -math.fsum(group._highest or group._by_channel.values())
+        return groups
+
+
+def _checked(flows: FlowTable, scores: Any) -> np.ndarray:
+    scores = np.asarray(scores, dtype=np.float64)
+    check_consistent_length(flows.X, scores)
+    assert_all_finite(scores, input_name="scores")
+    return scores

@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Simple detectors to compare with: whoever does not beat these has found nothing.
+
+The paper's own baselines are `sklearn_docids.AutoencoderDetector` and `sklearn_docids.ConvAutoencoderDetector`;
+`sklearn_docids.DOCFeatures` in front of a detector is the method that DOC-IDS came from.
+"""
+
+from __future__ import annotations
+
+from numbers import Integral, Real
+from typing import Any, ClassVar
+
+import numpy as np
+from sklearn.neighbors import NearestNeighbors
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from sklearn_docids._base import ScoringDetector
+
+# Where the time to live of the first packet stands: IPv4 behind an Ethernet header without tags.
+TTL_COLUMN = 22
+CONTAMINATION = [Interval(Real, 0, 0.5, closed="right")]
+
+
+class StatisticDetector(ScoringDetector):
+    """Detector that looks at one number of a flow, and scores how common it was in training.
+
+    Parameters
+    ----------
+    statistic : {"n_packets", "n_bytes", "ttl"}, default="n_packets"
+        ``"n_packets"``: packets of a row that are not all zero. ``"n_bytes"``: bytes of a row up to the last one of
+        each packet that is not zero. ``"ttl"``: time to live of the first packet (Ethernet without tags, IPv4).
+    n_packets : int, default=4
+        Packets per row: a row is ``n_packets`` groups of equally many bytes.
+    contamination : float, default=0.01
+        Share of the rows of `fit` beyond the threshold, in (0, 0.5].
+
+    Attributes
+    ----------
+    values_ : ndarray of int64, shape (n_values,)
+        Numbers seen in training, sorted.
+    frequencies_ : ndarray of float64, shape (n_values,)
+        Their shares of the training rows.
+    offset_ : float
+        Threshold on `score_samples`: a flow that scores below it is abnormal.
+    n_features_in_ : int
+        Number of columns.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_docids.baselines import StatisticDetector
+    >>> X = np.array([[1, 0], [2, 0], [1, 1]])
+    >>> StatisticDetector(n_packets=2).fit(X).score_samples([[7, 0], [0, 0]])
+    array([0.66666667, 0.        ])
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "statistic": [StrOptions({"n_packets", "n_bytes", "ttl"})],
+        "n_packets": [Interval(Integral, 1, None, closed="left")],
+        "contamination": CONTAMINATION,
+    }
+
+    def __init__(self, statistic: str = "n_packets", *, n_packets: int = 4, contamination: float = 0.01):
+        self.statistic = statistic
+        self.n_packets = n_packets
+        self.contamination = contamination
+
+    def fit(self, X: Any, y: Any = None) -> StatisticDetector:
+        """Count how common each number is.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_flows, n_columns)
+            Target flows, normal.
+        y : object, default=None
+            Ignored.
+
+        Returns
+        -------
+        StatisticDetector
+            The fitted detector.
+
+        Raises
+        ------
+        ValueError
+            A parameter or X is unusable; X has too few columns for a time to live.
+        """
+        self._validate_params()
+        X = validate_data(self, X)
+        if self.statistic == "ttl" and X.shape[1] <= TTL_COLUMN:
+            raise ValueError(f"X has {X.shape[1]} columns: the time to live stands in column {TTL_COLUMN}")
+        self.values_, counts = np.unique(self._statistic(X), return_counts=True)
+        self.frequencies_ = counts / len(X)
+        self.offset_ = float(np.percentile(self._score(X), 100 * self.contamination))
+        return self
+
+    def score_samples(self, X: Any) -> np.ndarray:
+        """Return how common the number of each flow was in training: the lower, the more abnormal.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_flows, n_columns)
+            Flow bytes.
+
+        Returns
+        -------
+        ndarray of float64, shape (n_flows,)
+            Share of the training rows, in [0, 1].
+        """
+        check_is_fitted(self)
+        return self._score(validate_data(self, X, reset=False))
+
+    def _score(self, X: np.ndarray) -> np.ndarray:
+        numbers = self._statistic(X)
+        place = np.minimum(np.searchsorted(self.values_, numbers), len(self.values_) - 1)
+        return np.where(self.values_[place] == numbers, self.frequencies_[place], 0.0)
+
+    def _statistic(self, X: np.ndarray) -> np.ndarray:
+        if self.statistic == "ttl":
+            return X[:, TTL_COLUMN].astype(np.int64)
+        packets = [packet != 0 for packet in np.array_split(X, self.n_packets, axis=1) if packet.shape[1]]
+        if self.statistic == "n_packets":
+            return np.sum([packet.any(axis=1) for packet in packets], axis=0)
+        # The last byte that is not zero is the first one from behind.
+        lengths = [packet.shape[1] - packet[:, ::-1].argmax(axis=1) for packet in packets]
+        return np.sum([np.where(p.any(axis=1), n, 0) for p, n in zip(packets, lengths, strict=True)], axis=0)
+
+
+class NearestNeighborDetector(ScoringDetector):
+    """Detector by the distance to the nearest flows of training.
+
+    On bytes, it is the plainest detector that sees all that a network sees. Behind `sklearn_docids.DOCFeatures` with 40
+    templates it is how Perera and Patel score [1]_.
+
+    Parameters
+    ----------
+    n_neighbors : int, default=1
+        Which of the nearest templates the distance is taken to: 1 for the nearest.
+    n_templates : int or None, default=None
+        Most rows of `fit` kept as templates, drawn at random; None keeps all. [1]_ uses 40.
+    contamination : float, default=0.01
+        Share of the rows of `fit` beyond the threshold, in (0, 0.5]. A row is not its own neighbour in this.
+    random_state : int, RandomState instance or None, default=None
+        Source of the templates.
+
+    Attributes
+    ----------
+    offset_ : float
+        Threshold on `score_samples`: a flow that scores below it is abnormal.
+    n_features_in_ : int
+        Number of columns.
+
+    References
+    ----------
+    .. [1] P. Perera and V. M. Patel, "Learning Deep Features for One-Class Classification", IEEE Transactions on
+       Image Processing 28(11), 2019.
+
+    Examples
+    --------
+    >>> from sklearn_docids.baselines import NearestNeighborDetector
+    >>> NearestNeighborDetector().fit([[0.0], [1.0], [9.0]]).score_samples([[3.0]])
+    array([-2.])
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "n_neighbors": [Interval(Integral, 1, None, closed="left")],
+        "n_templates": [Interval(Integral, 1, None, closed="left"), None],
+        "contamination": CONTAMINATION,
+        "random_state": ["random_state"],
+    }
+
+    def __init__(
+        self,
+        n_neighbors: int = 1,
+        *,
+        n_templates: int | None = None,
+        contamination: float = 0.01,
+        random_state: Any = None,
+    ):
+        self.n_neighbors = n_neighbors
+        self.n_templates = n_templates
+        self.contamination = contamination
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any = None) -> NearestNeighborDetector:
+        """Keep templates and set the threshold.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_flows, n_columns)
+            Target flows or their features, normal; more than ``n_neighbors``.
+        y : object, default=None
+            Ignored.
+
+        Returns
+        -------
+        NearestNeighborDetector
+            The fitted detector.
+
+        Raises
+        ------
+        ValueError
+            A parameter or X is unusable.
+        """
+        self._validate_params()
+        X = validate_data(self, X, ensure_min_samples=self.n_neighbors + 1)
+        n_templates = len(X) if self.n_templates is None else min(len(X), max(self.n_templates, self.n_neighbors))
+        order = check_random_state(self.random_state).permutation(len(X))
+        templates, others = X[np.sort(order[:n_templates])], X[np.sort(order[n_templates:])]
+        self._index = NearestNeighbors(n_neighbors=self.n_neighbors).fit(templates)
+        distances = [self._distances(others)] if len(others) else []
+        if n_templates > self.n_neighbors:
+            distances.append(self._index.kneighbors()[0][:, -1])  # each template among the others
+        self.offset_ = float(-np.percentile(np.concatenate(distances), 100 * (1 - self.contamination)))
+        return self
+
+    def score_samples(self, X: Any) -> np.ndarray:
+        """Return how near flows are to those of training: the lower, the more abnormal.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_flows, n_columns)
+            Rows with the columns of `fit`.
+
+        Returns
+        -------
+        ndarray of float64, shape (n_flows,)
+            Opposite of the Euclidean distance to the ``n_neighbors``-th nearest template; at most 0.
+        """
+        check_is_fitted(self)
+        return -self._distances(validate_data(self, X, reset=False))
+
+    def _distances(self, X: np.ndarray) -> np.ndarray:
+        return self._index.kneighbors(X)[0][:, -1]
