@@ -70,15 +70,21 @@ class DOCIDSDetector(CallbackSupportMixin, FlowDetector):
         Weight of the descriptiveness loss (paper, training settings). 0 switches a loss off.
     lambda_compactness : float, default=0.1
         Weight of the compactness loss (paper, training settings).
-    lambda_reconstruction : float, default=10.0
-        Weight of the reconstruction loss (paper, training settings).
+    lambda_reconstruction : float, default=1.0
+        Weight of the reconstruction loss. The paper's is 10; measured, less is better (docs/benchmarks.md).
     n_packets : int, default=4
         Packets per row, for `explain`: a row is ``n_packets`` groups of equally many bytes.
-    score_method : {"reconstruction", "knn"}, default="reconstruction"
-        ``"reconstruction"``: the paper's score. ``"knn"``: Euclidean distance in class-score space to the nearest of
-        at most ``n_templates`` target flows (Perera and Patel score by distance to 40 templates).
+    score_method : {"knn", "reconstruction"}, default="knn"
+        ``"knn"``: mean Euclidean distance in class-score space to the ``n_neighbors`` nearest of at most
+        ``n_templates`` target flows (Perera and Patel [2]_ score by distance to 40 templates).
+        ``"reconstruction"``: the paper's score.
     n_templates : int, default=1000
         Most target flows kept as templates for ``"knn"``; always fewer than half of the rows.
+    n_neighbors : int, default=5
+        Nearest templates whose mean distance is the score of ``"knn"``.
+    trim : float, default=0.0
+        Share of the templates, those farthest from the other rows, that is left out of ``"knn"``, in [0, 1): against
+        attacks among the rows of `fit`. It costs recall where there are none (docs/benchmarks.md).
     contamination : "auto" or float, default="auto"
         Share of the rows of `fit` beyond the threshold, in (0, 0.5]. The rows are normal, so this is a rate of false
         alarms, but one measured on rows that were trained on: new rows are flagged more often. "auto" is 0.01 of the
@@ -94,8 +100,9 @@ class DOCIDSDetector(CallbackSupportMixin, FlowDetector):
         rows), and once more, of the others, for ``early_stopping``.
     max_epochs : "auto" or int, default="auto"
         Passes over the target. "auto": as many as give about 500 steps, at least 1.
-    batch_size : int, default=128
-        Target rows per mini-batch, with as many reference rows. At least 2. The paper does not state it.
+    batch_size : int, default=64
+        Target rows per mini-batch, with as many reference rows. At least 2. The paper does not state it; 64 detects as
+        well as 128 and takes half the time.
     optimizer : {"adamw", "sgd"}, default="adamw"
         The paper uses SGD; see `sklearn_docids.paper`.
     lr : float, default=1e-3
@@ -108,9 +115,9 @@ class DOCIDSDetector(CallbackSupportMixin, FlowDetector):
         How the learning rate changes over the steps. None: constant, as in the paper.
     scale : float, default=255.0
         What rows are divided by before the first layer.
-    batch_norm : {"target", "separate", "joint"}, default="target"
-        How batch normalisation treats the two inputs. ``"target"``: statistics per input, and only those of the target
-        enter the running ones, which scoring uses; ``"separate"``: both enter; ``"joint"``: one batch of both. The
+    batch_norm : {"joint", "target", "separate"}, default="joint"
+        How batch normalisation treats the two inputs. ``"joint"``: one batch of both; ``"target"``: statistics per
+        input, and only those of the target enter the running ones, which scoring uses; ``"separate"``: both enter. The
         paper does not state it; docs/design.md tells how the default was chosen.
     dense_activation : {None, "relu"}, default=None
         Activation behind the two dense layers of g. None is Table 1 as printed.
@@ -169,6 +176,8 @@ class DOCIDSDetector(CallbackSupportMixin, FlowDetector):
         those made through ``.data`` or a NumPy view.
     templates_ : ndarray of float64, shape (n_templates, n_classes), or None
         Class scores of the templates; None unless ``score_method="knn"``.
+    template_flows_ : ndarray of shape (n_templates, n_columns), or None
+        Their rows, which `explain` and `nearest_templates` compare with; stored in model files.
     reference_classes_ : ndarray or None
         Labels of the reference, sorted; None without a reference.
     n_features_in_ : int
@@ -191,6 +200,7 @@ class DOCIDSDetector(CallbackSupportMixin, FlowDetector):
        Image Processing 28(11), 2019.
     .. [3] R. Laxhammar and G. Falkman, "Inductive conformal anomaly detection for sequential detection of anomalous
        sub-trajectories", Annals of Mathematics and Artificial Intelligence 74, 2015.
+    .. [4] M. Sundararajan, A. Taly and Q. Yan, "Axiomatic Attribution for Deep Networks", ICML 2017.
 
     Examples
     --------
@@ -218,6 +228,8 @@ class DOCIDSDetector(CallbackSupportMixin, FlowDetector):
         "lambda_reconstruction": [Interval(Real, 0, None, closed="left")],
         "score_method": [StrOptions({"reconstruction", "knn"})],
         "n_templates": [Interval(Integral, 1, None, closed="left")],
+        "n_neighbors": [Interval(Integral, 1, None, closed="left")],
+        "trim": [Interval(Real, 0, 1, closed="left")],
         "batch_norm": [StrOptions({"separate", "target", "joint"})],
         "dense_activation": [Options(str, {"relu"}), None],
         "detach_target": ["boolean"],
@@ -236,22 +248,24 @@ class DOCIDSDetector(CallbackSupportMixin, FlowDetector):
         *,
         lambda_descriptiveness: float = 1.0,
         lambda_compactness: float = 0.1,
-        lambda_reconstruction: float = 10.0,
+        lambda_reconstruction: float = 1.0,
         n_packets: int = 4,
-        score_method: str = "reconstruction",
+        score_method: str = "knn",
         n_templates: int = 1000,
+        n_neighbors: int = 5,
+        trim: float = 0.0,
         contamination: str | float = "auto",
         false_alarm_rate: float | None = None,
         validation_fraction: float = 0.2,
         max_epochs: str | int = "auto",
-        batch_size: int = 128,
+        batch_size: int = 64,
         optimizer: str = "adamw",
         lr: float = 1e-3,
         momentum: float = 0.9,
         weight_decay: float = 5e-4,
         schedule: str | None = "one_cycle",
         scale: float = 255.0,
-        batch_norm: str = "target",
+        batch_norm: str = "joint",
         dense_activation: str | None = None,
         detach_target: bool = False,
         early_stopping: bool = False,
@@ -272,6 +286,8 @@ class DOCIDSDetector(CallbackSupportMixin, FlowDetector):
         self.n_packets = n_packets
         self.score_method = score_method
         self.n_templates = n_templates
+        self.n_neighbors = n_neighbors
+        self.trim = trim
         self.contamination = contamination
         self.false_alarm_rate = false_alarm_rate
         self.validation_fraction = validation_fraction
@@ -403,8 +419,8 @@ class DOCIDSDetector(CallbackSupportMixin, FlowDetector):
         Returns
         -------
         ndarray of float64, shape (n_flows,)
-            Opposite of the reconstruction error (`reconstruction_error`), or of the distance to the nearest template
-            with ``score_method="knn"``; at most 0.
+            Opposite of the mean distance to the nearest templates, or of the reconstruction error
+            (`reconstruction_error`) with ``score_method="reconstruction"``; at most 0.
         """
         return self._score(self._check_rows(X))
 
@@ -441,7 +457,12 @@ class DOCIDSDetector(CallbackSupportMixin, FlowDetector):
         return self._evaluate(_scoring.features_of, X)
 
     def explain(self, X: Any) -> np.ndarray:
-        """Return how much each byte moves the score: the gradient of the abnormality (opposite of the score).
+        """Return which bytes make flows abnormal.
+
+        With templates: integrated gradients of the abnormality (opposite of the score) [4]_, on the straight way to the
+        flow from itself with every byte that no template has at its place replaced by the byte of the most similar
+        template. Other bytes get 0: each of them alone is normal. A flow of which every byte is in some template is
+        explained on the way from the most similar template instead. Without templates: the gradient.
 
         Parameters
         ----------
@@ -451,7 +472,8 @@ class DOCIDSDetector(CallbackSupportMixin, FlowDetector):
         Returns
         -------
         ndarray of float64, shape (n_flows, n_packets, n_columns // n_packets)
-            Positive where a greater byte would make the flow more abnormal; in score units per unit of the byte.
+            Positive where a byte makes the flow more abnormal; with templates in units of the score, and the sum over a
+            flow is the difference to where the way begins; without, in score units per unit of the byte.
 
         Raises
         ------
@@ -460,8 +482,38 @@ class DOCIDSDetector(CallbackSupportMixin, FlowDetector):
         """
         X = self._check_rows(X)
         self._check_packets(X)
-        by_byte = _scoring.gradient(_scoring.abnormality_of(self.templates_), self.network_, X)
-        return self._packets_of(by_byte)
+        abnormality = _scoring.abnormality_of(self.templates_, self.n_neighbors)
+        if self.template_flows_ is None:
+            return self._packets_of(_scoring.gradient(abnormality, self.network_, X))
+        begins = _scoring.replaced_by_templates(X, self.template_flows_, self.template_flows_[self._most_similar(X)])
+        return self._packets_of(_scoring.integrated_gradient(abnormality, self.network_, begins, X))
+
+    def nearest_templates(self, X: Any) -> np.ndarray:
+        """Return the most similar normal flow of each flow: the template with the most equal bytes.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_flows, n_columns)
+            Flow bytes.
+
+        Returns
+        -------
+        ndarray of int64, shape (n_flows,)
+            Rows of ``template_flows_``.
+
+        Raises
+        ------
+        ValueError
+            There are no templates: ``score_method`` is not ``"knn"``.
+        """
+        X = self._check_rows(X)
+        if self.template_flows_ is None:
+            raise ValueError(f"score_method={self.score_method!r} keeps no templates")
+        return self._most_similar(X)
+
+    def _most_similar(self, X: np.ndarray) -> np.ndarray:
+        # One flow at a time: all pairs at once would take 320 KB a flow.
+        return np.array([(self.template_flows_ == flow).sum(axis=1).argmax() for flow in X], dtype=np.int64)
 
     def to_onnx(self, path: str | os.PathLike[str]) -> None:
         """Write `score_samples` as an ONNX graph, for engines such as ONNX Runtime and OpenVINO.
@@ -485,7 +537,9 @@ class DOCIDSDetector(CallbackSupportMixin, FlowDetector):
         check_is_fitted(self)
         network = copy.deepcopy(self.network_).cpu().eval()
         scores = _export.Scores(
-            network, FoldedNetwork(network, self.n_features_in_), _scoring.abnormality_of(self.templates_)
+            network,
+            FoldedNetwork(network, self.n_features_in_),
+            _scoring.abnormality_of(self.templates_, self.n_neighbors),
         )
         _export.export(scores, os.fspath(path), {"offset": repr(self.offset_), "n_packets": self.n_packets})
 
@@ -593,7 +647,10 @@ class DOCIDSDetector(CallbackSupportMixin, FlowDetector):
             raise PermissionError(f"checkpoint_folder {folder!r} cannot be written to")
         if not isinstance(self.random_state, Integral):
             raise ValueError("checkpoint_folder needs an int as random_state: else no fit draws what another one drew")
-        changes_nothing = ("verbose", "callbacks", "checkpoint_folder", "contamination", "score_method", "n_templates")
+        changes_nothing = (
+            "verbose", "callbacks", "checkpoint_folder", "contamination", "score_method", "n_templates", "n_neighbors",
+            "trim",
+        )  # fmt: skip
         parameters = {name: value for name, value in self.get_params().items() if name not in changes_nothing}
         parameters["callbacks"] = [_checkpoint.described(callback) for callback in self.callbacks or ()]
         described = {**parameters, **vars(settings), "threads": torch.get_num_threads()}
@@ -676,6 +733,7 @@ class DOCIDSDetector(CallbackSupportMixin, FlowDetector):
             "network_": fitted.network_,
             "reference_classes_": rows.classes,
             "templates_": fitted.templates_,
+            "template_flows_": fitted.template_flows_,
             "offset_": fitted.offset_,
             "history_": history,
             "n_iter_": net.n_epochs_cut + len(history),
@@ -739,17 +797,22 @@ class DOCIDSDetector(CallbackSupportMixin, FlowDetector):
 
     def _set_templates(self, X: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
         """Set ``templates_``; return the rows that are none, whose scores are not 0 by construction."""
-        self.templates_ = None
+        self.templates_ = self.template_flows_ = None
         if self.score_method != "knn":
             return X
         order = rng.permutation(len(X))
         n_templates = min(self.n_templates, max(1, (len(X) - 1) // 2))
-        templates = X[np.sort(order[:n_templates])]
-        self.templates_ = self._evaluate(_scoring.class_scores_of, templates)
-        return X[np.sort(order[n_templates:])]
+        templates, others = X[np.sort(order[:n_templates])], X[np.sort(order[n_templates:])]
+        places = self._evaluate(_scoring.class_scores_of, templates)
+        if self.trim:
+            self.templates_ = self._evaluate(_scoring.class_scores_of, others)
+            central = np.argsort(self._score(templates), kind="stable")[int(self.trim * len(templates)) :]
+            templates, places = templates[np.sort(central)], places[np.sort(central)]
+        self.templates_, self.template_flows_ = places, templates
+        return others
 
     def _score(self, X: np.ndarray) -> np.ndarray:
-        return -self._evaluate(_scoring.abnormality_of(self.templates_), X)
+        return -self._evaluate(_scoring.abnormality_of(self.templates_, self.n_neighbors), X)
 
     def _evaluate(self, function: _scoring.FeatureFunction, X: np.ndarray) -> np.ndarray:
         """Return a function of the features of all rows; the folded network is made when first needed."""

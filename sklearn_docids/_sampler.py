@@ -58,12 +58,13 @@ class FlowSampler(TransformerMixin, BaseEstimator):
     reorder_window : int, default=0
         A packet that stands behind at most so many later ones is put back in the order of time before flows are made
         and duplicates are looked for; ``reordercap`` does this for a whole file. 0 takes packets in file order.
-    fields : {"paper", "raw", "portable"} or mapping of str to str, default="paper"
+    fields : {"no_addresses", "paper", "raw", "portable"} or mapping of str to str, default="no_addresses"
         What happens to header fields. A mapping takes ``mac, ip, ports, ip_id, ttl, checksums, tcp_seq, tcp_window,
         tcp_options, tcp_timestamps`` to ``"keep"``, ``"zero"`` or ``"randomize"``. ``"zero"`` holds everywhere;
         ``"randomize"`` holds for training data only, that is in `fit_transform` and `sample`: elsewhere the field is
-        kept. ``"paper"`` randomises ``mac`` and ``ip`` (paper), ``"raw"`` keeps all, ``"portable"`` zeroes
-        what betrays the capturing site: all of these fields but ``ports``.
+        kept. ``"no_addresses"`` zeroes ``mac`` and ``ip``, ``"paper"`` randomises them (paper), ``"raw"`` keeps all,
+        ``"portable"`` zeroes what betrays the capturing site: all of these fields but ``ports``. docs/benchmarks.md has
+        how they detect.
     on_error : {"warn", "raise"}, default="warn"
         A damaged capture: warn (`CaptureWarning`) and keep what was read before, or raise `CaptureError`. With
         ``"warn"``, a file that is no capture is left out of a list as long as another file of it can be read.
@@ -89,9 +90,9 @@ class FlowSampler(TransformerMixin, BaseEstimator):
 
     Notes
     -----
-    Because of ``"randomize"``, ``fit_transform(c)`` differs from ``fit(c).transform(c)``, as it does in
-    scikit-learn's ``TargetEncoder``. In a `Pipeline`, ``fit`` thereby sees random addresses and ``score_samples``
-    the real ones, which is what the paper does.
+    With ``fields="paper"``, ``fit_transform(c)`` differs from ``fit(c).transform(c)``, as it does in scikit-learn's
+    ``TargetEncoder``. In a `Pipeline`, ``fit`` thereby sees random addresses and ``score_samples`` the real ones, which
+    is what the paper does.
 
     References
     ----------
@@ -140,7 +141,7 @@ class FlowSampler(TransformerMixin, BaseEstimator):
         tunnels: str = "outermost",
         duplicate_window: int = 0,
         reorder_window: int = 0,
-        fields: str | Mapping[str, str] = "paper",
+        fields: str | Mapping[str, str] = "no_addresses",
         on_error: str = "warn",
         max_live_flows: int = 262_144,
         n_jobs: int | None = None,

@@ -13,6 +13,8 @@ from sklearn_docids._folding import DENSE_ROWS, FoldedNetwork, padded
 from sklearn_docids._network import DOCIDSNetwork
 from sklearn_docids._training import recording_gradients, rows_to_tensor
 
+# Points at which a gradient is taken on the way to a flow.
+N_PATH_STEPS = 8
 # Of a network and features g, (n, 256).
 FeatureFunction = Callable[[DOCIDSNetwork, Tensor], Tensor]
 
@@ -32,21 +34,47 @@ def reconstruction_error_of(network: DOCIDSNetwork, features: Tensor) -> Tensor:
     return (network.autoencoder(features) - features).square().mean(dim=1)
 
 
-def abnormality_of(templates: np.ndarray | None) -> FeatureFunction:
-    """Return the function whose opposite is the score: reconstruction error, or distance to the nearest template."""
+def abnormality_of(templates: np.ndarray | None, n_neighbors: int) -> FeatureFunction:
+    """Return the function whose opposite is the score: reconstruction error, or mean distance to the nearest templates.
+
+    Fewer templates than ``n_neighbors`` are all of them.
+    """
     if templates is None:
         return reconstruction_error_of
     rows = torch.from_numpy(templates)
+    k = min(n_neighbors, len(rows))
 
     def distance_of(network: DOCIDSNetwork, features: Tensor) -> Tensor:
         places = class_scores_of(network, features).cpu().double()  # not every device has float64
         with torch.no_grad():  # by the expanded square, the quick way; its rounding cannot matter to who is nearest
-            nearest = (rows.square().sum(dim=1) - 2 * places @ rows.T).argmin(dim=1)
-        squares = (places - rows[nearest]).square().sum(dim=1)
+            nearest = (rows.square().sum(dim=1) - 2 * places @ rows.T).topk(k, largest=False, sorted=False).indices
+        squares = (places[:, None] - rows[nearest]).square().sum(dim=2)
         # The gradient of the root is infinite at 0; a template is 0 from itself, and no byte takes it further off.
-        return torch.where(squares > 0, squares, 1.0).sqrt() * (squares > 0)
+        return (torch.where(squares > 0, squares, 1.0).sqrt() * (squares > 0)).mean(dim=1)
 
     return distance_of
+
+
+def replaced_by_templates(X: np.ndarray, templates: np.ndarray, similar: np.ndarray) -> np.ndarray:
+    """Return rows with each value that no template has in its column replaced by that of the similar template.
+
+    A row of which every value is in some template is replaced as a whole.
+    """
+    unseen = np.empty(X.shape, dtype=bool)
+    for column in range(X.shape[1]):
+        unseen[:, column] = ~np.isin(X[:, column], templates[:, column])
+    unseen[~unseen.any(axis=1)] = True
+    return np.where(unseen, similar, X)
+
+
+def integrated_gradient(
+    function: FeatureFunction, network: DOCIDSNetwork, begins: np.ndarray, X: np.ndarray
+) -> np.ndarray:
+    """Return the integral of the gradient along the straight line to each row, times the way: (n, n_columns)."""
+    begins, way = begins.astype(np.float64), X.astype(np.float64) - begins
+    middles = (np.arange(N_PATH_STEPS) + 0.5) / N_PATH_STEPS
+    means = np.mean([gradient(function, network, (begins + way * m).astype(np.float32)) for m in middles], axis=0)
+    return np.asarray(means * way)
 
 
 def evaluate(function: FeatureFunction, network: DOCIDSNetwork, folded: FoldedNetwork, X: np.ndarray) -> np.ndarray:

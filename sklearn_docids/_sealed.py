@@ -24,8 +24,8 @@ from safetensors import SafetensorError
 # A longer header is none of ours: the longest part of it, the history, has 250 bytes per epoch.
 MAX_HEADER = 4 * 2**20
 UNSEALED = "0" * 64
-DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64"}
-SIZES = {"F32": 4, "F64": 8, "I64": 8}
+DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64", torch.uint8: "U8"}
+SIZES = {"F32": 4, "F64": 8, "I64": 8, "U8": 1}
 
 # Names of tensors, each with type and shape as they stand in the header.
 Expected = dict[str, tuple[str, list[int]]]

@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     fit.add_argument("--model", required=True, metavar="M", help="model file to write")
     fit.add_argument("--max-epochs", type=_epochs, default="auto", metavar="N", help="passes over the traffic")
-    fit.add_argument("--score-method", default="reconstruction", choices=("reconstruction", "knn"))
+    fit.add_argument("--score-method", default="knn", choices=("knn", "reconstruction"))
     fit.add_argument(
         "--false-alarm-rate", type=float, metavar="R",
         help="rate of false alarms to hold on new normal flows; keeps a fifth of the flows out of training",
@@ -106,8 +106,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_fields_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--fields", default="paper", choices=("paper", "portable", "raw"), help="header-field policy (default paper)"
-    )
+        "--fields", default="no_addresses", choices=("no_addresses", "paper", "portable", "raw"),
+        help="header-field policy (default no_addresses)",
+    )  # fmt: skip
 
 
 def _epochs(text: str) -> int | str:

@@ -33,7 +33,8 @@ def sampler(**parameters: Any) -> FlowSampler:
     --------
     >>> from sklearn_docids import paper
     >>> paper.sampler(random_state=0)
-    FlowSampler(idle_timeout=None, random_state=0, tcp_restart=False)
+    FlowSampler(fields='paper', idle_timeout=None, random_state=0,
+                tcp_restart=False)
     """
     from sklearn_docids._sampler import FlowSampler
 

@@ -27,7 +27,7 @@ from sklearn_docids._training import LOSS_TERMS
 if TYPE_CHECKING:
     from sklearn_docids._sampler import FlowSampler
 
-FORMAT = 1
+FORMAT = 2
 ESTIMATORS: dict[str, Any] = {
     estimator.__name__: estimator for estimator in (DOCIDSDetector, AutoencoderDetector, ConvAutoencoderDetector)
 }
@@ -40,7 +40,8 @@ NOT_STORED = ("callbacks", "checkpoint_folder")
 HISTORY_KEYS = {"epoch", "pairs", *LOSS_TERMS, "validation_loss"}
 CONFIG_KEYS = {
     "format", "estimator", "versions", "parameters", "sampler", "n_features_in", "feature_names_in",
-    "reference_classes", "n_templates", "offset", "n_iter", "interrupted", "split_seed", "history",
+    "reference_classes", "n_templates", "templates_are_bytes", "offset", "n_iter", "interrupted", "split_seed",
+    "history",
 }  # fmt: skip
 
 
@@ -51,6 +52,7 @@ def save_detector(detector: Any, path: str, sampler: FlowSampler | None) -> None
     templates = getattr(detector, "templates_", None)
     if templates is not None:
         tensors["templates"] = torch.from_numpy(templates)
+        tensors["template_flows"] = torch.from_numpy(_storable_flows(detector.template_flows_))
     config = _config(detector, sampler)
     try:
         _skeleton(config)
@@ -95,12 +97,18 @@ def _config(detector: Any, sampler: FlowSampler | None) -> dict[str, Any]:
         "feature_names_in": None if names is None else list(names),
         "reference_classes": None if classes is None else classes.tolist(),
         "n_templates": None if templates is None else len(templates),
+        "templates_are_bytes": templates is not None and detector.template_flows_.dtype == np.uint8,
         "offset": detector.offset_,
         "n_iter": detector.n_iter_,
         "interrupted": detector.interrupted_,
         "split_seed": getattr(detector, "_split_seed", 0),
         "history": _sealed.plain_history(detector.history_[-MAX_HISTORY:]),
     }
+
+
+def _storable_flows(flows: np.ndarray) -> np.ndarray:
+    """Return rows of a type that is stored: bytes as they are, other numbers as float64."""
+    return np.ascontiguousarray(flows if flows.dtype == np.uint8 else flows.astype(np.float64))
 
 
 def _storable(parameters: dict[str, Any]) -> dict[str, Any]:
@@ -214,6 +222,7 @@ def _check_fields(config: dict[str, Any]) -> None:
         "interrupted": type(config["interrupted"]) is bool,
         "split_seed": type(config["split_seed"]) is int and 0 <= config["split_seed"] < 2**32,
         "n_templates": config["n_templates"] is None or is_count(config["n_templates"]),
+        "templates_are_bytes": type(config["templates_are_bytes"]) is bool,
         "offset": type(config["offset"]) in (int, float) and math.isfinite(config["offset"]),
         "history": isinstance(config["history"], list) and all(map(_is_epoch, config["history"])),
         "versions": isinstance(config["versions"], dict),
@@ -256,16 +265,18 @@ def _expected_tensors(config: dict[str, Any], network: Any) -> _sealed.Expected:
     expected = {f"network.{name}": entry for name, entry in _sealed.described(network.state_dict()).items()}
     if config["n_templates"] is not None:
         expected["templates"] = ("F64", [config["n_templates"], network.h_c.out_features])
+        kind = "U8" if config["templates_are_bytes"] else "F64"
+        expected["template_flows"] = (kind, [config["n_templates"], config["n_features_in"]])
     return expected
 
 
 def _fill(detector: Any, network: Any, config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
-    templates = tensors.pop("templates", None)
+    templates, flows = tensors.pop("templates", None), tensors.pop("template_flows", None)
     if any(bool((t < 0).any()) for name, t in tensors.items() if name.endswith("running_var")):
         raise SealedFileError("a running variance is negative")
     network.load_state_dict({name.removeprefix("network."): t for name, t in tensors.items()}, assign=True)
     if isinstance(detector, DOCIDSDetector):
-        _fill_paired(detector, network, config, templates)
+        _fill_paired(detector, network, config, templates, flows)
     detector.network_ = network.to(_available_device(detector)).eval()
     detector.offset_ = float(config["offset"])
     detector.n_iter_ = config["n_iter"]
@@ -279,7 +290,11 @@ def _fill(detector: Any, network: Any, config: dict[str, Any], tensors: dict[str
 
 
 def _fill_paired(
-    detector: DOCIDSDetector, network: Any, config: dict[str, Any], templates: torch.Tensor | None
+    detector: DOCIDSDetector,
+    network: Any,
+    config: dict[str, Any],
+    templates: torch.Tensor | None,
+    flows: torch.Tensor | None,
 ) -> None:
     """Set what only the detector with two inputs has."""
     if (templates is None) != (detector.score_method != "knn"):
@@ -288,6 +303,7 @@ def _fill_paired(
     if detector.reference_classes_ is not None:
         detector.reference_classes_ = np.array(detector.reference_classes_.tolist())
     detector.templates_ = None if templates is None else templates.numpy()
+    detector.template_flows_ = None if flows is None else flows.numpy()
     detector._split_seed = config["split_seed"]
 
 

@@ -137,7 +137,7 @@ def test_another_version_warns(model, tmp_path):
 
 
 HOSTILE_CONFIGS = {
-    "newer format": ({"format": 2}, "reads format 1"),
+    "newer format": ({"format": 3}, "reads format 2"),
     "unknown key": ({"code": "import os"}, "other keys"),
     "other estimator": ({"estimator": "os.system"}, "holds a 'os.system'"),
     "unknown parameter": ({"parameters": {"command": "x"}}, "refuses its parameters"),

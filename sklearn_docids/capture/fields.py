@@ -34,6 +34,8 @@ KEEP, ZERO, RANDOMIZE = range(len(ACTIONS))
 
 POLICIES: dict[str, dict[str, str]] = {
     "raw": {},
+    # Who talks to whom is the network's own matter: no address says what a flow does.
+    "no_addresses": {"mac": "zero", "ip": "zero"},
     # The paper: MAC and IP addresses are random in the training data.
     "paper": {"mac": "randomize", "ip": "randomize"},
     # Addresses, and what tells hosts and capture points apart whatever they do: distance (TTL), counters, the

@@ -369,13 +369,25 @@ def concatenate(parts: Sequence[tuple[str, FlowRows, dict[str, int]] | CaptureEr
         part if not isinstance(part, CaptureError) else (part.capture, FlowRows.empty(0, rules), {}) for part in parts
     ]
     rows = [part[1] for part in read]
-    if len(rows) == 1:
-        joined = rows[0]
-    else:
-        joined = FlowRows(
-            np.concatenate([r.records for r in rows]),
-            np.concatenate([r.X for r in rows]),
-            np.concatenate([r.kept_bytes for r in rows]),
-        )
     capture = np.repeat(np.arange(len(rows)), [len(r) for r in rows])
-    return FlowTable(joined, capture, [part[0] for part in read], [part[2] for part in read])
+    return FlowTable(_joined(rows), capture, [part[0] for part in read], [part[2] for part in read])
+
+
+def join(first: FlowTable, second: FlowTable) -> FlowTable:
+    """Return one table of the flows of two, the captures of the second numbered behind those of the first."""
+    return FlowTable(
+        _joined([first.rows, second.rows]),
+        np.concatenate([first.capture, second.capture + len(first.captures)]),
+        first.captures + second.captures,
+        first.counters + second.counters,
+    )
+
+
+def _joined(rows: Sequence[FlowRows]) -> FlowRows:
+    if len(rows) == 1:
+        return rows[0]
+    return FlowRows(
+        np.concatenate([r.records for r in rows]),
+        np.concatenate([r.X for r in rows]),
+        np.concatenate([r.kept_bytes for r in rows]),
+    )

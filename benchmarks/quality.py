@@ -1,0 +1,251 @@
+"""How well detectors find attacks: all of them on the testbed and, where present, on two real networks.
+
+Every fit leaves a file of scores in the results folder as it ends, and is not repeated: the command can be stopped and
+started again, and run for several studies at a time. ``--report`` makes the tables of docs/benchmarks.md from the files.
+
+    OMP_NUM_THREADS=1 python benchmarks/quality.py --results quality-results
+    python benchmarks/quality.py --results quality-results --report
+
+Detectors train on normal flows of the target's training part. Nothing here is tuned on the test part: the defaults were
+chosen with benchmarks/defaults.py, on the validation part.
+"""
+
+import argparse
+import hashlib
+import json
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+from scipy.stats import betabinom
+from sklearn.ensemble import IsolationForest
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+from sklearn.svm import OneClassSVM
+from sklearn.utils import Bunch
+
+from sklearn_docids import (
+    AutoencoderDetector,
+    ConvAutoencoderDetector,
+    DOCFeatures,
+    DOCIDSDetector,
+    FlowSampler,
+    ReferenceData,
+    paper,
+)
+from sklearn_docids.aggregation import FlowAggregator
+from sklearn_docids.baselines import NearestNeighborDetector, StatisticDetector
+from sklearn_docids.datasets import load_testbed
+from sklearn_docids.evaluation import MACRO, Evaluation, Scored, _fitted, _score_flows, _score_groups
+
+SITES = {"A": "targetA_windows_domain", "B": "targetB_smart_speaker"}
+OURS, RECONSTRUCTION, PAPER = "DOC-IDS", "DOC-IDS, reconstruction error", "DOC-IDS, paper's settings"
+POLICIES = ("raw", "paper", "portable")
+# The testbed's periods last four minutes.
+WINDOW_S = 60.0
+RATE = 0.01
+
+
+def to_unit(X):
+    return X / np.float32(255)
+
+
+def scaled(detector):
+    return make_pipeline(FunctionTransformer(to_unit), detector)
+
+
+def cheap_detectors():
+    return {
+        "Autoencoder": AutoencoderDetector(),
+        "IsolationForest": scaled(IsolationForest()),
+        "OneClassSVM": scaled(OneClassSVM(gamma="scale", nu=0.01)),
+        "1-NN on bytes": NearestNeighborDetector(),
+        **{f"statistic: {name}": StatisticDetector(name) for name in ("n_packets", "n_bytes", "ttl")},
+    }
+
+
+def all_detectors(memory):
+    def doc(classifier):  # both classifiers stand behind the same fit
+        return make_pipeline(DOCFeatures(), classifier, memory=memory)
+
+    return {
+        OURS: DOCIDSDetector(),
+        **cheap_detectors(),
+        "1D convolutional autoencoder": ConvAutoencoderDetector(),
+        "DOC + OneClassSVM": doc(OneClassSVM(gamma="scale", nu=0.01)),
+        "DOC + nearest of 40": doc(NearestNeighborDetector(n_templates=40)),
+        PAPER: paper.detector(),
+    }
+
+
+def studies(memory):
+    """Return, by study, its fits: (target, detector, estimator, field policy, seeds, options)."""
+    own, five, three = "no_addresses", range(5), range(3)
+    ours = DOCIDSDetector()
+    cheap = cheap_detectors()
+    of_target = {
+        target: [
+            (target, name, detector, "paper" if name == PAPER else own, five, {})
+            for name, detector in all_detectors(memory).items()
+        ]
+        for target in ("testbed", *SITES)
+    }
+    return {
+        **{f"detectors-{target}": fits for target, fits in of_target.items()},
+        "policies": [
+            (target, name, detector, policy, three, {})
+            for target in ("testbed", *SITES)
+            for policy in POLICIES
+            for name, detector in {OURS: ours, **cheap}.items()
+        ],
+        "losses": [
+            ("testbed", f"lambda_{loss}=0", DOCIDSDetector(**{f"lambda_{loss}": 0.0}), own, three, {})
+            for loss in ("descriptiveness", "compactness", "reconstruction")
+        ],
+        "false-alarms": [
+            (target, f"{OURS}, false_alarm_rate={RATE}", DOCIDSDetector(false_alarm_rate=RATE), own, five, {})
+            for target in ("testbed", "B")
+        ],
+        "contamination": [
+            ("testbed", name, detector, own, three, {"contamination": share})
+            for share in (0.01, 0.05, 0.1, 0.2)
+            for name, detector in {OURS: ours, **cheap}.items()
+        ]
+        + [("testbed", f"{OURS}, trim=0.05", DOCIDSDetector(trim=0.05), own, three, {"contamination": 0.05})],
+        "target-size": [
+            ("testbed", name, detector, own, three, {"n_train": n})
+            for n in (100, 300, 1000, 3000)
+            for name, detector in {OURS: ours, **cheap}.items()
+        ],
+        "bytes": [
+            ("testbed", OURS, DOCIDSDetector(n_packets=n), own, range(1), {"n_packets": n, "n_bytes": n_bytes})
+            for n in (1, 2, 4, 8)
+            for n_bytes in (40, 80, 160)
+        ],
+    }
+
+
+def load(target, fields, seed, options, folder):
+    """Return training rows, reference, normal test flows, flows of each attack, and normal flows to calibrate with."""
+    sizes = {name: options[name] for name in ("n_packets", "n_bytes") if name in options}
+    sampler = FlowSampler(fields=fields, random_state=seed, **sizes)
+    data = load_office(sampler) if target == "testbed" else load_site(sampler, target, folder)
+    rng = np.random.default_rng(seed)
+    if "n_train" in options:
+        data.X_train = data.X_train[np.sort(rng.permutation(len(data.X_train))[: options["n_train"]])]
+    if options.get("contamination"):
+        # Abnormal flows of the validation period instead of normal ones of the training period.
+        n = round(options["contamination"] * len(data.X_train))
+        kept = data.X_train[np.sort(rng.permutation(len(data.X_train))[n:])]
+        data.X_train = np.concatenate([kept, data.X_dirty[rng.permutation(len(data.X_dirty))[:n]]])
+    return data
+
+
+def load_office(sampler):
+    testbed = load_testbed(sampler=sampler)
+    kinds = np.unique(testbed.attack[testbed.attack != ""])
+    return Bunch(
+        X_train=testbed.X_train,
+        X_dirty=testbed.X_validation[testbed.attack_validation != ""],
+        reference=ReferenceData(testbed.X_reference, testbed.y_reference),
+        normal=testbed.flows_test[testbed.attack == ""],
+        attacks={str(kind): testbed.flows_test[testbed.attack == kind] for kind in kinds},
+        calibration=testbed.flows_validation[testbed.attack_validation == ""],
+    )
+
+
+def load_site(sampler, target, folder):
+    place = folder / SITES[target]
+    classes = sorted((folder / "reference_exact").glob("*.pcap"))
+    X_reference, y_reference, _ = sampler.sample(classes, [path.stem for path in classes])
+    paths = [*sorted(place.glob("attack_*.pcap")), *sorted((folder / "attacks_crosslab").glob("*.pcap"))]
+    return Bunch(
+        X_train=sampler.fit_transform(place / "normal_train.pcap"),
+        reference=ReferenceData(X_reference, y_reference),
+        normal=sampler.flows(place / "normal_test.pcap"),
+        attacks={path.stem: sampler.flows(path) for path in paths},
+        calibration=None,
+    )
+
+
+class Reconstruction:
+    """A fitted DOC-IDS that scores by the paper's score; its verdicts stay those of the detector."""
+
+    def __init__(self, detector):
+        self.detector = detector
+        self.predict = detector.predict
+
+    def score_samples(self, X):
+        return -self.detector.reconstruction_error(X)
+
+
+def run(fit, seed, results, folder):
+    """Fit, score, and write the scores; do nothing if that was done before."""
+    study, target, name, detector, fields, options = fit
+    described = {"study": study, "target": target, "detector": name, "fields": fields, "seed": seed, **options}
+    key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
+    path = results / f"{key}.npz"
+    if path.exists():
+        return
+    data = load(target, fields, seed, options, folder)
+    began = time.process_time()
+    fitted = _fitted(detector, data.X_train, data.reference, seed)
+    seconds = time.process_time() - began
+    scored = {"flow": _score_flows(fitted, data.normal, data.attacks, seconds)}
+    if name == OURS and study.startswith("detectors"):
+        scored["flow, reconstruction"] = _score_flows(Reconstruction(fitted), data.normal, data.attacks, seconds)
+    if study == "detectors-testbed":
+        for level in ("channel", "host"):
+            # Of hosts there are too few per period for a threshold.
+            rate = RATE if level == "channel" else None
+            aggregator = FlowAggregator(level, window=WINDOW_S, false_alarm_rate=rate)
+            aggregator.fit(data.calibration, fitted.score_samples(data.calibration.X))
+            scored[level] = _score_groups(fitted, aggregator, data.normal, data.attacks, seconds)
+    arrays = {}
+    for level, of_level in scored.items():
+        arrays[f"{level}|normal"], arrays[f"{level}|flagged"] = of_level.normal, of_level.flagged_normal
+        for attack in of_level.attacks:
+            arrays[f"{level}|attack|{attack}"] = of_level.attacks[attack]
+            arrays[f"{level}|flagged|{attack}"] = of_level.flagged_attacks[attack]
+    if study == "false-alarms":
+        for other in ("testbed", *SITES):
+            if other != target and (other == "testbed" or folder.is_dir()):
+                X = load(other, fields, seed, {}, folder).normal.X
+                arrays[f"elsewhere|{other}"] = fitted.predict(X) == -1
+    arrays["described"] = np.array(json.dumps({**described, "n_train": len(data.X_train), "seconds": seconds}))
+    np.savez_compressed(results / f"{key}.part.npz", **arrays)
+    (results / f"{key}.part.npz").rename(path)
+    print(f"{study} {target} {name} {fields} {options} seed {seed}: {seconds:.0f} CPU-s", flush=True)
+
+
+def report(results):
+    """Print the tables."""
+    raise SystemExit("todo")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--results", type=Path, default=Path("quality-results"))
+    parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared" / "data")
+    parser.add_argument("--studies", nargs="*", help="which; default: all")
+    parser.add_argument("--report", action="store_true", help="make the tables of what was measured")
+    args = parser.parse_args()
+    if args.report:
+        report(args.results)
+        return
+    warnings.simplefilter("ignore")
+    args.results.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as memory:
+        for study, fits in studies(memory).items():
+            if args.studies and study not in args.studies:
+                continue
+            for seed in range(5):
+                for target, name, detector, fields, seeds, options in fits:
+                    if seed in seeds and (target == "testbed" or args.data.is_dir()):
+                        run((study, target, name, detector, fields, options), seed, args.results, args.data)
+
+
+if __name__ == "__main__":
+    main()
