@@ -1,7 +1,8 @@
 """How well detectors find attacks: all of them on the testbed and, where present, on two real networks.
 
 Every fit leaves a file of scores in the results folder as it ends, and is not repeated: the command can be stopped and
-started again, and run for several studies at a time. ``--report`` makes the tables of docs/benchmarks.md from the files.
+started again, and run for several studies at a time. ``--report`` makes the tables of docs/benchmarks.md from the
+files.
 
     OMP_NUM_THREADS=1 python benchmarks/quality.py --results quality-results
     python benchmarks/quality.py --results quality-results --report
@@ -19,7 +20,6 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import betabinom
 from sklearn.ensemble import IsolationForest
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
@@ -38,7 +38,7 @@ from sklearn_docids import (
 from sklearn_docids.aggregation import FlowAggregator
 from sklearn_docids.baselines import NearestNeighborDetector, StatisticDetector
 from sklearn_docids.datasets import load_testbed
-from sklearn_docids.evaluation import MACRO, Evaluation, Scored, _fitted, _score_flows, _score_groups
+from sklearn_docids.evaluation import _fitted, _score_flows, _score_groups
 
 SITES = {"A": "targetA_windows_domain", "B": "targetB_smart_speaker"}
 OURS, RECONSTRUCTION, PAPER = "DOC-IDS", "DOC-IDS, reconstruction error", "DOC-IDS, paper's settings"

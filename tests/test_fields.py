@@ -65,7 +65,7 @@ def test_randomize_changes_its_field_in_training_only(name):
 
 
 def test_the_paper_policy_randomises_training_data_and_keeps_scoring_data():
-    sampler = FlowSampler(random_state=0)
+    sampler = FlowSampler(fields="paper", random_state=0)
     capture = pcap(DIALOGUE)
     raw = FlowSampler(fields="raw").transform(io.BytesIO(capture))
     assert (sampler.transform(io.BytesIO(capture)) == raw).all()
@@ -73,6 +73,15 @@ def test_the_paper_policy_randomises_training_data_and_keeps_scoring_data():
     trained = sampler.fit_transform(io.BytesIO(capture))
     assert changed(raw[:, :80], trained[:, :80]) <= in_spans(SPANS["mac"] + SPANS["ip"] + SPANS["checksums"])
     assert (sampler.sample(io.BytesIO(capture))[0] == trained).all()
+
+
+def test_the_default_policy_zeroes_addresses_everywhere():
+    sampler, capture = FlowSampler(random_state=0), pcap(DIALOGUE)
+    raw = FlowSampler(fields="raw").transform(io.BytesIO(capture))
+    trained = sampler.fit_transform(io.BytesIO(capture))
+    assert (sampler.transform(io.BytesIO(capture)) == trained).all()
+    assert changed(raw[:, :80], trained[:, :80]) <= in_spans(SPANS["mac"] + SPANS["ip"] + SPANS["checksums"])
+    assert (trained[:, sorted(in_spans(SPANS["mac"] + SPANS["ip"]))] == 0).all()
 
 
 def test_random_addresses_are_swapped_between_directions():

@@ -68,7 +68,7 @@ def test_the_held_out_loss_is_that_of_its_definition():
     held_out = X[np.sort(rng.permutation(60)[:12])]
     with torch.no_grad():
         output = fitted.network_.eval()(torch.from_numpy(held_out))
-        total, _ = _training.CompositeLoss(1.0, 0.1, 10.0, False)(output, None)
+        total, _ = _training.CompositeLoss(1.0, 0.1, 1.0, False)(output, None)
     assert fitted.history_[0]["validation_loss"] == pytest.approx(float(total), rel=1e-5)
 
 
@@ -125,7 +125,7 @@ def test_partial_fit_is_an_epoch_of_a_fit_at_a_constant_rate():
 
 def test_partial_fit_sets_threshold_and_templates_by_its_own_rows():
     X, reference = rows(80)
-    fitted = detector(score_method="knn", contamination=0.25).partial_fit(X[:40], reference=reference)
+    fitted = detector(n_neighbors=1, contamination=0.25).partial_fit(X[:40], reference=reference)
     fitted.partial_fit(X[40:], reference=reference)
     assert np.mean(fitted.predict(X[40:]) == -1) == 0.25
     assert np.sum(fitted.score_samples(X[40:]) == 0) == len(fitted.templates_)
@@ -520,7 +520,7 @@ def test_skorch_callbacks_are_called_with_the_losses():
     fitted = detector(callbacks=[Recorder()], max_epochs=2).fit(X, reference=reference)
     assert [kind for kind, _ in Recorder.seen] == ["batch"] * 3 + ["epoch"] + ["batch"] * 3 + ["epoch"]
     epoch = fitted.history_[0]
-    total = epoch["descriptiveness_loss"] + 0.1 * epoch["compactness_loss"] + 10 * epoch["reconstruction_loss"]
+    total = epoch["descriptiveness_loss"] + 0.1 * epoch["compactness_loss"] + epoch["reconstruction_loss"]
     assert Recorder.seen[3][1] == pytest.approx(total, rel=1e-5)
     assert np.average([loss for _, loss in Recorder.seen[:3]], weights=[16, 16, 8]) == pytest.approx(total, rel=1e-5)
 
@@ -654,7 +654,7 @@ def test_bfloat16_trains_to_nearly_the_same_losses():
     single = detector(max_epochs=1).fit(X, reference=reference)
     half = detector(max_epochs=1, precision="bfloat16").fit(X, reference=reference)
     assert half.network_.h_c.weight.dtype == torch.float32
-    assert half.history_[0]["reconstruction_loss"] == pytest.approx(single.history_[0]["reconstruction_loss"], rel=0.1)
+    assert half.history_[0]["reconstruction_loss"] == pytest.approx(single.history_[0]["reconstruction_loss"], rel=0.15)
     assert not torch.equal(weights(half), weights(single))
 
 

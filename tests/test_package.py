@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import sklearn_docids
-from sklearn_docids import metrics, model_selection, paper, plotting
+from sklearn_docids import aggregation, baselines, evaluation, metrics, model_selection, paper, plotting
 from sklearn_docids.capture.table import FlowTable
 from sklearn_docids.datasets import (
     load_bos_2018,
@@ -104,6 +104,10 @@ LAYERS = {
         "_training",
         "_network",
     },
+    "_doc_features": {"_base", "_detector", "_network", "_reference"},
+    "baselines": {"_base"},
+    "aggregation": {"_base", "capture.table"},
+    "evaluation": {"aggregation", "capture.table", "metrics"},
     "persistence": {"", "_base", "_baselines", "_detector", "_sealed", "_sampler", "_training"},
 }
 
@@ -123,7 +127,7 @@ def test_imports_go_one_way(module):
 
 def test_exported_names_are_those_of_the_contract():
     expected = {"AutoencoderDetector", "CaptureError", "CaptureWarning", "ConvAutoencoderDetector", "DOCIDSDetector"}
-    expected |= {"FlowSampler", "ReferenceData", "load_detector"}
+    expected |= {"DOCFeatures", "FlowSampler", "ReferenceData", "load_detector"}
     assert set(sklearn_docids.__all__) == expected | {"__version__"}
     assert all(getattr(sklearn_docids, name) is not None for name in expected)
     assert expected <= set(dir(sklearn_docids))
@@ -136,6 +140,14 @@ PUBLIC = [
     sklearn_docids.DOCIDSDetector,
     sklearn_docids.AutoencoderDetector,
     sklearn_docids.ConvAutoencoderDetector,
+    sklearn_docids.DOCFeatures,
+    aggregation.FlowAggregator,
+    baselines.NearestNeighborDetector,
+    baselines.StatisticDetector,
+    evaluation.evaluate,
+    evaluation.Evaluation,
+    metrics.alarm_counts,
+    model_selection.NormalTrainSplit,
     sklearn_docids.ReferenceData,
     sklearn_docids.load_detector,
     sklearn_docids.CaptureError,

@@ -27,7 +27,7 @@ def model(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "parameters", [{}, {"score_method": "knn"}, {"dense_activation": "relu", "batch_norm": "joint"}]
+    "parameters", [{}, {"score_method": "reconstruction"}, {"dense_activation": "relu", "batch_norm": "target"}]
 )
 @pytest.mark.parametrize("labels", [np.arange(20) % 2, np.array(["dns", "tls"] * 10), np.array([True, False] * 10)])
 def test_a_loaded_detector_scores_bit_for_bit_alike(tmp_path, parameters, labels):
@@ -153,7 +153,8 @@ HOSTILE_CONFIGS = {
     "more classes": ({"reference_classes": [1, 2, 3]}, "tensor"),
     "mixed classes": ({"reference_classes": [1, "a"]}, "reference_classes"),
     "nested classes": ({"reference_classes": [[1], [2]]}, "reference_classes"),
-    "templates without tensor": ({"n_templates": 5}, "tensors"),
+    "templates of another number": ({"n_templates": 50}, "tensor templates is not"),
+    "template flows of another type": ({"templates_are_bytes": False}, "tensor template_flows is not"),
     "history nested": ({"history": [{"epoch": [[]]}]}, "history"),
     "history of other keys": ({"history": [{"zz": 1.0}]}, "history"),
     "classes not sorted": ({"reference_classes": [1, 0]}, "reference_classes"),
@@ -264,7 +265,8 @@ def test_a_thousand_flipped_bits_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "changed", [{"scale": 1.0}, {"dense_activation": "relu"}, {"score_method": "knn"}, {"batch_norm": "joint"}]
+    "changed",
+    [{"scale": 1.0}, {"dense_activation": "relu"}, {"score_method": "reconstruction"}, {"batch_norm": "target"}],
 )
 def test_parameters_changed_after_fit_are_not_saved(tmp_path, changed):
     detector = DOCIDSDetector(max_epochs=1).fit(X, reference=REFERENCE).set_params(**changed)
