@@ -20,6 +20,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import betabinom
 from sklearn.ensemble import IsolationForest
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
@@ -38,7 +39,7 @@ from sklearn_docids import (
 from sklearn_docids.aggregation import FlowAggregator
 from sklearn_docids.baselines import NearestNeighborDetector, StatisticDetector
 from sklearn_docids.datasets import load_testbed
-from sklearn_docids.evaluation import _fitted, _score_flows, _score_groups
+from sklearn_docids.evaluation import Evaluation, Scored, _fitted, _score_flows, _score_groups
 
 SITES = {"A": "targetA_windows_domain", "B": "targetB_smart_speaker"}
 OURS, RECONSTRUCTION, PAPER = "DOC-IDS", "DOC-IDS, reconstruction error", "DOC-IDS, paper's settings"
@@ -220,9 +221,125 @@ def run(fit, seed, results, folder):
     print(f"{study} {target} {name} {fields} {options} seed {seed}: {seconds:.0f} CPU-s", flush=True)
 
 
+def read(results):
+    """Return what each fit left: its description, and its arrays by level."""
+    fits = []
+    for path in sorted(results.glob("*.npz")):
+        with np.load(path) as file:
+            arrays = {name: file[name] for name in file.files}
+        fits.append((json.loads(str(arrays.pop("described"))), arrays))
+    return sorted(fits, key=lambda fit: (fit[0]["detector"] != OURS, fit[0]["detector"], fit[0]["seed"]))
+
+
+def scored_at(arrays, level, seconds):
+    """Return the scores of a fit at a level, or None."""
+    if f"{level}|normal" not in arrays:
+        return None
+    begin = f"{level}|attack|"
+    names = [name.removeprefix(begin) for name in arrays if name.startswith(begin)]
+    return Scored(
+        arrays[f"{level}|normal"],
+        {name: arrays[begin + name] for name in names},
+        arrays[f"{level}|flagged"],
+        {name: arrays[f"{level}|flagged|{name}"] for name in names},
+        seconds,
+    )
+
+
+def collected(fits, level="flow", n_resamples=200, name_of=lambda described: described["detector"], **chosen):
+    """Return an evaluation of the fits whose description has the chosen values."""
+    found = Evaluation()
+    for described, arrays in fits:
+        if any(described.get(key) != value for key, value in chosen.items()):
+            continue
+        scored = scored_at(arrays, level, described["seconds"])
+        if scored is not None:
+            found.add(name_of(described), described["seed"], scored, level=level, n_resamples=n_resamples)
+        if level == "flow" and "flow, reconstruction|normal" in arrays:
+            other = scored_at(arrays, "flow, reconstruction", described["seconds"])
+            found.add(RECONSTRUCTION, described["seed"], other, n_resamples=n_resamples)
+    return found
+
+
+def summary(found, n_digits=3):
+    """Return the means over attacks as a Markdown table, a line per detector."""
+    columns = ("roc_auc", "average_precision", "recall_at_1e-2", "recall_at_1e-3", "tpr", "fpr")
+    lines = ["| detector | seeds | " + " | ".join(columns) + " |", "|---" * (len(columns) + 2) + "|"]
+    for name in dict.fromkeys(row["detector"] for row in found.rows):
+        cells = []
+        for column in columns:
+            values = found.values(name, column)
+            one = len(values) == 1 or np.ptp(values) < 5e-4
+            spread = "" if one else f" ({values.min():.{n_digits}f}-{values.max():.{n_digits}f})"
+            cells.append("-" if np.isnan(values).any() else f"{values.mean():.{n_digits}f}{spread}")
+        lines.append(f"| {name} | {len(found.values(name, 'roc_auc'))} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def leads(found):
+    """Return by how much the default is ahead of each other detector, with intervals."""
+    lines = ["| DOC-IDS ahead of | ROC-AUC | average precision |", "|---|---|---|"]
+    for name in dict.fromkeys(row["detector"] for row in found.rows):
+        if name != OURS:
+            cells = []
+            for measure in ("roc_auc", "average_precision"):
+                mean, low, high = found.difference(OURS, name, measure=measure)
+                cells.append(f"{mean:+.3f} ({low:+.3f} to {high:+.3f})")
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def report(results):
     """Print the tables."""
-    raise SystemExit("todo")
+    fits = read(results)
+    seconds = sum(described["seconds"] for described, _ in fits)
+    print(f"{len(fits)} fits, {seconds / 3600:.1f} hours of processor time to train\n")
+    for target in ("testbed", *SITES):
+        levels = ("flow", "channel", "host") if target == "testbed" else ("flow",)
+        for level in levels:
+            found = collected(fits, level, study=f"detectors-{target}")
+            if not found.rows:
+                continue
+            print(f"### {target}: {level}s, mean over attacks\n\n{summary(found)}\n\n{leads(found)}\n")
+            for measure in ("roc_auc", "recall_at_1e-2"):
+                print(f"{target}, {level}s, {measure}\n\n{found.table(measure)}\n")
+    for study in ("policies", "losses", "contamination", "target-size", "bytes"):
+        for target in ("testbed", *SITES):
+            found = collected(fits, n_resamples=0, name_of=described_by(study), study=study, target=target)
+            if found.rows:
+                print(f"### {study}, {target}\n\n{summary(found)}\n")
+    report_false_alarms(fits)
+
+
+def described_by(study):
+    """Return how fits of a study are called in its table."""
+    options = {"contamination": ("contamination",), "target-size": ("n_train",), "bytes": ("n_packets", "n_bytes")}
+    shown = ("fields",) if study == "policies" else options.get(study, ())
+    return lambda described: ", ".join([described["detector"], *(f"{name} {described[name]}" for name in shown)])
+
+
+def report_false_alarms(fits):
+    """Print which share of new normal flows the conformal threshold flags, here and on other sites."""
+    print(f"### false alarms, asked for: {RATE}\n\n| trained on | tested on | seeds | flagged | band | inside |")
+    print("|---|---|---|---|---|---|")
+    shares = {}
+    for described, arrays in fits:
+        if described["study"] == "false-alarms":
+            n_held_out = round(0.2 * described["n_train"])
+            k = int(RATE * (n_held_out + 1) + 1e-9)
+            n = len(arrays["flow|flagged"])
+            low, high = betabinom(n, k, n_held_out + 1 - k).ppf([0.025, 0.975]) / n
+            tested = {described["target"]: (arrays["flow|flagged"], f"{low:.4f}-{high:.4f}", low, high)}
+            for name in arrays:
+                if name.startswith("elsewhere|"):
+                    tested[name.partition("|")[2]] = (arrays[name], "-", np.nan, np.nan)
+            for site, (flagged, *bounds) in tested.items():
+                shares.setdefault((described["target"], site), []).append((np.mean(flagged), *bounds))
+    for (trained, tested), values in shares.items():
+        rates = [share for share, *_ in values]
+        inside = "-" if trained != tested else f"{sum(low <= s <= high for s, _, low, high in values)}"
+        spread = f"{np.mean(rates):.4f} ({min(rates):.4f}-{max(rates):.4f})"
+        print(f"| {trained} | {tested} | {len(values)} | {spread} | {values[0][1]} | {inside} |")
 
 
 def main():

@@ -62,6 +62,20 @@ class Evaluation:
         ``"all attacks"`` (pooled) and ``"mean over attacks"`` stand beside the single ones.
     scored : dict
         By (detector, seed): the scores all this was computed from.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_docids.evaluation import Evaluation, Scored
+    >>> found = Evaluation()
+    >>> normal, scan = np.array([-1.0, -2.0]), np.array([-3.0, -1.5])
+    >>> found.add("mine", 0, Scored(normal, {"scan": scan}, normal < -2.5, {"scan": scan < -2.5}, 0.0))
+    >>> print(found.table("roc_auc"))
+    | attack            | number | share | mine  |
+    | ----------------- | ------ | ----- | ----- |
+    | mean over attacks |        | 0.500 | 0.750 |
+    | all attacks       | 2      | 0.500 | 0.750 |
+    | scan              | 2      | 0.500 | 0.750 |
     """
 
     def __init__(self) -> None:
