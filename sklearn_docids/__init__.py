@@ -30,7 +30,7 @@ _HOME = {
     "load_detector": "sklearn_docids.persistence",
 }
 _SUBMODULES = {
-    "aggregation", "baselines", "capture", "datasets", "evaluation", "metrics", "model_selection",
+    "aggregation", "baselines", "capture", "datasets", "evaluation", "inspection", "metrics", "model_selection",
     "paper", "persistence", "plotting",
 }  # fmt: skip
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import auc, roc_curve
+from sklearn.manifold import TSNE
+from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_curve
 from sklearn.utils import check_consistent_length
 
 from sklearn_docids.metrics import is_attack
@@ -253,5 +254,442 @@ class RocDisplay:
         ax.set_xlim(0, 1)
         ax.set_ylim(0, 1.01)
         ax.legend(loc="lower right")
+        self.ax_, self.figure_ = ax, ax.figure
+        return self
+
+
+class PrecisionRecallDisplay:
+    """Precision and recall of attacks, beside what guessing would reach.
+
+    Parameters
+    ----------
+    precision, recall : ndarray of float, shape (n_thresholds,)
+        Share of attacks among alarms, and of attacks found.
+    average_precision : float
+        Area under the curve.
+    prevalence : float
+        Share of attacks: the precision of guessing.
+    name : str or None, default=None
+        Name of the detector, for the legend.
+
+    Attributes
+    ----------
+    ax_ : matplotlib Axes
+        Where it was drawn.
+    figure_ : matplotlib Figure
+        The figure of ``ax_``.
+
+    Examples
+    --------
+    >>> from sklearn_docids.plotting import PrecisionRecallDisplay
+    >>> PrecisionRecallDisplay.from_predictions([1, 1, -1], [-0.1, -0.2, -0.9]).average_precision
+    1.0
+    """
+
+    def __init__(
+        self,
+        precision: np.ndarray,
+        recall: np.ndarray,
+        average_precision: float,
+        prevalence: float,
+        name: str | None = None,
+    ):
+        self.precision = precision
+        self.recall = recall
+        self.average_precision = average_precision
+        self.prevalence = prevalence
+        self.name = name
+
+    @classmethod
+    def from_estimator(
+        cls, estimator: Any, X: Any, y: Any, *, name: str | None = None, ax: Any = None
+    ) -> PrecisionRecallDisplay:
+        """Draw the curve of a fitted detector.
+
+        Parameters
+        ----------
+        estimator : estimator
+            Fitted detector with ``score_samples``.
+        X : array-like of shape (n_flows, n_columns)
+            Flow bytes.
+        y : array-like of shape (n_flows,)
+            +1 for normal, -1 for attack.
+        name : str, default=None
+            Name for the legend; None: that of the class.
+        ax : matplotlib Axes, default=None
+            Where to draw; None: a new figure.
+
+        Returns
+        -------
+        PrecisionRecallDisplay
+            The drawn display.
+        """
+        return cls.from_predictions(y, estimator.score_samples(X), name=name or type(estimator).__name__, ax=ax)
+
+    @classmethod
+    def from_predictions(
+        cls, y_true: Any, y_score: Any, *, name: str | None = None, ax: Any = None
+    ) -> PrecisionRecallDisplay:
+        """Draw the curve of given scores.
+
+        Parameters
+        ----------
+        y_true : array-like of shape (n_flows,)
+            +1 for normal, -1 for attack.
+        y_score : array-like of shape (n_flows,)
+            Scores: the lower, the more abnormal.
+        name : str, default=None
+            Name for the legend.
+        ax : matplotlib Axes, default=None
+            Where to draw; None: a new figure.
+
+        Returns
+        -------
+        PrecisionRecallDisplay
+            The drawn display.
+        """
+        check_consistent_length(y_true, y_score)
+        attack, abnormality = is_attack(y_true), -np.asarray(y_score, dtype=float)
+        precision, recall, _ = precision_recall_curve(attack, abnormality)
+        area = float(average_precision_score(attack, abnormality))
+        return cls(precision, recall, area, float(attack.mean()), name).plot(ax=ax)
+
+    def plot(self, *, ax: Any = None) -> PrecisionRecallDisplay:
+        """Draw the curve, and the precision of guessing as a dotted line.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+            Where to draw; None: a new figure.
+
+        Returns
+        -------
+        PrecisionRecallDisplay
+            The display itself.
+        """
+        ax = _axes(ax)
+        label = f"AP {self.average_precision:.3f}"
+        label = label if self.name is None else f"{self.name} ({label})"
+        (line,) = ax.plot(self.recall, self.precision, drawstyle="steps-post", label=label)
+        ax.axhline(self.prevalence, color=line.get_color(), linestyle=":", linewidth=1)
+        ax.set_xlabel("recall of attacks")
+        ax.set_ylabel("precision")
+        ax.set_xlim(0, 1)
+        ax.set_ylim(0, 1.01)
+        ax.legend(loc="upper right")
+        self.ax_, self.figure_ = ax, ax.figure
+        return self
+
+
+class ScoreByClassDisplay:
+    """Boxes of the abnormality of each class, normal flows first (paper, figure 6).
+
+    Parameters
+    ----------
+    scores : ndarray of float, shape (n_flows,)
+        Scores: the lower, the more abnormal.
+    classes : ndarray of str, shape (n_flows,)
+        Name of the attack of each flow, "" for normal ones.
+    threshold : float or None, default=None
+        Score below which a flow is flagged.
+
+    Attributes
+    ----------
+    ax_ : matplotlib Axes
+        Where it was drawn.
+    figure_ : matplotlib Figure
+        The figure of ``ax_``.
+
+    Examples
+    --------
+    >>> from sklearn_docids.plotting import ScoreByClassDisplay
+    >>> display = ScoreByClassDisplay.from_predictions(["", "", "scan"], [-0.1, -0.2, -0.9])
+    >>> [label.get_text() for label in display.ax_.get_yticklabels()]
+    ['normal', 'scan']
+    """
+
+    def __init__(self, scores: np.ndarray, classes: np.ndarray, threshold: float | None = None):
+        self.scores = scores
+        self.classes = classes
+        self.threshold = threshold
+
+    @classmethod
+    def from_estimator(cls, estimator: Any, X: Any, classes: Any, *, ax: Any = None) -> ScoreByClassDisplay:
+        """Draw the scores of a fitted detector.
+
+        Parameters
+        ----------
+        estimator : estimator
+            Fitted detector with ``score_samples``; its ``offset_`` is drawn as threshold.
+        X : array-like of shape (n_flows, n_columns)
+            Flow bytes.
+        classes : array-like of str, shape (n_flows,)
+            Name of the attack of each flow, "" for normal ones.
+        ax : matplotlib Axes, default=None
+            Where to draw; None: a new figure.
+
+        Returns
+        -------
+        ScoreByClassDisplay
+            The drawn display.
+        """
+        threshold = getattr(estimator, "offset_", None)
+        return cls.from_predictions(classes, estimator.score_samples(X), threshold=threshold, ax=ax)
+
+    @classmethod
+    def from_predictions(
+        cls, classes: Any, y_score: Any, *, threshold: float | None = None, ax: Any = None
+    ) -> ScoreByClassDisplay:
+        """Draw given scores.
+
+        Parameters
+        ----------
+        classes : array-like of str, shape (n_flows,)
+            Name of the attack of each flow, "" for normal ones.
+        y_score : array-like of shape (n_flows,)
+            Scores: the lower, the more abnormal.
+        threshold : float, default=None
+            Score below which a flow is flagged.
+        ax : matplotlib Axes, default=None
+            Where to draw; None: a new figure.
+
+        Returns
+        -------
+        ScoreByClassDisplay
+            The drawn display.
+        """
+        check_consistent_length(classes, y_score)
+        return cls(np.asarray(y_score, dtype=float), np.asarray(classes, dtype=str), threshold).plot(ax=ax)
+
+    def plot(self, *, ax: Any = None) -> ScoreByClassDisplay:
+        """Draw a box per class, on a logarithmic axis where all abnormalities are positive.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+            Where to draw; None: a new figure.
+
+        Returns
+        -------
+        ScoreByClassDisplay
+            The display itself.
+        """
+        ax = _axes(ax)
+        names = sorted(set(self.classes.tolist()))
+        abnormality = [-self.scores[self.classes == name] for name in names]
+        labels = [name or "normal" for name in names]
+        ax.boxplot(abnormality, orientation="horizontal", flierprops={"markersize": 2}, tick_labels=labels)
+        if self.threshold is not None and np.isfinite(self.threshold):
+            ax.axvline(-self.threshold, color="black", linestyle="--", linewidth=1, label="threshold")
+            ax.legend()
+        if (self.scores < 0).all():
+            ax.set_xscale("log")
+            label_log_axis(ax.xaxis)
+        ax.invert_yaxis()
+        ax.set_xlabel("abnormality (minus score)")
+        self.ax_, self.figure_ = ax, ax.figure
+        return self
+
+
+class EmbeddingDisplay:
+    """Map of features in two dimensions by t-SNE, a colour per class (paper, figures 3 and 4).
+
+    Parameters
+    ----------
+    places : ndarray of float, shape (n_flows, 2)
+        Where each flow lies.
+    classes : ndarray of str, shape (n_flows,)
+        Name of the attack of each flow, "" for normal ones.
+
+    Attributes
+    ----------
+    ax_ : matplotlib Axes
+        Where it was drawn.
+    figure_ : matplotlib Figure
+        The figure of ``ax_``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_docids.plotting import EmbeddingDisplay
+    >>> features = np.random.default_rng(0).normal(size=(20, 5))
+    >>> EmbeddingDisplay.from_predictions([""] * 15 + ["scan"] * 5, features).places.shape
+    (20, 2)
+    """
+
+    def __init__(self, places: np.ndarray, classes: np.ndarray):
+        self.places = places
+        self.classes = classes
+
+    @classmethod
+    def from_estimator(
+        cls, estimator: Any, X: Any, classes: Any, *, random_state: Any = 0, ax: Any = None
+    ) -> EmbeddingDisplay:
+        """Draw the features of a fitted detector.
+
+        Parameters
+        ----------
+        estimator : estimator
+            Fitted detector with ``embed``, or transformer.
+        X : array-like of shape (n_flows, n_columns)
+            Flow bytes; t-SNE takes about a minute for 5,000.
+        classes : array-like of str, shape (n_flows,)
+            Name of the attack of each flow, "" for normal ones.
+        random_state : int, RandomState instance or None, default=0
+            Source of the beginning of t-SNE.
+        ax : matplotlib Axes, default=None
+            Where to draw; None: a new figure.
+
+        Returns
+        -------
+        EmbeddingDisplay
+            The drawn display.
+        """
+        features = estimator.embed(X) if hasattr(estimator, "embed") else estimator.transform(X)
+        return cls.from_predictions(classes, features, random_state=random_state, ax=ax)
+
+    @classmethod
+    def from_predictions(
+        cls, classes: Any, features: Any, *, random_state: Any = 0, ax: Any = None
+    ) -> EmbeddingDisplay:
+        """Draw given features.
+
+        Parameters
+        ----------
+        classes : array-like of str, shape (n_flows,)
+            Name of the attack of each flow, "" for normal ones.
+        features : array-like of shape (n_flows, n_features)
+            What to map.
+        random_state : int, RandomState instance or None, default=0
+            Source of the beginning of t-SNE.
+        ax : matplotlib Axes, default=None
+            Where to draw; None: a new figure.
+
+        Returns
+        -------
+        EmbeddingDisplay
+            The drawn display.
+        """
+        check_consistent_length(classes, features)
+        features = np.asarray(features, dtype=np.float32)
+        tsne = TSNE(perplexity=min(30, (len(features) - 1) / 3), random_state=random_state)
+        return cls(tsne.fit_transform(features), np.asarray(classes, dtype=str)).plot(ax=ax)
+
+    def plot(self, *, ax: Any = None) -> EmbeddingDisplay:
+        """Draw the map.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+            Where to draw; None: a new figure.
+
+        Returns
+        -------
+        EmbeddingDisplay
+            The display itself.
+        """
+        from matplotlib import colormaps
+
+        ax = _axes(ax)
+        for number, name in enumerate(sorted(set(self.classes.tolist()))):
+            colour = "lightgrey" if name == "" else colormaps["tab20"](number % 20)
+            ax.scatter(*self.places[self.classes == name].T, s=8, color=colour, label=name or "normal", linewidths=0)
+        ax.set(xticks=[], yticks=[])
+        ax.legend(markerscale=2.5, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+        self.ax_, self.figure_ = ax, ax.figure
+        return self
+
+
+class ExplanationDisplay:
+    """Attribution of the score of one flow to its packets and bytes.
+
+    Parameters
+    ----------
+    attribution : ndarray of float, shape (n_packets, n_bytes)
+        Part of each byte in the score, as from ``explain``.
+
+    Attributes
+    ----------
+    ax_ : matplotlib Axes
+        Where it was drawn.
+    figure_ : matplotlib Figure
+        The figure of ``ax_``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_docids.plotting import ExplanationDisplay
+    >>> ExplanationDisplay.from_predictions(np.eye(4, 80)).ax_.get_xlabel()
+    'byte of the packet'
+    """
+
+    def __init__(self, attribution: np.ndarray):
+        self.attribution = attribution
+
+    @classmethod
+    def from_estimator(cls, estimator: Any, X: Any, *, ax: Any = None) -> ExplanationDisplay:
+        """Draw the attribution of one flow by a fitted detector.
+
+        Parameters
+        ----------
+        estimator : estimator
+            Fitted detector with ``explain``.
+        X : array-like of shape (1, n_columns)
+            The flow.
+        ax : matplotlib Axes, default=None
+            Where to draw; None: a new figure.
+
+        Returns
+        -------
+        ExplanationDisplay
+            The drawn display.
+
+        Raises
+        ------
+        ValueError
+            X has another number of rows than one.
+        """
+        if len(X) != 1:
+            raise ValueError(f"an explanation is of one flow, X has {len(X)}")
+        return cls.from_predictions(estimator.explain(X)[0], ax=ax)
+
+    @classmethod
+    def from_predictions(cls, attribution: Any, *, ax: Any = None) -> ExplanationDisplay:
+        """Draw a given attribution.
+
+        Parameters
+        ----------
+        attribution : array-like of shape (n_packets, n_bytes)
+            Part of each byte in the score.
+        ax : matplotlib Axes, default=None
+            Where to draw; None: a new figure.
+
+        Returns
+        -------
+        ExplanationDisplay
+            The drawn display.
+        """
+        return cls(np.asarray(attribution, dtype=float)).plot(ax=ax)
+
+    def plot(self, *, ax: Any = None) -> ExplanationDisplay:
+        """Draw a line per packet: red bytes make the flow more abnormal, blue ones less.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+            Where to draw; None: a new figure.
+
+        Returns
+        -------
+        ExplanationDisplay
+            The display itself.
+        """
+        ax = _axes(ax)
+        largest = float(np.abs(self.attribution).max()) or 1.0
+        image = ax.imshow(self.attribution, cmap="RdBu_r", vmin=-largest, vmax=largest, aspect="auto")
+        ax.set_yticks(range(len(self.attribution)), [str(n) for n in range(len(self.attribution))])
+        ax.set_xlabel("byte of the packet")
+        ax.set_ylabel("packet")
+        ax.figure.colorbar(image, ax=ax, label="part in the score")
         self.ax_, self.figure_ = ax, ax.figure
         return self

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import sklearn_docids
-from sklearn_docids import aggregation, baselines, evaluation, metrics, model_selection, paper, plotting
+from sklearn_docids import aggregation, baselines, evaluation, inspection, metrics, model_selection, paper, plotting
 from sklearn_docids.capture.table import FlowTable
 from sklearn_docids.datasets import (
     load_bos_2018,
@@ -107,6 +107,7 @@ LAYERS = {
     "_doc_features": {"_base", "_detector", "_network", "_reference"},
     "baselines": {"_base"},
     "aggregation": {"_base", "capture.table"},
+    "inspection": set(),
     "evaluation": {"aggregation", "capture.table", "metrics"},
     "persistence": {"", "_base", "_baselines", "_detector", "_sealed", "_sampler", "_training"},
 }
@@ -153,7 +154,13 @@ PUBLIC = [
     sklearn_docids.CaptureError,
     model_selection.NormalOnly,
     model_selection.make_flow_scorer,
+    inspection.byte_reasons,
+    inspection.field_names,
+    plotting.EmbeddingDisplay,
+    plotting.ExplanationDisplay,
+    plotting.PrecisionRecallDisplay,
     plotting.RocDisplay,
+    plotting.ScoreByClassDisplay,
     plotting.ScoreHistogramDisplay,
     metrics.is_attack,
     metrics.attack_roc_auc_score,

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Why a flow is abnormal: the bytes that raise its score, by packet and header field, beside a normal flow."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+ETHERNET, RAW_IP = 1, 101
+VLAN_TYPES = (0x8100, 0x88A8)
+TCP, UDP = 6, 17
+IPV4_FIELDS = (
+    ("IP version", 1), ("IP TOS", 1), ("IP length", 2), ("IP ID", 2), ("IP fragment", 2), ("IP TTL", 1),
+    ("IP protocol", 1), ("IP checksum", 2), ("IP source", 4), ("IP destination", 4),
+)  # fmt: skip
+IPV6_FIELDS = (
+    ("IP version", 1), ("IP flow label", 3), ("IP length", 2), ("IP next header", 1), ("IP hop limit", 1),
+    ("IP source", 16), ("IP destination", 16),
+)  # fmt: skip
+TCP_FIELDS = (
+    ("source port", 2), ("destination port", 2), ("TCP sequence number", 4), ("TCP acknowledgment number", 4),
+    ("TCP header length", 1), ("TCP flags", 1), ("TCP window", 2), ("TCP checksum", 2), ("TCP urgent pointer", 2),
+)  # fmt: skip
+UDP_FIELDS = (("source port", 2), ("destination port", 2), ("UDP length", 2), ("UDP checksum", 2))
+
+
+class ByteReason(NamedTuple):
+    """One byte of a flow and its part in the score."""
+
+    packet: int
+    byte: int
+    field: str
+    value: int
+    nearest_value: int | None
+    attribution: float
+
+
+def byte_reasons(detector: Any, X: Any, *, n_bytes: int = 16, link_type: int = ETHERNET) -> list[list[ByteReason]]:
+    """Return the bytes that matter most to the score of each flow.
+
+    Parameters
+    ----------
+    detector : DOCIDSDetector, AutoencoderDetector or ConvAutoencoderDetector
+        Fitted detector with ``explain``.
+    X : array-like of shape (n_flows, n_columns)
+        Flow bytes.
+    n_bytes : int, default=16
+        Most bytes per flow; those without any part in the score are left out.
+    link_type : int, default=1
+        libpcap's number of the link type: 1 for Ethernet, 101 for IP without link header. Of other link types, bytes
+        have no field names.
+
+    Returns
+    -------
+    list of list of ByteReason
+        For each flow, by descending size of the attribution: ``packet`` and ``byte`` (counted from 0), ``field``,
+        ``value``, ``nearest_value`` (of the most similar template; None where the detector has none), ``attribution``
+        (see the detector's ``explain``).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_docids import AutoencoderDetector
+    >>> from sklearn_docids.inspection import byte_reasons
+    >>> X = np.tile(np.arange(80, dtype=np.uint8), (20, 1))
+    >>> detector = AutoencoderDetector(n_packets=1, max_epochs=200, random_state=0).fit(X)
+    >>> strange = X[:1].copy()
+    >>> strange[0, 22] = 255
+    >>> byte_reasons(detector, strange, n_bytes=1)[0][0].byte
+    22
+    """
+    X = np.asarray(X)
+    attributions = detector.explain(X)
+    n_packets, width = attributions.shape[1:]
+    similar: list[Any] = [None] * len(X)
+    if getattr(detector, "template_flows_", None) is not None:
+        similar = list(detector.template_flows_[detector.nearest_templates(X)])
+    reasons = []
+    for row, flat in enumerate(attributions.reshape(len(X), -1)):
+        names = [name for packet in X[row].reshape(n_packets, width) for name in field_names(packet, link_type)]
+        order = [column for column in np.argsort(-np.abs(flat), kind="stable")[:n_bytes] if flat[column]]
+        reasons.append(
+            [
+                ByteReason(
+                    int(column // width), int(column % width), names[column], int(X[row, column]),
+                    None if similar[row] is None else int(similar[row][column]), float(flat[column]),
+                )
+                for column in order
+            ]
+        )  # fmt: skip
+    return reasons
+
+
+def field_names(packet: Any, link_type: int = ETHERNET) -> list[str]:
+    """Return the name of the header field that each byte of a packet belongs to.
+
+    Parameters
+    ----------
+    packet : array-like of uint8, shape (n_bytes,)
+        First bytes of the packet, from the link header; what is missing may be zero.
+    link_type : int, default=1
+        libpcap's number of the link type: 1 for Ethernet, 101 for IP without link header.
+
+    Returns
+    -------
+    list of str
+        ``"payload"`` behind the headers, ``"no packet"`` for a packet that is all zero.
+
+    Examples
+    --------
+    >>> from sklearn_docids.inspection import field_names
+    >>> names = field_names([0x45, 0, 0, 40, 0, 1, 0, 0, 64, 17] + [0] * 20, link_type=101)
+    >>> names[8], names[20], names[29]
+    ('IP TTL', 'source port', 'payload')
+    """
+    data = bytes(np.asarray(packet, dtype=np.uint8))
+    if not any(data):
+        return ["no packet"] * len(data)
+    names = _link_fields(data) if link_type == ETHERNET else []
+    if link_type not in (ETHERNET, RAW_IP):
+        return ["link header"] * len(data)
+    names += _network_fields(data[len(names) :])
+    names += ["payload"] * (len(data) - len(names))
+    return names[: len(data)]
+
+
+def _link_fields(data: bytes) -> list[str]:
+    names = ["MAC destination"] * 6 + ["MAC source"] * 6
+    while int.from_bytes(data[len(names) : len(names) + 2]) in VLAN_TYPES:
+        names += ["VLAN tag"] * 4
+    return names + ["Ethernet type"] * 2
+
+
+def _network_fields(data: bytes) -> list[str]:
+    """Return the names of the IP header and of what follows it; extension headers of IPv6 count as payload."""
+    version = data[0] >> 4 if data else 0
+    if version == 4:
+        n_header, protocol = 4 * (data[0] & 15), data[9] if len(data) > 9 else 0
+        names = _spelled(IPV4_FIELDS)
+        names += ["IP options"] * (n_header - len(names))
+    elif version == 6:
+        names, protocol = _spelled(IPV6_FIELDS), data[6] if len(data) > 6 else 0
+    else:
+        return []
+    rest = data[len(names) :]
+    if protocol == UDP:
+        return names + _spelled(UDP_FIELDS)
+    if protocol != TCP:
+        return names
+    n_header = 4 * (rest[12] >> 4) if len(rest) > 12 else 20
+    return names + _spelled(TCP_FIELDS) + ["TCP options"] * max(0, n_header - 20)
+
+
+def _spelled(fields: tuple[tuple[str, int], ...]) -> list[str]:
+    return [name for name, n_bytes in fields for _ in range(n_bytes)]
