@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from sklearn_docids.aggregation import FlowGroup
     from sklearn_docids.capture.table import FlowTable
+    from sklearn_docids.inspection import ByteReason
 
 SCORE_COLUMNS = (
     "capture", "time_first", "time_last", "src_ip", "src_port", "dst_ip", "dst_port", "protocol", "score", "verdict",
@@ -39,6 +41,27 @@ def format_flows(flows: FlowTable, scores: np.ndarray) -> Iterator[str]:
     rows = zip(scores, _times(flows.time_first), _protocols(flows), sources, destinations, strict=True)
     for score, time, protocol, source, destination in rows:
         yield f"{score:12.6f}  {time}  {protocol}  {source:{width[0]}} -> {destination:{width[1]}}"
+
+
+def format_groups(groups: Sequence[FlowGroup], offset: float) -> Iterator[str]:
+    """Yield a line per channel or host: score, beginning, who, flows; a star where it is beyond the threshold."""
+    for group in groups:
+        (time,) = _times(np.array([group.time_first]))
+        who = group.src_ip
+        if group.dst_ip is not None:
+            who += f" -> {group.dst_ip}:{group.dst_port}/{PROTOCOL_NAMES[group.protocol or 0]}"
+        channels = f" in {group.n_channels} channels" if group.dst_ip is None else ""
+        star = "*" if group.score < offset else " "
+        yield f"{group.score:12.3f}{star} {time}  {who}  {group.n_flows} flows{channels}"
+
+
+def format_reasons(reasons: Sequence[ByteReason]) -> Iterator[str]:
+    """Yield a table: a line per byte."""
+    yield f"{'packet':>8}{'byte':>6}  {'header field':26}{'value':>6}{'normal':>8}  part in the score"
+    for reason in reasons:
+        normal = "-" if reason.nearest_value is None else str(reason.nearest_value)
+        place = f"{reason.packet:>8}{reason.byte:>6}  {reason.field:26}"
+        yield f"{place}{reason.value:>6}{normal:>8}  {reason.attribution:+.4g}"
 
 
 def _times(times: np.ndarray) -> np.ndarray:

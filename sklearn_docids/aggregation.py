@@ -31,6 +31,10 @@ MAX_NORMAL_SCORES = 100_000
 Key = tuple[Any, ...]
 
 
+class TooFewGroupsError(ValueError):
+    """There are too few normal channels or hosts for the false-alarm rate asked for."""
+
+
 @dataclass
 class FlowGroup:
     """Flows of one channel or host in one window.
@@ -287,7 +291,7 @@ class FlowAggregator(BaseEstimator):
     def _threshold(self, scores: list[float]) -> float:
         needed = math.ceil(1 / float(self.false_alarm_rate or 1) - 1e-9) - 1
         if len(scores) < needed:
-            raise ValueError(
+            raise TooFewGroupsError(
                 f"false_alarm_rate={self.false_alarm_rate} needs at least {needed} normal {self.level}s, but in "
                 f"windows of {self.window:g} s there are {len(scores)}: give more normal traffic, a shorter window, a "
                 "higher rate, or None"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The command line: ``docids demo | sample | fit | score``."""
+"""The command line: ``docids demo | sample | fit | score | explain | evaluate``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from sklearn_docids import __version__
-from sklearn_docids._report import format_flows, write_scores
+from sklearn_docids._report import format_flows, format_groups, format_reasons, write_scores
 
 N_LISTED = 10
 
@@ -100,8 +100,50 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("captures", nargs="+", metavar="CAPTURE", help=CAPTURE_HELP)
     score.add_argument("--model", required=True, metavar="M", help="model file written by fit")
     score.add_argument("--output", metavar="CSV", help="one row per flow; default: standard output")
+    _add_level_options(score)
     score.set_defaults(command=_score)
+
+    explain = commands.add_parser("explain", help="show which bytes make the most abnormal flows of captures abnormal")
+    explain.add_argument("captures", nargs="+", metavar="CAPTURE", help=CAPTURE_HELP)
+    explain.add_argument("--model", required=True, metavar="M", help="model file written by fit")
+    explain.add_argument("--flows", type=_positive, default=3, metavar="N", help="most abnormal flows (default 3)")
+    explain.add_argument("--bytes", type=_positive, default=16, metavar="N", help="bytes of each (default 16)")
+    explain.set_defaults(command=_explain)
+
+    evaluate = commands.add_parser("evaluate", help="measure how well a trained detector finds attacks in captures")
+    evaluate.add_argument("--model", required=True, metavar="M", help="model file written by fit")
+    evaluate.add_argument("--normal", nargs="+", required=True, metavar="CAPTURE", help="normal traffic not trained on")
+    evaluate.add_argument(
+        "--attacks", required=True, metavar="DIR", help="one capture, or folder of captures, per attack, named after it"
+    )
+    evaluate.add_argument(
+        "--train", nargs="+", metavar="CAPTURE", help="the traffic of fit: puts simple detectors trained on it beside"
+    )
+    evaluate.add_argument("--output", metavar="HTML", help="write the tables and pictures as one HTML page")
+    evaluate.add_argument("--csv", metavar="CSV", help="write every measure: one line per detector and attack")
+    _add_level_options(evaluate)
+    evaluate.set_defaults(command=_evaluate)
     return parser
+
+
+def _add_level_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--calibration", nargs="+", metavar="CAPTURE",
+        help="normal traffic not trained on: what scores of channels and hosts are compared with",
+    )  # fmt: skip
+    parser.add_argument(
+        "--window",
+        type=float,
+        default=3600.0,
+        metavar="S",
+        help="seconds in which a channel or host is one (default 3600)",
+    )
+
+
+def _positive(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not positive")
+    return int(text)
 
 
 def _add_fields_option(parser: argparse.ArgumentParser) -> None:
@@ -167,14 +209,20 @@ def sources(captures: Sequence[str]) -> list[Any]:
     return [sys.stdin.buffer if capture == "-" else capture for capture in captures]
 
 
-def _score(args: argparse.Namespace) -> None:
+def _loaded(path: str) -> Any:
+    """Return a detector that knows how its captures were read."""
     from sklearn_docids import load_detector
 
-    detector = load_detector(args.model)
+    detector = load_detector(path)
     if detector.sampler_ is None:
-        raise ValueError(f"{args.model} holds no sampler, so captures cannot be read as it was trained; use docids fit")
-    # Standard output is the table's alone.
-    flows = detector.sampler_.set_params(verbose=0).flows(sources(args.captures))
+        raise ValueError(f"{path} holds no sampler, so captures cannot be read as it was trained; use docids fit")
+    detector.sampler_.set_params(verbose=0)  # standard output is the table's alone
+    return detector
+
+
+def _score(args: argparse.Namespace) -> None:
+    detector = _loaded(args.model)
+    flows = detector.sampler_.flows(sources(args.captures))
     scores = detector.score_samples(flows.X) if len(flows) else np.empty(0)
     if args.output is None:
         write_scores(sys.stdout, flows, scores, detector.offset_)
@@ -187,3 +235,117 @@ def _score(args: argparse.Namespace) -> None:
     if len(order):
         print(f"\nThe {len(order)} most abnormal flows:")
         print("\n".join(line.rstrip() for line in format_flows(flows[order], scores[order])))
+        calibration = detector.sampler_.flows(sources(args.calibration)) if args.calibration else None
+        for level in ("channel", "host"):
+            _print_groups(detector, flows, scores, calibration, level, args.window)
+
+
+def _print_groups(detector: Any, flows: Any, scores: np.ndarray, calibration: Any, level: str, window: float) -> None:
+    """Print the most abnormal channels or hosts."""
+    from sklearn_docids.aggregation import FlowAggregator
+
+    aggregator = FlowAggregator(level, window=window)
+    if calibration is None:
+        # A ranking needs no threshold, and the flows themselves say which of them are rare.
+        aggregator.set_params(false_alarm_rate=None).fit(flows, scores)
+    else:
+        _calibrate(aggregator, calibration, detector.score_samples(calibration.X))
+    groups = aggregator.score(flows, scores)
+    n_listed = min(len(groups), N_LISTED)
+    print(f"\nThe {n_listed} most abnormal of {len(groups)} {level}s, in windows of {window:g} s", end="")
+    if aggregator.false_alarm_rate is None:
+        print(" (no threshold: that takes --calibration with enough traffic):")
+    else:
+        n_abnormal = sum(group.score < aggregator.offset_ for group in groups)
+        print(f"; {n_abnormal} are beyond the threshold for {aggregator.false_alarm_rate:.0%} false alarms:")
+    print("\n".join(line.rstrip() for line in format_groups(groups[:n_listed], aggregator.offset_)))
+
+
+def _calibrate(aggregator: Any, flows: Any, scores: np.ndarray) -> None:
+    """Fit an aggregator; without a threshold where there are too few channels or hosts for one."""
+    from sklearn_docids.aggregation import TooFewGroupsError
+
+    try:
+        aggregator.fit(flows, scores)
+    except TooFewGroupsError as error:
+        warnings.warn(f"no threshold: {error}", UserWarning, stacklevel=2)
+        aggregator.set_params(false_alarm_rate=None).fit(flows, scores)
+
+
+def _explain(args: argparse.Namespace) -> None:
+    detector = _loaded(args.model)
+    flows = detector.sampler_.flows(sources(args.captures))
+    for line, reasons in _explained(detector, flows, args.flows, args.bytes):
+        print(line)
+        print("\n".join(format_reasons(reasons)), end="\n\n")
+
+
+def _explained(detector: Any, flows: Any, n_flows: int, n_bytes: int) -> list[tuple[str, Any]]:
+    """Return the most abnormal flows, each as a line and its reasons."""
+    from sklearn_docids.inspection import byte_reasons
+
+    if not len(flows):
+        return []
+    scores = detector.score_samples(flows.X)
+    explained = []
+    for row in np.argsort(scores, kind="stable")[:n_flows].tolist():
+        flow = flows[row]
+        (line,) = format_flows(flow, scores[row : row + 1])
+        reasons = byte_reasons(detector, flow.X, n_bytes=n_bytes, link_type=int(flow.link_type[0]))
+        explained.append((line.strip(), reasons[0]))
+    return explained
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from sklearn_docids.aggregation import FlowAggregator
+    from sklearn_docids.datasets._folder import class_captures
+    from sklearn_docids.evaluation import Evaluation, evaluate
+
+    if args.output is not None:
+        import matplotlib.figure  # noqa: F401 - the page has pictures: better missed now than behind all the work
+    detector = _loaded(args.model)
+    sampler = detector.sampler_
+    paths, names = class_captures(args.attacks)
+    by_name: dict[str, list[Any]] = {}
+    for path, name in zip(paths, names, strict=True):
+        by_name.setdefault(name, []).append(path)
+    attacks = {name: sampler.flows(captures) for name, captures in by_name.items()}
+    normal = sampler.flows(sources(args.normal))
+    calibration = sampler.flows(sources(args.calibration)) if args.calibration else None
+    detectors = {"model": detector}
+    if args.train:
+        detectors.update(_simple_detectors(sampler.sample(sources(args.train))[0], sampler.n_packets))
+    found = {"flow": evaluate(detectors, (None, normal), attacks)}
+    for level in ("channel", "host"):
+        if calibration is None:
+            continue
+        aggregator = FlowAggregator(level, window=args.window)
+        _calibrate(aggregator, calibration, detector.score_samples(calibration.X))
+        found[level] = evaluate(
+            detectors, (None, normal), attacks, level=level, calibration=calibration, aggregator=aggregator
+        )
+    for level, evaluation in found.items():
+        print(f"By {level}\n\n{evaluation}\n")
+    if args.csv is not None:
+        every_level = Evaluation()
+        every_level.rows = [row for evaluation in found.values() for row in evaluation.rows]
+        every_level.write_csv(args.csv)
+    if args.output is not None:
+        from sklearn_docids._html import write_report
+
+        explained = [flow for flows in attacks.values() for flow in _explained(detector, flows, 1, 16)]
+        write_report(args.output, found, title=f"docids evaluate: {args.model}", explained=explained)
+        print(f"Report: {args.output}")
+
+
+def _simple_detectors(X: np.ndarray, n_packets: int) -> dict[str, Any]:
+    """Return simple detectors, fitted."""
+    from sklearn.ensemble import IsolationForest
+
+    from sklearn_docids.baselines import NearestNeighborDetector, StatisticDetector
+
+    return {
+        "IsolationForest": IsolationForest(random_state=0).fit(X),
+        "1-NN on bytes": NearestNeighborDetector().fit(X),
+        "number of packets": StatisticDetector(n_packets=n_packets).fit(X),
+    }

@@ -71,7 +71,7 @@ def test_score_writes_a_row_per_flow(traffic, model, tmp_path, capsys):
     assert all(row["time_first"] <= row["time_last"] and row["time_first"].startswith("2025-10-09T") for row in rows)
     out = capsys.readouterr().out
     assert f"40 flows, {np.sum(detector.predict(flows.X) == -1)} abnormal" in out
-    ranked = out.split("most abnormal flows:\n")[1].splitlines()
+    ranked = out.split("most abnormal flows:\n")[1].split("\n\n")[0].splitlines()
     assert [float(line.split()[0]) for line in ranked] == pytest.approx(np.sort(scores)[:10], rel=1e-4)
 
 

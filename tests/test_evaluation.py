@@ -1,0 +1,242 @@
+"""evaluate: measures by scikit-learn, intervals, seeds, levels; the report page and the command line."""
+
+import numpy as np
+import pytest
+from sklearn.ensemble import IsolationForest
+from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import OneClassSVM
+
+from sklearn_docids import DOCFeatures, DOCIDSDetector, ReferenceData, load_detector
+from sklearn_docids.aggregation import FlowAggregator
+from sklearn_docids.cli import main
+from sklearn_docids.datasets import make_traffic
+from sklearn_docids.evaluation import ALL, MACRO, Evaluation, Scored, _measured, evaluate
+from sklearn_docids.metrics import alarm_counts, recall_at_fpr_score
+
+rng = np.random.default_rng(0)
+NORMAL = np.round(rng.normal(size=(1500, 3)), 1)  # many ties
+ATTACKS = {"far": np.round(rng.normal(3, 1, (40, 3)), 1), "near": np.round(rng.normal(0.5, 1, (200, 3)), 1)}
+TARGET = NORMAL[:500], NORMAL[500:]
+
+
+class Sum:
+    """Scores rows by their sum; everything above 2 is abnormal."""
+
+    def score_samples(self, X):
+        return -X.sum(axis=1)
+
+    def predict(self, X):
+        return np.where(X.sum(axis=1) > 2, -1, 1)
+
+
+@pytest.fixture(scope="module")
+def found():
+    return evaluate({"sum": Sum()}, (None, TARGET[1]), ATTACKS)
+
+
+def line(found, attack):
+    (row,) = [row for row in found.rows if row["attack"] == attack]
+    return row
+
+
+@pytest.mark.parametrize("attack", ["far", "near", ALL])
+def test_measures_are_those_of_scikit_learn(found, attack):
+    rows = np.concatenate([ATTACKS[name] for name in (sorted(ATTACKS) if attack == ALL else [attack])])
+    y = np.repeat([1, -1], [len(TARGET[1]), len(rows)])
+    scores = Sum().score_samples(np.concatenate([TARGET[1], rows]))
+    row = line(found, attack)
+    assert row["roc_auc"] == pytest.approx(roc_auc_score(y == -1, -scores))
+    assert row["average_precision"] == pytest.approx(average_precision_score(y == -1, -scores))
+    assert row["recall_at_1e-2"] == recall_at_fpr_score(y, scores, max_fpr=0.01)
+    assert row["recall_at_1e-3"] == recall_at_fpr_score(y, scores, max_fpr=0.001)
+    assert row["prevalence"] == np.mean(y == -1)
+    counts = alarm_counts(y, Sum().predict(np.concatenate([TARGET[1], rows])))
+    assert (row["true_positives"], row["false_positives"]) == (counts.true_positives, counts.false_positives)
+    assert (row["tpr"], row["fpr"], row["precision"]) == (counts.tpr, counts.fpr, counts.precision)
+
+
+def test_the_mean_over_attacks_gives_each_the_same_weight(found):
+    for measure in ("roc_auc", "average_precision", "recall_at_1e-2", "tpr"):
+        assert line(found, MACRO)[measure] == pytest.approx(
+            np.mean([line(found, attack)[measure] for attack in ATTACKS])
+        )
+    assert np.isnan(line(found, MACRO)["n_attack"])
+
+
+def test_resamples_are_weighted_measures_of_the_drawn_flows():
+    normal, attack = -TARGET[1].sum(axis=1), -ATTACKS["near"].sum(axis=1)
+    resampled = _measured(normal, attack, 5)[1:]
+    draws = np.random.default_rng(0)
+    for values in resampled:
+        n = normal[draws.integers(len(normal), size=len(normal))]
+        a = attack[draws.integers(len(attack), size=len(attack))]
+        y = np.repeat([0, 1], [len(n), len(a)])
+        assert values[0] == pytest.approx(roc_auc_score(y, -np.r_[n, a]))
+        assert values[1] == pytest.approx(average_precision_score(y, -np.r_[n, a]))
+        assert values[2] == pytest.approx(recall_at_fpr_score(1 - 2 * y, np.r_[n, a], max_fpr=0.01))
+
+
+def test_a_rate_that_means_less_than_one_flow_is_not_reported():
+    few = evaluate({"sum": Sum()}, (None, TARGET[1][:200]), ATTACKS)
+    assert np.isnan(line(few, "far")["recall_at_1e-3"])
+    assert np.isfinite(line(few, "far")["recall_at_1e-2"])
+
+
+def test_intervals_hold_the_measure_and_narrow_with_more_flows(found):
+    few = evaluate({"sum": Sum()}, (None, TARGET[1][:100]), {"near": ATTACKS["near"][:20]})
+    widths = []
+    for row in (line(found, "near"), line(few, "near")):
+        assert row["roc_auc_low"] < row["roc_auc"] < row["roc_auc_high"]
+        widths.append(row["roc_auc_high"] - row["roc_auc_low"])
+    assert widths[0] < widths[1] / 2
+    assert np.isnan(line(evaluate({"s": Sum()}, (None, NORMAL), ATTACKS, n_resamples=0), "far")["roc_auc_low"])
+
+
+def test_every_seed_is_a_fit_of_its_own():
+    found = evaluate({"forest": IsolationForest(n_estimators=5)}, TARGET, ATTACKS, seeds=[0, 1, 0], n_resamples=0)
+    assert len(found.values("forest", "roc_auc")) == 3
+    first, second, again = found.values("forest", "roc_auc", "near")
+    assert first == again != second
+    alone = IsolationForest(n_estimators=5, random_state=1).fit(TARGET[0])
+    np.testing.assert_array_equal(found.scored["forest", 1].normal, alone.score_samples(TARGET[1]))
+
+
+def test_a_reference_reaches_those_who_take_it_also_in_a_pipeline():
+    X = rng.integers(0, 200, (80, 12), dtype=np.uint8)
+    reference = ReferenceData(X[:40], np.arange(40) % 2)
+    settings = {"max_epochs": 1, "batch_size": 16}
+    detectors = {
+        "ours": DOCIDSDetector(**settings),
+        "doc": make_pipeline(StandardScaler(), DOCFeatures(**settings), OneClassSVM()),
+        "forest": IsolationForest(n_estimators=5),
+    }
+    found = evaluate(detectors, (X[:50], X[50:]), {"strange": 255 - X[:10]}, reference=reference, n_resamples=0)
+    assert [row["detector"] for row in found.rows if row["attack"] == MACRO] == list(detectors)
+
+
+def test_differences_are_of_the_same_flows():
+    found = Evaluation()
+    normal = rng.normal(size=400)
+    attack = rng.normal(-1, 1, 60)
+    for seed in range(3):
+        for name, shift in (("better", -0.5), ("worse", 0.0), ("alike", 0.0)):
+            scores = {"a": attack + shift}
+            found.add(name, seed, Scored(normal, scores, normal < -2, {"a": scores["a"] < -2}, 0.0))
+    mean, low, high = found.difference("better", "worse")
+    assert 0 < low < mean < high
+    assert mean == pytest.approx(found.values("better", "roc_auc")[0] - found.values("worse", "roc_auc")[0])
+    assert found.difference("alike", "worse") == (0, 0, 0)
+    found.add("other", 7, Scored(normal, {"a": attack}, normal < -2, {"a": attack < -2}, 0.0))
+    with pytest.raises(ValueError, match="not fitted with the same seeds"):
+        found.difference("better", "other")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"attacks": {}}, "attacks is empty"),
+        ({"attacks": {"none": NORMAL[:0]}}, r"no flows of \['none'\]"),
+        ({"attacks": {MACRO: NORMAL}}, "cannot be called"),
+        ({"level": "network"}, "level must be one of"),
+        ({"level": "host"}, "needs flow tables"),
+        ({"target": (None, NORMAL), "seeds": [1]}, "leave seeds alone"),
+    ],
+)
+def test_unusable_arguments_raise(changed, message):
+    arguments = {"detectors": {"sum": Sum()}, "target": (None, NORMAL), "attacks": ATTACKS, **changed}
+    with pytest.raises(ValueError, match=message):
+        evaluate(**arguments)
+
+
+def test_rows_go_to_csv_and_pandas(found, tmp_path):
+    pandas = pytest.importorskip("pandas")
+    found.write_csv(tmp_path / "rows.csv")
+    read = pandas.read_csv(tmp_path / "rows.csv")
+    pandas.testing.assert_frame_equal(read, found.to_pandas(), check_dtype=False)
+
+
+@pytest.fixture(scope="module")
+def traffic(tmp_path_factory):
+    return make_traffic(tmp_path_factory.mktemp("t"), n_flows=60, n_reference=6, n_attacks=6, random_state=0)
+
+
+@pytest.fixture(scope="module")
+def model(traffic, tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "model"
+    reference = str(traffic.reference[0].parent)
+    fit = ["fit", str(traffic.train), "--reference", reference, "--model", str(path), "--max-epochs", "2"]
+    assert main(fit) == 0
+    return path
+
+
+@pytest.mark.parametrize("level", ["channel", "host"])
+def test_levels_compare_groups_with_and_without_the_attack(traffic, model, level):
+    detector = load_detector(model)
+    flows, calibration = detector.sampler_.flows(traffic.test), detector.sampler_.flows(traffic.train)
+    kinds = np.asarray(traffic.attack_of(flows))
+    normal = flows[kinds == ""]
+    attacks = {str(kind): flows[kinds == kind] for kind in np.unique(kinds[kinds != ""])}
+    aggregator = FlowAggregator(window=600, false_alarm_rate=None)
+    found = evaluate(
+        {"model": detector}, (None, normal), attacks, level=level, calibration=calibration, aggregator=aggregator
+    )
+
+    def keys(table):
+        ends = [table.time_first // (600 * 10**9), table.src_ip]
+        if level == "channel":
+            ends += [table.dst_ip, table.dst_port, table.protocol]
+        return set(zip(*(end.tolist() for end in ends), strict=True))
+
+    for kind, table in attacks.items():
+        row = line(found, kind)
+        assert (row["n_attack"], row["n_normal"]) == (len(keys(table)), len(keys(normal)))
+    assert {row["level"] for row in found.rows} == {level}
+
+
+@pytest.fixture(scope="module")
+def attack_folder(traffic, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("attacks")
+    for name in ("scan<b>", "worm"):
+        (folder / f"{name}.pcap").write_bytes(traffic.test.read_bytes())
+    return folder
+
+
+def test_the_command_line_evaluates_and_writes_one_page(traffic, model, attack_folder, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    page, table = tmp_path / "report.html", tmp_path / "rows.csv"
+    arguments = ["evaluate", "--model", model, "--normal", traffic.train, "--attacks", attack_folder]
+    arguments += ["--train", traffic.train, "--calibration", traffic.train, "--window", "600"]
+    assert main([*map(str, arguments), "--output", str(page), "--csv", str(table)]) == 0
+    output = capsys.readouterr()
+    assert "mean over attacks" in output.out
+    assert "By host" in output.out
+    assert "no threshold: false_alarm_rate=0.01 needs at least 99 normal hosts" in output.err
+    text = page.read_text()
+    assert "scan&lt;b&gt;" in text
+    assert "<b>" not in text
+    assert "http" not in text.replace("http_", "").replace("payload", "") or 'src="http' not in text
+    assert text.count("data:image/png;base64,") == 3 * 5  # curves and one picture per detector, at three levels
+    assert "header field" in text
+    assert len(table.read_text().splitlines()) == 1 + 3 * 4 * 4
+
+
+def test_the_command_line_explains_flows(traffic, model, capsys):
+    assert main(["explain", str(traffic.test), "--model", str(model), "--flows", "2", "--bytes", "5"]) == 0
+    output = capsys.readouterr().out
+    assert output.count("header field") == 2
+    assert len(output.splitlines()) <= 2 * 8
+    assert output.split("\n\n")[0].splitlines()[2].split()[0].isdigit()
+
+
+def test_scores_come_with_three_rankings(traffic, model, tmp_path, capsys):
+    arguments = ["score", str(traffic.test), "--model", str(model), "--output", str(tmp_path / "s.csv")]
+    assert main(arguments) == 0
+    output = capsys.readouterr().out
+    assert "most abnormal flows" in output
+    assert "channels, in windows of 3600 s (no threshold" in output
+    assert "hosts, in windows of 3600 s" in output
+    calibration = [str(traffic.train), str(traffic.test)]  # enough flows for a threshold, that is all
+    assert main([*arguments, "--calibration", *calibration, "--window", "5"]) == 0
+    assert "beyond the threshold for 1% false alarms" in capsys.readouterr().out
