@@ -60,3 +60,11 @@ def test_grid_search_example():
     assert len(search.cv_results_["params"]) == 8
     assert np.isfinite(search.cv_results_["mean_test_score"]).all()
     assert search.best_estimator_.n_normal_ == 20
+
+
+def test_lambda_search_example_sees_no_attack_and_no_stand_in():
+    search = main_of("lambda_search.py")(["--n-flows", "80", "--max-epochs", "1"])
+    assert len(search.cv_results_["params"]) == 9
+    assert np.isfinite(search.cv_results_["mean_test_score"]).all()
+    train, test = next(search.cv.split(np.zeros(680), np.repeat([1, -1], [80, 600])))
+    assert (len(train), len(test)) == (40, 640)
