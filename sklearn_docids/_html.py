@@ -131,8 +131,9 @@ def _figures(evaluation: Evaluation) -> list[Any]:
         ScoreByClassDisplay.from_predictions(classes, scores, ax=by_class)
         figure.suptitle(name)
         figures.append(figure)
-    left.set_title("all attacks among normal traffic")
-    right.set_title("dotted: guessing")
+    left.set_title("ROC: all attacks among normal traffic")
+    right.set_title("precision and recall; dotted: guessing")
+    right.legend(loc="lower left", fontsize="small")
     return figures
 
 

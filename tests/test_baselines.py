@@ -197,4 +197,5 @@ def test_same_interface_as_the_detector():
     of_the_detector = {name for name in dir(DOCIDSDetector) if not name.startswith("_")}
     assert public <= of_the_detector
     paired_only = {"partial_fit", "set_callbacks", "to_onnx", "set_fit_request", "set_partial_fit_request"}
+    paired_only |= {"nearest_templates"}
     assert of_the_detector - public <= paired_only

@@ -92,8 +92,8 @@ def load_cic_ids_2017(
     sampler : FlowSampler, default=None
         Sampler to use; None: with ``labels="paper"`` `sklearn_docids.paper.sampler`, otherwise `FlowSampler`, both with
         ``duplicate_window=9999`` and ``reorder_window=10000``, because the captures hold packets twice and out of
-        order, and room for all flows of a day. Monday is sampled as training data: by default, its addresses are
-        random.
+        order, and room for all flows of a day. Monday is sampled as training data: with ``fields="paper"``, its
+        addresses are random.
     cache_folder : path or None, default=None
         Folder for sampled flows, made where needed: about 350 bytes a flow. They are used again only for the same
         captures and the same settings. None keeps nothing.
