@@ -41,7 +41,7 @@ def abnormality_of(templates: np.ndarray | None, n_neighbors: int) -> FeatureFun
     """
     if templates is None:
         return reconstruction_error_of
-    rows = torch.from_numpy(templates)
+    rows = torch.tensor(templates)  # a copy: the array may be mapped read-only
     k = min(n_neighbors, len(rows))
 
     def distance_of(network: DOCIDSNetwork, features: Tensor) -> Tensor:

@@ -60,8 +60,9 @@ def detector(**parameters: Any) -> DOCIDSDetector:
     --------
     >>> from sklearn_docids import paper
     >>> paper.detector(random_state=0)
-    DOCIDSDetector(batch_norm='separate', lr=5e-05, optimizer='sgd', random_state=0,
-                   schedule=None)
+    DOCIDSDetector(batch_norm='separate', batch_size=128,
+                   lambda_reconstruction=10.0, lr=5e-05, optimizer='sgd',
+                   random_state=0, schedule=None, score_method='reconstruction')
     """
     from sklearn_docids._detector import DOCIDSDetector
 

@@ -24,7 +24,7 @@ PACKETS = [udp(sport=1000 + i, payload=b"x" * i) for i in range(10)]
 
 
 def sampled(source, **parameters):
-    return FlowSampler(**parameters).flows(source)
+    return FlowSampler(fields="raw", **parameters).flows(source)
 
 
 def as_file(data):
@@ -323,7 +323,7 @@ def test_no_thread_is_left_behind_when_reading_stops_early(write):
         sampled(path)
     with pytest.raises(CaptureError, match="neither pcap nor pcapng"):
         sampled(write(gzip.compress(bytes(20_000_000))))
-    stream = FlowSampler(n_packets=1).iter_flows(write(gzip.compress(pcap(MANY * 20))))
+    stream = FlowSampler(fields="raw", n_packets=1).iter_flows(write(gzip.compress(pcap(MANY * 20))))
     next(stream)
     stream.close()
     assert [thread.name for thread in threading.enumerate() if "unpack" in thread.name] == []
@@ -511,7 +511,7 @@ def test_a_file_that_mixes_in_an_unknown_link_type_keeps_the_known_one():
 
 
 def test_a_capture_without_packets_gives_no_flows_and_no_warning(write):
-    assert FlowSampler().transform(write(pcap([]))).shape == (0, 320)
+    assert FlowSampler(fields="raw").transform(write(pcap([]))).shape == (0, 320)
 
 
 def test_missing_paths_and_directories_raise_the_builtin_errors(tmp_path):

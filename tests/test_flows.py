@@ -34,12 +34,12 @@ COLUMNS = (
 
 
 def flows_of(packets, link_type=1, times=None, **parameters):
-    return FlowSampler(**parameters).flows(io.BytesIO(pcap(packets, link_type=link_type, times=times)))
+    return FlowSampler(fields="raw", **parameters).flows(io.BytesIO(pcap(packets, link_type=link_type, times=times)))
 
 
 def assert_equal_to_naive(path, **parameters):
     expected, fates = naive.sample(path, **parameters)
-    flows = FlowSampler(**parameters).flows(path)
+    flows = FlowSampler(fields="raw", **parameters).flows(path)
     n_packets, n_bytes = parameters.get("n_packets", 4), parameters.get("n_bytes", 80)
     X = np.array([flow.row(n_packets, n_bytes) for flow in expected]).reshape(-1, n_packets * n_bytes)
     assert flows.X.tobytes() == X.tobytes()
@@ -117,7 +117,7 @@ def test_a_packet_cut_anywhere_gives_a_prefix_of_its_row(link_type, packet, head
     whole = flows_of([packet], link_type=link_type).X[0]
     for length in range(len(packet)):
         capture = pcap([packet], link_type=link_type, captured=[length])
-        flows = FlowSampler().flows(io.BytesIO(capture))
+        flows = FlowSampler(fields="raw").flows(io.BytesIO(capture))
         counters = flows.counters[0]
         assert counters["sampled"] + counters["short"] == 1
         for row in flows.X:
@@ -164,7 +164,7 @@ def test_counts_by_fate_add_up_to_the_packets_read():
 def test_every_captured_length_gives_a_prefix_of_the_whole_row(packet):
     whole = flows_of([packet]).X[0]
     for length in range(len(bytes(packet)) + 1):
-        rows = FlowSampler().flows(io.BytesIO(pcap([packet], captured=[length]))).X
+        rows = FlowSampler(fields="raw").flows(io.BytesIO(pcap([packet], captured=[length]))).X
         for row in rows:
             assert (row[:length] == whole[:length]).all()
             assert not row[length:].any()
@@ -230,7 +230,7 @@ def test_packets_without_a_time_stamp_take_that_of_the_packet_before():
     capture = section() + interface()
     for second in range(1, 5):
         capture += enhanced(udp(), second * 10**6) + simple(udp(sport=7))
-    flows = FlowSampler().flows(io.BytesIO(capture))
+    flows = FlowSampler(fields="raw").flows(io.BytesIO(capture))
     assert flows.packets_forward.tolist() == [4, 4]
     assert flows.time_last.tolist() == [4 * 10**9] * 2
 
@@ -276,7 +276,7 @@ def test_ip_length_zero_counts_as_captured_length():
 @pytest.mark.parametrize(("captured", "truncated"), [(1000, False), (80, False), (79, True)])
 def test_truncated_says_that_the_row_lacks_bytes(captured, truncated):
     capture = pcap([udp(payload=b"x" * 200)], captured=[captured])
-    flows = FlowSampler().flows(io.BytesIO(capture))
+    flows = FlowSampler(fields="raw").flows(io.BytesIO(capture))
     assert flows.truncated.tolist() == [truncated]
     assert flows.payload_forward.tolist() == [200]
     assert flows.kept_bytes[0].tolist() == [min(captured, 80), 0, 0, 0]
@@ -300,7 +300,7 @@ def test_a_tunnelled_packet_cut_anywhere_gives_a_prefix_of_its_row(packet, link_
     packet, row = bytes(packet), bytes(inner)[:80].ljust(80, b"\0")
     for length in range(len(packet)):
         capture = pcap([packet], captured=[length])
-        flows = FlowSampler(tunnels="innermost").flows(io.BytesIO(capture))
+        flows = FlowSampler(fields="raw", tunnels="innermost").flows(io.BytesIO(capture))
         counters = flows.counters[0]
         assert sum(counters[fate] for fate in ("sampled", "short", "other_protocol")) == 1
         if len(flows) and flows.dst_port[0] == 53:
@@ -353,7 +353,7 @@ def test_protocols_can_be_left_out():
 def test_the_same_five_tuple_on_two_link_types_is_two_flows():
     capture = section() + interface(1) + interface(101)
     capture += enhanced(Ether() / RAW, number=0) + enhanced(RAW, number=1)
-    assert FlowSampler().flows(io.BytesIO(capture)).link_type.tolist() == [1, 101]
+    assert FlowSampler(fields="raw").flows(io.BytesIO(capture)).link_type.tolist() == [1, 101]
 
 
 def test_ipv4_and_mapped_ipv6_addresses_are_not_mixed_up():
@@ -391,7 +391,7 @@ def test_interleaving_flows_changes_their_order_alone():
 
 
 def test_tcp_flags_and_payload_of_a_header_cut_by_the_capture_do_not_read_beyond_it():
-    flows = FlowSampler().flows(io.BytesIO(pcap([tcp(flags="SA", payload=b"x" * 10)], captured=[40])))
+    flows = FlowSampler(fields="raw").flows(io.BytesIO(pcap([tcp(flags="SA", payload=b"x" * 10)], captured=[40])))
     assert flows.tcp_flags_forward.tolist() == [0]
     assert flows.payload_forward.tolist() == [10]
 
