@@ -30,8 +30,8 @@ _HOME = {
     "load_detector": "sklearn_docids.persistence",
 }
 _SUBMODULES = {
-    "aggregation", "baselines", "capture", "datasets", "evaluation", "inspection", "metrics", "model_selection",
-    "paper", "persistence", "plotting",
+    "aggregation", "baselines", "capture", "datasets", "ensemble", "evaluation", "inspection", "metrics",
+    "model_selection", "paper", "persistence", "plotting",
 }  # fmt: skip
 
 __all__ = [

@@ -10,7 +10,17 @@ from pathlib import Path
 import pytest
 
 import sklearn_docids
-from sklearn_docids import aggregation, baselines, evaluation, inspection, metrics, model_selection, paper, plotting
+from sklearn_docids import (
+    aggregation,
+    baselines,
+    ensemble,
+    evaluation,
+    inspection,
+    metrics,
+    model_selection,
+    paper,
+    plotting,
+)
 from sklearn_docids.capture.table import FlowTable
 from sklearn_docids.datasets import (
     load_bos_2018,
@@ -106,6 +116,7 @@ LAYERS = {
     },
     "_doc_features": {"_base", "_detector", "_network", "_reference"},
     "baselines": {"_base"},
+    "ensemble": {"_base"},
     "aggregation": {"_base", "capture.table"},
     "inspection": set(),
     "evaluation": {"aggregation", "capture.table", "metrics"},
@@ -145,6 +156,7 @@ PUBLIC = [
     aggregation.FlowAggregator,
     baselines.NearestNeighborDetector,
     baselines.StatisticDetector,
+    ensemble.SeedEnsemble,
     evaluation.evaluate,
     evaluation.Evaluation,
     metrics.alarm_counts,

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Several fits of one detector with different seeds, scored together."""
+
+from __future__ import annotations
+
+from numbers import Integral, Real
+from typing import Any, ClassVar
+
+import numpy as np
+from sklearn.base import MetaEstimatorMixin, clone
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import HasMethods, Interval
+from sklearn.utils.validation import check_is_fitted
+
+from sklearn_docids._base import ScoringDetector
+
+
+class SeedEnsemble(MetaEstimatorMixin, ScoringDetector):
+    """Detector that averages the scores of fits with different seeds.
+
+    It takes ``n_estimators`` times the time to train and to score; docs/benchmarks.md tells what that gains. There is no
+    model file of an ensemble; save its members.
+
+    Parameters
+    ----------
+    estimator : estimator
+        Detector with ``random_state``, such as `DOCIDSDetector`.
+    n_estimators : int, default=5
+        Fits.
+    contamination : float, default=0.01
+        Share of the rows of `fit` beyond the threshold, in (0, 0.5].
+    random_state : int, RandomState instance or None, default=None
+        Source of the seeds.
+
+    Attributes
+    ----------
+    estimators_ : list of estimator
+        The fitted detectors.
+    scales_ : ndarray of float64, shape (n_estimators,)
+        Mean absolute score of each on the rows of `fit`, by which its scores are divided.
+    offset_ : float
+        Threshold on `score_samples`: a flow that scores below it is abnormal.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_docids import AutoencoderDetector
+    >>> from sklearn_docids.ensemble import SeedEnsemble
+    >>> X = np.random.default_rng(0).integers(0, 256, size=(20, 12), dtype=np.uint8)
+    >>> ensemble = SeedEnsemble(AutoencoderDetector(max_epochs=1), n_estimators=2, random_state=0).fit(X)
+    >>> ensemble.score_samples(X).shape
+    (20,)
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "estimator": [HasMethods(["fit", "score_samples"])],
+        "n_estimators": [Interval(Integral, 1, None, closed="left")],
+        "contamination": [Interval(Real, 0, 0.5, closed="right")],
+        "random_state": ["random_state"],
+    }
+
+    def __init__(self, estimator: Any, *, n_estimators: int = 5, contamination: float = 0.01, random_state: Any = None):
+        self.estimator = estimator
+        self.n_estimators = n_estimators
+        self.contamination = contamination
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any = None, **fit_params: Any) -> SeedEnsemble:
+        """Fit all detectors.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_flows, n_columns)
+            Target flows, normal.
+        y : object, default=None
+            Ignored.
+        **fit_params
+            Parameters of the detector's ``fit``, such as ``reference``.
+
+        Returns
+        -------
+        SeedEnsemble
+            The fitted ensemble.
+
+        Raises
+        ------
+        ValueError
+            A parameter is unusable, or the detector refuses X.
+        """
+        self._validate_params()
+        seeds = check_random_state(self.random_state).randint(2**31 - 1, size=self.n_estimators)
+        self.estimators_ = [
+            clone(self.estimator).set_params(random_state=int(seed)).fit(X, **fit_params) for seed in seeds
+        ]
+        scores = np.array([estimator.score_samples(X) for estimator in self.estimators_])
+        self.scales_ = np.maximum(np.abs(scores).mean(axis=1), np.finfo(np.float64).tiny)
+        together = (scores / self.scales_[:, None]).mean(axis=0)
+        self.offset_ = float(np.percentile(together, 100 * self.contamination))
+        return self
+
+    def score_samples(self, X: Any) -> np.ndarray:
+        """Return how normal flows are: the lower, the more abnormal.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_flows, n_columns)
+            Flow bytes.
+
+        Returns
+        -------
+        ndarray of float64, shape (n_flows,)
+            Mean of the scores of all fits, each divided by its ``scales_``.
+        """
+        check_is_fitted(self)
+        pairs = zip(self.estimators_, self.scales_, strict=True)
+        return np.asarray(np.mean([estimator.score_samples(X) / scale for estimator, scale in pairs], axis=0))
+
+    @property
+    def n_features_in_(self) -> int:
+        """Number of columns."""
+        check_is_fitted(self)
+        return int(self.estimators_[0].n_features_in_)
