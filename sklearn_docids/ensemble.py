@@ -18,8 +18,8 @@ from sklearn_docids._base import ScoringDetector
 class SeedEnsemble(MetaEstimatorMixin, ScoringDetector):
     """Detector that averages the scores of fits with different seeds.
 
-    It takes ``n_estimators`` times the time to train and to score; docs/benchmarks.md tells what that gains. There is no
-    model file of an ensemble; save its members.
+    It takes ``n_estimators`` times the time to train and to score; docs/benchmarks.md tells what that gains. There is
+    no model file of an ensemble; save its members.
 
     Parameters
     ----------
