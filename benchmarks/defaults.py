@@ -6,21 +6,26 @@ Trains on the training period, scores the validation period; the test period is 
 kinds of attack of ROC-AUC, average precision and recall at 1 % false alarms, for several scores of the same fit:
 distances to templates in class-score and in feature space, the reconstruction error, Mahalanobis distance in feature
 space, and sums of two of them, each divided by its mean on training rows that are no templates. Lines of "ensemble" add
-the scores of all seeds of the default.
+the scores of all seeds of the default. Lines of "uneven reference" keep fewer and fewer flows of the classes, down to a
+fifteenth, and draw either classes or flows with equal chances.
 """
 
 import argparse
 import time
 import warnings
+from unittest.mock import patch
 
 import numpy as np
+import torch
 from sklearn.covariance import LedoitWolf
 from sklearn.neighbors import NearestNeighbors
 
-from sklearn_docids import DOCIDSDetector, FlowSampler, ReferenceData, _scoring
+from sklearn_docids import DOCIDSDetector, FlowSampler, ReferenceData, _scoring, _training
 from sklearn_docids.datasets import load_testbed
 from sklearn_docids.evaluation import MACRO, Evaluation, Scored
 
+UNEVEN = "uneven reference, classes drawn with equal chances"
+UNEVEN_FLOWS = "uneven reference, flows drawn with equal chances"
 NO_TIME = {"mac": "zero", "ip": "zero", "checksums": "zero", "ip_id": "zero", "tcp_seq": "zero"}
 VARIANTS = {
     "default": ({}, "no_addresses"),
@@ -44,8 +49,27 @@ VARIANTS = {
     "about 1000 steps": ({"max_epochs": 13}, "no_addresses"),
     "lr=3e-4": ({"lr": 3e-4}, "no_addresses"),
     "lr=3e-3": ({"lr": 3e-3}, "no_addresses"),
+    "schedule=None": ({"schedule": None}, "no_addresses"),
+    "schedule=None, lr=3e-4": ({"schedule": None, "lr": 3e-4}, "no_addresses"),
     "optimizer=sgd, lr=1e-2": ({"optimizer": "sgd", "lr": 1e-2}, "no_addresses"),
+    UNEVEN: ({}, "no_addresses"),
+    UNEVEN_FLOWS: ({}, "no_addresses"),
 }
+
+
+def thinned(X, y, seed):
+    """Return a reference with 240 flows of its first class, fewer of each next one, and 16 of the last."""
+    classes = np.unique(y)
+    counts = np.geomspace(240, 16, len(classes)).round().astype(int)
+    rng = np.random.default_rng(seed)
+    kept = [rng.choice(np.flatnonzero(y == name), n, replace=False) for name, n in zip(classes, counts, strict=True)]
+    return X[np.concatenate(kept)], np.asarray(y)[np.concatenate(kept)]
+
+
+def draw_flows(self, rng):
+    """Draw reference flows, not their classes, with equal chances: what `PairedFlows.draw` would be without balance."""
+    drawn = rng.integers(len(self.reference), size=len(self))
+    return rng.permutation(len(self)), drawn, torch.from_numpy(self._labels[drawn])
 
 
 def distances(templates, rows, n_neighbors):
@@ -102,9 +126,12 @@ def main():
         results, seconds = {}, []
         for seed in range(args.seeds):
             data = load_testbed(sampler=FlowSampler(fields=fields, random_state=seed))
-            reference = ReferenceData(data.X_reference, data.y_reference)
+            X, y = data.X_reference, data.y_reference
+            reference = ReferenceData(*(thinned(X, y, seed) if variant in (UNEVEN, UNEVEN_FLOWS) else (X, y)))
+            draw = draw_flows if variant == UNEVEN_FLOWS else _training.PairedFlows.draw
             began = time.process_time()
-            detector = DOCIDSDetector(random_state=seed, **settings).fit(data.X_train, reference=reference)
+            with patch.object(_training.PairedFlows, "draw", draw):
+                detector = DOCIDSDetector(random_state=seed, **settings).fit(data.X_train, reference=reference)
             seconds.append(time.process_time() - began)
             scores = abnormalities(detector, data.X_train, data.X_validation)
             if variant == "default":

@@ -31,7 +31,7 @@ def estimators(seed):
     # Two epochs instead of some 500 steps: the checks fit hundreds of times.
     short = {"max_epochs": 2, "random_state": seed}
     yield "DOCIDSDetector", DOCIDSDetector(**short)
-    yield "DOCIDSDetector, knn", DOCIDSDetector(score_method="knn", **short)
+    yield "DOCIDSDetector, reconstruction", DOCIDSDetector(score_method="reconstruction", **short)
     yield "DOCIDSDetector, early stopping", DOCIDSDetector(early_stopping=True, **short)
     yield "DOCIDSDetector, bfloat16", DOCIDSDetector(precision="bfloat16", **short)
     yield "paper.detector", paper.detector(**short)

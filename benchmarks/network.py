@@ -274,7 +274,9 @@ def exact_scores(detector, X, dtype):
         if detector.templates_ is None:
             return -(network.autoencoder(features) - features).square().mean(dim=1).double().numpy()
         places = network.h_c(features).double()
-        return -torch.cdist(places, torch.from_numpy(detector.templates_)).min(dim=1).values.numpy()
+        distances = torch.cdist(places, torch.from_numpy(detector.templates_))
+        n_neighbors = min(detector.n_neighbors, distances.shape[1])
+        return -distances.topk(n_neighbors, largest=False).values.mean(dim=1).numpy()
 
 
 def deviation(detector, X, scores):
@@ -314,8 +316,8 @@ def others(args):
     X, new = rows[rng.permutation(len(rows))[:10_000]], rows[rng.permutation(len(rows))[:4000]]
     detectors = {
         "DOCIDSDetector": DOCIDSDetector(max_epochs=1, lambda_descriptiveness=0, random_state=0),
-        "DOCIDSDetector, knn": DOCIDSDetector(
-            max_epochs=1, lambda_descriptiveness=0, random_state=0, score_method="knn"
+        "DOCIDSDetector, reconstruction": DOCIDSDetector(
+            max_epochs=1, lambda_descriptiveness=0, random_state=0, score_method="reconstruction"
         ),
         "OneClassSVM": OneClassSVM(),
         "LocalOutlierFactor": LocalOutlierFactor(novelty=True),
