@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import heapq
 import math
+import sys
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from numbers import Integral, Real
@@ -16,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from sklearn.base import BaseEstimator
-from sklearn.utils import assert_all_finite, check_consistent_length
+from sklearn.utils import assert_all_finite, check_consistent_length, column_or_1d
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
@@ -28,6 +30,10 @@ if TYPE_CHECKING:
 LEVELS = ("channel", "host")
 # Scores of normal flows that are kept, evenly spaced among the sorted ones.
 MAX_NORMAL_SCORES = 100_000
+# Above 1, so that few very unusual flows outweigh many a little unusual ones, of which a busy channel has more.
+POWER = 1.5
+# The clock of a stream is the median window of so many flows: a few wrong time stamps neither stop nor hasten it.
+N_CLOCK_FLOWS = 9
 Key = tuple[Any, ...]
 
 
@@ -83,26 +89,30 @@ class FlowGroup:
 class FlowAggregator(BaseEstimator):
     """Score channels or hosts by the scores of their flows.
 
-    The score of a flow becomes its abnormality, the negative logarithm of the share of normal flows that score as low.
-    A channel is as abnormal as the sum over its ``n_highest`` most abnormal flows in a window. A host is as abnormal as
-    the sum over all its channels of the most abnormal flow of each: many channels that are each a little unusual add
-    up.
+    The score of a flow becomes its abnormality: of the share of normal flows that score as low, the negative logarithm
+    to the power of 1.5. A channel is as abnormal as the sum over its ``n_highest`` most abnormal flows in a window. A
+    host is as abnormal as the sum over all its channels of the most abnormal flow of each: many channels that are each
+    a little unusual add up.
 
-    Flows may come all at once (`score`) or as they end (`update`); the memory needed is bounded either way.
+    Flows may come all at once (`score`) or as they end (`update`), with bounded memory.
 
     Parameters
     ----------
     level : {"channel", "host"}, default="channel"
         ``"channel"``: flows of one source, destination, destination port and protocol. ``"host"``: of one source.
     window : float, default=3600.0
-        Seconds; a flow belongs to the window in which it begins.
+        Seconds, at least 1e-9; a flow belongs to the window in which it begins. Flows of a stream come out as they end,
+        so a window shorter than the sampler's ``idle_timeout`` may close before its last flows are there, and they
+        make a group of their own.
     n_highest : int, default=50
-        Most abnormal flows of a channel that count; chosen on the validation part of the testbed (docs/benchmarks.md).
+        Most abnormal flows of a channel that count. This and the power were chosen on the validation part of the
+        testbed (docs/benchmarks.md).
     false_alarm_rate : float or None, default=0.01
         Share of normal channels or hosts per window that may be flagged, in (0, 0.5]. None: no threshold.
     max_groups : int, default=100_000
-        Most channels held at a time, in all hosts together with ``level="host"``. When there are more, the groups of
-        the oldest window come out early, and what follows of them counts as another group.
+        Most channels that `update` holds at a time, in all hosts together with ``level="host"``. When there are more,
+        the groups of the oldest windows, a tenth of all or more, come out early, and what follows of them counts as
+        another group.
 
     Attributes
     ----------
@@ -120,7 +130,8 @@ class FlowAggregator(BaseEstimator):
     Notes
     -----
     The threshold is a conformal one: of n calibration groups and a new one, drawn alike, the new one is beyond the k-th
-    lowest with probability k / (n + 1) at most. Windows of one host are alike only as far as its work is.
+    lowest with probability k / (n + 1) at most. For it, flows of each calibration group are ranked among those of all
+    others, as flows of a new group are. Windows of one host are alike only as far as its work is.
 
     Examples
     --------
@@ -139,7 +150,7 @@ class FlowAggregator(BaseEstimator):
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "level": [StrOptions(set(LEVELS))],
-        "window": [Interval(Real, 0, None, closed="neither")],
+        "window": [Interval(Real, 1e-9, None, closed="left")],
         "n_highest": [Interval(Integral, 1, None, closed="left")],
         "false_alarm_rate": [Interval(Real, 0, 0.5, closed="right"), None],
         "max_groups": [Interval(Integral, 1, None, closed="left")],
@@ -187,12 +198,24 @@ class FlowAggregator(BaseEstimator):
         ordered = np.sort(scores)
         if len(ordered) > MAX_NORMAL_SCORES:
             ordered = ordered[np.linspace(0, len(ordered) - 1, MAX_NORMAL_SCORES).round().astype(int)]
-        self.normal_scores_ = ordered
-        self._live = self._no_groups()
-        self.offset_ = -math.inf
+        offset = -math.inf
         if self.false_alarm_rate is not None:
-            self.offset_ = self._threshold([group.score for group in self.score(flows, scores)])
+            live = self._no_groups(sys.maxsize)
+            list(live.add(flows, self._abnormality_among_others(flows, scores), closes=False))
+            offset = self._threshold([group.score for group in live.close(live.groups)])
+        self.normal_scores_, self.offset_, self._live = ordered, offset, self._no_groups(self.max_groups)
         return self
+
+    def _abnormality_among_others(self, flows: FlowTable, scores: np.ndarray) -> np.ndarray:
+        """Return how unusual each flow is among those of other groups."""
+        numbers: dict[Key, int] = {}
+        keys = zip(*(column.tolist() for column in self._no_groups(1).columns(flows)), strict=True)
+        group = np.array([numbers.setdefault(key, len(numbers)) for key in keys])
+        lower, n_others = _as_low(np.sort(scores), scores), np.full(len(scores), len(scores))
+        for rows in np.split(np.argsort(group, kind="stable"), np.cumsum(np.bincount(group))[:-1]):
+            lower[rows] -= _as_low(np.sort(scores[rows]), scores[rows])
+            n_others[rows] -= len(rows)
+        return _abnormality(lower, n_others)
 
     def score(self, flows: FlowTable, scores: Any) -> list[FlowGroup]:
         """Return the channels or hosts of all flows.
@@ -218,7 +241,7 @@ class FlowAggregator(BaseEstimator):
             A score is not finite, or there is not one for each flow.
         """
         check_is_fitted(self)
-        live = self._no_groups()
+        live = self._no_groups(sys.maxsize)
         groups = list(live.add(flows, self.abnormality(_checked(flows, scores)), closes=False))
         return sorted([*groups, *live.close(live.groups)], key=lambda group: group.score)
 
@@ -228,7 +251,8 @@ class FlowAggregator(BaseEstimator):
         Parameters
         ----------
         flows : FlowTable
-            Flows, roughly in the order of time: a window is over when a flow has begun that is a window later.
+            Flows, roughly in the order of time: a window is over when the next one is, by the median of the last nine
+            flows, which a few wrong time stamps do not move.
         scores : array-like of shape (n_flows,)
             Their scores: the lower, the more abnormal.
 
@@ -256,7 +280,7 @@ class FlowAggregator(BaseEstimator):
         """
         check_is_fitted(self)
         groups = sorted(self._live.close(self._live.groups), key=lambda group: group.score)
-        self._live = self._no_groups()
+        self._live = self._no_groups(self.max_groups)
         return groups
 
     def abnormality(self, scores: Any) -> np.ndarray:
@@ -270,11 +294,11 @@ class FlowAggregator(BaseEstimator):
         Returns
         -------
         ndarray of float64, shape (n_flows,)
-            Negative natural logarithm of the share of normal flows that score as low; at least 0.
+            Negative natural logarithm, to the power of 1.5, of the share of normal flows that score as low; at least 0.
         """
         check_is_fitted(self)
-        lower = np.searchsorted(self.normal_scores_, np.asarray(scores, dtype=np.float64), side="right")
-        return -np.log((lower + 1) / (len(self.normal_scores_) + 1))
+        lower = _as_low(self.normal_scores_, np.asarray(scores, dtype=np.float64))
+        return _abnormality(lower, len(self.normal_scores_))
 
     def __sklearn_is_fitted__(self) -> bool:
         """Return whether there are normal scores to compare with."""
@@ -285,8 +309,8 @@ class FlowAggregator(BaseEstimator):
         """Groups that came out early in `update` since the last `flush`."""
         return self._live.n_evicted
 
-    def _no_groups(self) -> _LiveGroups:
-        return _LiveGroups(self.level, round(self.window * 1e9), self.n_highest, self.max_groups)
+    def _no_groups(self, max_groups: int) -> _LiveGroups:
+        return _LiveGroups(self.level, round(self.window * 1e9), self.n_highest, max_groups)
 
     def _threshold(self, scores: list[float]) -> float:
         needed = math.ceil(1 / float(self.false_alarm_rate or 1) - 1e-9) - 1
@@ -310,7 +334,14 @@ class _LiveGroups:
         self.groups: dict[Key, FlowGroup] = {}
         self.n_channels = 0
         self.n_evicted = 0
-        self.latest = -(2**63)
+        self.recent: deque[int] = deque(maxlen=N_CLOCK_FLOWS)
+        self.now = -(2**63)
+
+    def columns(self, flows: FlowTable) -> tuple[np.ndarray, ...]:
+        """Return what tells groups apart."""
+        windows = flows.time_first // self.window_ns
+        channel = (flows.dst_ip, flows.dst_port, flows.protocol) if self.level == "channel" else ()
+        return windows, flows.src_ip, *channel
 
     def add(self, flows: FlowTable, abnormality: np.ndarray, *, closes: bool) -> Iterator[FlowGroup]:
         """Add flows; yield the groups that are over, if ``closes``, and those for which there is no room."""
@@ -318,17 +349,32 @@ class _LiveGroups:
         columns = (flows.src_ip, flows.dst_ip, flows.dst_port, flows.protocol, windows, flows.time_first, abnormality)
         for row, flow in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
             src_ip, dst_ip, dst_port, protocol, window, time, value = flow
-            if closes and window > self.latest:
+            if closes and self._moves_on(window):
                 # Flows come out as they end, those that began before among them: one more window is waited for.
-                yield from self.close([key for key, group in self.groups.items() if group.window < window - 1])
-                self.latest = window
+                yield from self.close([key for key in self.groups if key[0] < self.now - 1])
             channel = (dst_ip, dst_port, protocol)
             self._add_one(src_ip, channel, window, time, row, value)
             if self.n_channels > self.max_groups:
-                oldest = min(group.window for group in self.groups.values())
-                evicted = self.close([key for key, group in self.groups.items() if group.window == oldest])
+                evicted = self.close(self._oldest())
                 self.n_evicted += len(evicted)
                 yield from evicted
+
+    def _moves_on(self, window: int) -> bool:
+        """Take the window of one more flow; return whether the clock has another window now."""
+        before = self.now
+        self.recent.append(window)
+        self.now = sorted(self.recent)[(len(self.recent) - 1) // 2]
+        return self.now != before
+
+    def _oldest(self) -> list[Key]:
+        """Return the groups of the oldest windows: a tenth of the channels, so that looking for them seldom happens."""
+        keys, n_left = sorted(self.groups, key=lambda key: key[0]), 0.9 * self.max_groups
+        n_channels = self.n_channels
+        for place, key in enumerate(keys):
+            if n_channels <= n_left and key[0] != keys[place - 1][0]:
+                return keys[:place]
+            n_channels -= self.groups[key].n_channels
+        return keys
 
     def _add_one(self, src_ip: str, channel: Key, window: int, time: int, row: int, abnormality: float) -> None:
         dst_ip, dst_port, protocol = channel if self.level == "channel" else (None, None, None)
@@ -354,8 +400,18 @@ class _LiveGroups:
         return groups
 
 
+def _as_low(normal: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Return how many normal scores are as low as each score."""
+    return np.searchsorted(normal, scores, side="right")
+
+
+def _abnormality(n_lower: np.ndarray, n_normal: int | np.ndarray) -> np.ndarray:
+    # Not minus the logarithm of the share: where all normal flows score as low, 0 and not -0.
+    return np.log((n_normal + 1) / (n_lower + 1)) ** POWER
+
+
 def _checked(flows: FlowTable, scores: Any) -> np.ndarray:
-    scores = np.asarray(scores, dtype=np.float64)
+    scores = column_or_1d(scores, dtype=np.float64)
     check_consistent_length(flows.X, scores)
     assert_all_finite(scores, input_name="scores")
     return scores

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from sklearn.base import clone
 from sklearn.pipeline import Pipeline
+from sklearn.utils import assert_all_finite
 
 from sklearn_docids.aggregation import LEVELS, FlowAggregator
 from sklearn_docids.capture.table import FlowTable, join
@@ -98,13 +99,23 @@ class Evaluation:
             What was scored.
         n_resamples : int, default=200
             Bootstrap resamples; 0 leaves intervals out.
+
+        Raises
+        ------
+        ValueError
+            A score is not finite.
         """
-        self.scored[detector, seed] = scored
         kinds = sorted(scored.attacks)
-        values = {kind: _measured(scored.normal, scored.attacks[kind], n_resamples) for kind in kinds}
-        values[MACRO] = np.mean([values[kind] for kind in kinds], axis=0)
+        for name, scores in {"normal traffic": scored.normal, **scored.attacks}.items():
+            assert_all_finite(scores, input_name=f"scores of {detector!r} for {name!r}")
+        self.scored[detector, seed] = scored
         pooled = np.concatenate([scored.attacks[kind] for kind in kinds])
-        values[ALL] = _measured(scored.normal, pooled, n_resamples)
+        of_attacks = {ALL: pooled, **{kind: scored.attacks[kind] for kind in kinds}}
+        values = {
+            attack: _measured(scored.normal, scores, n_resamples, place)
+            for place, (attack, scores) in enumerate(of_attacks.items())
+        }
+        values[MACRO] = np.mean([values[kind] for kind in kinds], axis=0)
         for attack in (MACRO, ALL, *kinds):
             self._resampled[detector, seed, attack] = values[attack][1:]
             line = {"detector": detector, "seed": seed, "level": level, "attack": attack}
@@ -158,8 +169,12 @@ class Evaluation:
         Raises
         ------
         ValueError
-            The detectors have other seeds, or there are no resamples.
+            A detector, measure or attack is unknown, the detectors have other seeds, or there are no resamples.
         """
+        known = {"detector": {name for name, _ in self.scored}, "measure": MEASURES, "attack": self._attacks()}
+        for what, value in (("detector", first), ("detector", second), ("measure", measure), ("attack", attack)):
+            if value not in known[what]:
+                raise ValueError(f"unknown {what} {value!r}: there are {', '.join(map(repr, sorted(known[what])))}")
         column = MEASURES.index(measure)
         seeds = [seed for name, seed in self.scored if name == first]
         if sorted(map(str, seeds)) != sorted(str(seed) for name, seed in self.scored if name == second):
@@ -174,6 +189,9 @@ class Evaluation:
         means = np.take_along_axis(np.array(drawn).T, chosen, axis=1).mean(axis=1)
         measured = {name: np.mean(self.values(name, measure, attack)) for name in (first, second)}
         return float(measured[first] - measured[second]), *_interval(means)
+
+    def _attacks(self) -> list[str]:
+        return list(dict.fromkeys(row["attack"] for row in self.rows))
 
     def values(self, detector: str, measure: str, attack: str = MACRO) -> np.ndarray:
         """Return a measure of a detector, one number per seed.
@@ -209,7 +227,7 @@ class Evaluation:
             Mean over seeds, and the lowest and highest of them where there are several.
         """
         names = list(dict.fromkeys(row["detector"] for row in self.rows))
-        attacks = list(dict.fromkeys(row["attack"] for row in self.rows))
+        attacks = self._attacks()
         shares = {row["attack"]: row["prevalence"] for row in self.rows}
         counts = {row["attack"]: row["n_attack"] for row in self.rows}
         lines = [["attack", "number", "share", *names]]
@@ -293,9 +311,10 @@ def evaluate(
     attacks : mapping of str to array-like or FlowTable
         Flows of each attack. None of them is trained on.
     seeds : sequence of int, default=(0,)
-        One fit of each detector per seed.
+        One fit of each detector per seed; no seed twice.
     reference : ReferenceData or tuple, default=None
-        Handed to those detectors whose ``fit`` takes a reference, also inside a pipeline.
+        Handed to those detectors whose ``fit`` takes a reference, also inside pipelines and detectors that wrap another
+        one as ``estimator``.
     level : {"flow", "channel", "host"}, default="flow"
         What is an alarm: a flow, or what `FlowAggregator` makes of its flows. Above flows, a negative is a channel or
         host of the normal flows, a positive one that has flows of the attack, together with whatever normal flows it
@@ -316,7 +335,8 @@ def evaluate(
     Raises
     ------
     ValueError
-        There is no attack or an attack without flows, the level is unknown, or it lacks flow tables.
+        There is no detector, no seed or one twice, no attack or an attack without flows, the level is unknown or lacks
+        flow tables, or a score is not finite.
 
     Notes
     -----
@@ -334,7 +354,7 @@ def evaluate(
     >>> bool(found.values("forest", "roc_auc").min() > 0.9)
     True
     """
-    _check(target, attacks, seeds, level, calibration)
+    _check(detectors, target, attacks, seeds, level, calibration)
     found = Evaluation()
     for seed in seeds:
         for name, detector in detectors.items():
@@ -352,9 +372,11 @@ def evaluate(
     return found
 
 
-def _check(target: Any, attacks: Any, seeds: Any, level: str, calibration: Any) -> None:
+def _check(detectors: Any, target: Any, attacks: Any, seeds: Any, level: str, calibration: Any) -> None:
     if level not in ("flow", *LEVELS):
         raise ValueError(f"level must be one of {('flow', *LEVELS)}, got {level!r}")
+    if not len(detectors) or not len(seeds) or len(set(seeds)) < len(seeds):
+        raise ValueError(f"there must be detectors, and different seeds; got {len(detectors)} and {list(seeds)}")
     if not attacks:
         raise ValueError("attacks is empty: there is nothing to find")
     reserved = {ALL, MACRO} & set(attacks)
@@ -383,16 +405,17 @@ def _fitted(detector: Any, training: Any, reference: Any, seed: int) -> Any:
 
 
 def _fit_params(detector: Any, reference: Any) -> dict[str, Any]:
-    """Return the reference under the names by which a detector, or a step of a pipeline, takes it."""
-
-    def takes_it(estimator: Any) -> bool:
-        return "reference" in inspect.signature(estimator.fit).parameters
-
-    if reference is None:
+    """Return the reference under the names by which a detector, or what it is made of, takes it."""
+    if reference is None or detector in (None, "passthrough"):
         return {}
     if isinstance(detector, Pipeline):
-        return {f"{name}__reference": reference for name, step in detector.steps if takes_it(step)}
-    return {"reference": reference} if takes_it(detector) else {}
+        of_steps = {name: _fit_params(step, reference) for name, step in detector.steps}
+        return {f"{name}__{key}": value for name, params in of_steps.items() for key, value in params.items()}
+    parameters = inspect.signature(detector.fit).parameters
+    if "reference" in parameters:
+        return {"reference": reference}
+    hands_on = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    return _fit_params(detector.estimator, reference) if hands_on and hasattr(detector, "estimator") else {}
 
 
 def _score_flows(detector: Any, normal: Any, attacks: Mapping[str, Any], seconds: float) -> Scored:
@@ -431,14 +454,16 @@ def _key(group: FlowGroup) -> tuple[Any, ...]:
 
 
 def _group_scores(groups: list[FlowGroup]) -> np.ndarray:
-    return np.array([group.score for group in groups])
+    """Return the scores in an order that is the same for all detectors, so that resamples are, too."""
+    return np.array([group.score for group in sorted(groups, key=lambda group: list(map(str, _key(group))))])
 
 
-def _measured(normal: np.ndarray, attack: np.ndarray, n_resamples: int) -> np.ndarray:
+def _measured(normal: np.ndarray, attack: np.ndarray, n_resamples: int, place: int) -> np.ndarray:
     """Return the measures of scores, and below them those of resamples: (1 + n_resamples, len(MEASURES)).
 
-    Resamples are weights, so one sort serves them all; and since they are drawn with a seed of their own, detectors
-    that are tested on the same flows are tested on the same resamples.
+    Resamples are weights, so one sort serves them all. Flows are drawn with seeds of their own: detectors that are
+    tested on the same flows are tested on the same resamples, and so are the normal flows beside each attack. An attack
+    has a ``place`` among the others, and is drawn without regard to them.
     """
     scores = np.concatenate([normal, attack])
     order = np.argsort(scores, kind="stable")
@@ -446,9 +471,9 @@ def _measured(normal: np.ndarray, attack: np.ndarray, n_resamples: int) -> np.nd
     ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
     of_attack = order >= len(normal)
     results = [_weighted_measures(of_attack.astype(float), (~of_attack).astype(float), ends)]
-    rng = np.random.default_rng(0)
+    of_normal, of_kind = np.random.default_rng([0, 0]), np.random.default_rng([1, place])
     for _ in range(n_resamples):
-        weights = np.concatenate([_drawn(len(normal), rng), _drawn(len(attack), rng)])[order]
+        weights = np.concatenate([_drawn(len(normal), of_normal), _drawn(len(attack), of_kind)])[order]
         results.append(_weighted_measures(weights * of_attack, weights * ~of_attack, ends))
     return np.array(results)
 

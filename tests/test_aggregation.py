@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from captures import pcap, tcp, udp
 from naive import naive_groups
+from sklearn.exceptions import NotFittedError
 
 from sklearn_docids import FlowSampler
-from sklearn_docids.aggregation import FlowAggregator
+from sklearn_docids.aggregation import FlowAggregator, TooFewGroupsError
 
 WINDOW = 10.0
 
@@ -80,7 +81,7 @@ def test_abnormality_is_the_share_of_normal_flows(traffic):
     aggregator = FlowAggregator(false_alarm_rate=None).fit(flows, scores)
     for score in (-9.0, 0.0, 0.5, 9.0):
         share = (np.sum(scores <= score) + 1) / (len(scores) + 1)
-        assert aggregator.abnormality([score])[0] == pytest.approx(-np.log(share))
+        assert aggregator.abnormality([score])[0] == pytest.approx((-np.log(share)) ** 1.5)
     assert aggregator.abnormality([scores.max()])[0] == 0
 
 
@@ -107,11 +108,20 @@ def test_flows_that_come_back_make_a_channel_abnormal(write):
     assert aggregator.score(ten, np.full(10, 3.0))[0].score == pytest.approx(10 * aggregator.score(one, [3.0])[0].score)
 
 
-def test_the_threshold_is_the_conformal_one_of_the_calibration_groups(traffic):
+@pytest.mark.parametrize("level", ["channel", "host"])
+def test_the_threshold_is_the_conformal_one_of_groups_each_ranked_among_the_others(traffic, level):
     flows, scores = traffic
-    aggregator = FlowAggregator(window=WINDOW, false_alarm_rate=0.05).fit(flows, scores)
-    of_groups = np.sort([group.score for group in aggregator.score(flows, scores)])
-    assert aggregator.offset_ == of_groups[int(0.05 * (len(of_groups) + 1)) - 1]
+    aggregator = FlowAggregator(level, window=WINDOW, false_alarm_rate=0.05).fit(flows, scores)
+    channel = (flows.dst_ip, flows.dst_port, flows.protocol) if level == "channel" else ()
+    keys = np.array([str(key) for key in zip(flows.time_first // 10**10, flows.src_ip, *channel, strict=True)])
+    of_groups = []
+    for key in np.unique(keys):
+        others = FlowAggregator(level, window=WINDOW, false_alarm_rate=None).fit(
+            flows[keys != key], scores[keys != key]
+        )
+        (group,) = others.score(flows[keys == key], scores[keys == key])
+        of_groups.append(group.score)
+    assert aggregator.offset_ == pytest.approx(np.sort(of_groups)[int(0.05 * (len(of_groups) + 1)) - 1])
     assert FlowAggregator(window=WINDOW, false_alarm_rate=None).fit(flows, scores).offset_ == -np.inf
 
 
@@ -120,6 +130,7 @@ def test_the_threshold_is_the_conformal_one_of_the_calibration_groups(traffic):
     [
         ({"level": "flow"}, "The 'level' parameter"),
         ({"window": 0}, "The 'window' parameter"),
+        ({"window": 1e-10}, "The 'window' parameter"),
         ({"n_highest": 0}, "The 'n_highest' parameter"),
         ({"false_alarm_rate": 0.9}, "The 'false_alarm_rate' parameter"),
         ({"level": "host", "window": 1e6}, "needs at least 99 normal hosts.*there are 5"),
@@ -128,6 +139,56 @@ def test_the_threshold_is_the_conformal_one_of_the_calibration_groups(traffic):
 def test_unusable_settings_raise(traffic, settings, message):
     with pytest.raises(ValueError, match=message):
         FlowAggregator(**settings).fit(*traffic)
+
+
+def test_a_refused_fit_leaves_nothing_behind(traffic):
+    flows, scores = traffic
+    aggregator = FlowAggregator("host", window=1e6)
+    with pytest.raises(TooFewGroupsError):
+        aggregator.fit(flows, scores)
+    with pytest.raises(NotFittedError):
+        aggregator.score(flows, scores)
+
+
+def test_scores_in_two_columns_are_refused(traffic):
+    flows, scores = traffic
+    aggregator = FlowAggregator(window=WINDOW, false_alarm_rate=None).fit(flows, scores)
+    with pytest.raises(ValueError, match="should be a 1d array"):
+        aggregator.score(flows, np.stack([scores, scores], axis=1))
+
+
+def test_wrong_clocks_do_not_hold_back_a_stream(write):
+    seconds = np.arange(0, 50_000, 50.0)
+    wrong = {100: 4e9, 400: 4e9, 700: 0.0}  # the year 2096, and 1970
+    times = [wrong.get(number, 1.7e9 + second) for number, second in enumerate(seconds)]
+    flows = FlowSampler().flows(write(pcap([tcp(sport=5000 + n) for n in range(len(times))], times=times)))
+    aggregator = FlowAggregator(window=60, false_alarm_rate=None).fit(flows, np.zeros(len(flows)))
+    groups = []
+    for row in range(len(flows)):
+        groups += aggregator.update(flows[row : row + 1], [0.0])
+    expected = aggregator.score(flows, np.zeros(len(flows)))
+    assert len(expected) - len(groups) < 15
+    assert described(groups + aggregator.flush()) == described(expected)
+
+
+def test_all_at_once_no_group_is_split(traffic):
+    flows, scores = traffic
+    few, many = (FlowAggregator(false_alarm_rate=None, max_groups=n).fit(flows, scores) for n in (3, 10**5))
+    assert described(few.score(flows, scores)) == described(many.score(flows, scores))
+
+
+def test_eviction_takes_a_tenth_of_the_channels_or_more(write):
+    # One channel to a window: looking for the oldest one for each new flow would take forever.
+    flows = FlowSampler().flows(write(pcap([tcp(sport=5000 + n) for n in range(300)], times=np.zeros(300))))
+    aggregator = FlowAggregator(window=1, false_alarm_rate=None, max_groups=100).fit(flows, np.zeros(300))
+    flows.time_first[:] = np.random.default_rng(0).permutation(300) * 10**9 * 1000
+    sizes = []
+    for row in range(300):
+        aggregator.update(flows[row : row + 1], [0.0])
+        sizes.append(aggregator.n_evicted_)
+    steps = np.diff(sizes)
+    assert steps.max() <= 20
+    assert np.all(steps[steps > 0] >= 10)
 
 
 def test_unusable_scores_raise(traffic):

@@ -2,16 +2,18 @@
 
 import numpy as np
 import pytest
+from captures import pcap, tcp
 from sklearn.ensemble import IsolationForest
 from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import OneClassSVM
 
-from sklearn_docids import DOCFeatures, DOCIDSDetector, ReferenceData, load_detector
+from sklearn_docids import DOCFeatures, DOCIDSDetector, FlowSampler, ReferenceData, load_detector
 from sklearn_docids.aggregation import FlowAggregator
 from sklearn_docids.cli import main
 from sklearn_docids.datasets import make_traffic
+from sklearn_docids.ensemble import SeedEnsemble
 from sklearn_docids.evaluation import ALL, MACRO, Evaluation, Scored, _measured, evaluate
 from sklearn_docids.metrics import alarm_counts, recall_at_fpr_score
 
@@ -67,11 +69,11 @@ def test_the_mean_over_attacks_gives_each_the_same_weight(found):
 
 def test_resamples_are_weighted_measures_of_the_drawn_flows():
     normal, attack = -TARGET[1].sum(axis=1), -ATTACKS["near"].sum(axis=1)
-    resampled = _measured(normal, attack, 5)[1:]
-    draws = np.random.default_rng(0)
+    resampled = _measured(normal, attack, 5, 3)[1:]
+    of_normal, of_attack = np.random.default_rng([0, 0]), np.random.default_rng([1, 3])
     for values in resampled:
-        n = normal[draws.integers(len(normal), size=len(normal))]
-        a = attack[draws.integers(len(attack), size=len(attack))]
+        n = normal[of_normal.integers(len(normal), size=len(normal))]
+        a = attack[of_attack.integers(len(attack), size=len(attack))]
         y = np.repeat([0, 1], [len(n), len(a)])
         assert values[0] == pytest.approx(roc_auc_score(y, -np.r_[n, a]))
         assert values[1] == pytest.approx(average_precision_score(y, -np.r_[n, a]))
@@ -95,10 +97,9 @@ def test_intervals_hold_the_measure_and_narrow_with_more_flows(found):
 
 
 def test_every_seed_is_a_fit_of_its_own():
-    found = evaluate({"forest": IsolationForest(n_estimators=5)}, TARGET, ATTACKS, seeds=[0, 1, 0], n_resamples=0)
-    assert len(found.values("forest", "roc_auc")) == 3
-    first, second, again = found.values("forest", "roc_auc", "near")
-    assert first == again != second
+    found = evaluate({"forest": IsolationForest(n_estimators=5)}, TARGET, ATTACKS, seeds=[0, 1], n_resamples=0)
+    first, second = found.values("forest", "roc_auc", "near")
+    assert first != second
     alone = IsolationForest(n_estimators=5, random_state=1).fit(TARGET[0])
     np.testing.assert_array_equal(found.scored["forest", 1].normal, alone.score_samples(TARGET[1]))
 
@@ -111,7 +112,10 @@ def test_a_reference_reaches_those_who_take_it_also_in_a_pipeline():
         "ours": DOCIDSDetector(**settings),
         "doc": make_pipeline(StandardScaler(), DOCFeatures(**settings), OneClassSVM()),
         "forest": IsolationForest(n_estimators=5),
+        "nested": make_pipeline("passthrough", make_pipeline(None, DOCIDSDetector(**settings))),
+        "ensemble": SeedEnsemble(DOCIDSDetector(**settings), n_estimators=2),
     }
+    # A detector that gets no reference warns, and warnings are errors here.
     found = evaluate(detectors, (X[:50], X[50:]), {"strange": 255 - X[:10]}, reference=reference, n_resamples=0)
     assert [row["detector"] for row in found.rows if row["attack"] == MACRO] == list(detectors)
 
@@ -131,12 +135,62 @@ def test_differences_are_of_the_same_flows():
     found.add("other", 7, Scored(normal, {"a": attack}, normal < -2, {"a": attack < -2}, 0.0))
     with pytest.raises(ValueError, match="not fitted with the same seeds"):
         found.difference("better", "other")
+    for unknown in ({"second": "none"}, {"measure": "tpr"}, {"attack": "b"}):
+        with pytest.raises(ValueError, match=f"unknown .* {next(iter(unknown.values()))!r}: there are"):
+            found.difference(**{"first": "better", "second": "worse", **unknown})
+
+
+def test_intervals_of_the_mean_do_not_depend_on_the_sizes_of_attacks():
+    # The normal flows are the same for all attacks, and drawn once for all.
+    normal = rng.normal(size=300)
+
+    def width(sizes):
+        attacks = {f"a{n}": rng.normal(-1, 1, size) for n, size in enumerate(sizes)}
+        found = Evaluation()
+        never = {name: np.zeros(len(scores), bool) for name, scores in attacks.items()}
+        found.add("d", 0, Scored(normal, attacks, np.zeros(300, bool), never, 0.0))
+        return line(found, MACRO)["roc_auc_high"] - line(found, MACRO)["roc_auc_low"]
+
+    assert width(range(2000, 2010)) == pytest.approx(width([2000] * 10), rel=0.1)
+
+
+def test_hosts_are_paired_by_name_not_by_rank(write):
+    def flows_of(first, n):
+        return FlowSampler().flows(write(pcap([tcp(src=f"10.0.{first}.{number}") for number in range(1, n + 1)])))
+
+    class Shuffled:
+        def __init__(self, seed):
+            self.seed = seed
+
+        def score_samples(self, X):
+            return np.random.default_rng([self.seed, len(X)]).normal(size=len(X))
+
+    normal, attack = flows_of(0, 200), flows_of(1, 40)
+    # Detectors that have nothing in common: the interval of their difference must be as wide as that of flows.
+    aggregator = FlowAggregator("host", false_alarm_rate=None)
+    found = evaluate(
+        {"a": Shuffled(1), "b": Shuffled(2)}, (None, normal), {"x": attack}, level="host", calibration=normal,
+        aggregator=aggregator,
+    )  # fmt: skip
+    _, low, high = found.difference("a", "b")
+    assert high - low > 0.1
+    assert len({len(scored.normal) for scored in found.scored.values()}) == 1
+
+
+def test_scores_that_are_not_finite_are_refused():
+    for value in (np.nan, -np.inf):
+        scored = Scored(np.zeros(3), {"x": np.array([0.0, value])}, np.zeros(3, bool), {"x": np.zeros(2, bool)}, 0.0)
+        with pytest.raises(ValueError, match="scores of 'mine' for 'x' contains"):
+            Evaluation().add("mine", 0, scored)
 
 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
         ({"attacks": {}}, "attacks is empty"),
+        ({"detectors": {}}, "there must be detectors, and different seeds; got 0"),
+        ({"target": (NORMAL, NORMAL), "seeds": [1, 1]}, r"different seeds; got 1 and \[1, 1\]"),
+        ({"seeds": []}, r"different seeds; got 1 and \[\]"),
         ({"attacks": {"none": NORMAL[:0]}}, r"no flows of \['none'\]"),
         ({"attacks": {MACRO: NORMAL}}, "cannot be called"),
         ({"level": "network"}, "level must be one of"),
