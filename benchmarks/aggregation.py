@@ -2,10 +2,10 @@
 
     OMP_NUM_THREADS=1 python benchmarks/aggregation.py [--seeds 2]
 
-The first half of the validation period calibrates and the second is scored, and the other way round. Each line has the
-means over kinds of attack, halves and seeds of ROC-AUC, average precision and recall at 1 % false alarms, for windows of
-30, 60 and 120 s. With p, the share of normal flows that score as low as a flow, a channel is the sum of (-log p) to a
-power over its most abnormal flows.
+The first half of the validation period calibrates and the second is scored, and the other way round. Each line has
+the means over kinds of attack, halves and seeds of ROC-AUC, average precision and recall at 1 % false alarms, for
+windows of 30, 60 and 120 s. With p, the share of normal flows that score as low as a flow, a channel is the sum of
+(-log p) to a power over its most abnormal flows.
 """
 
 import argparse
@@ -81,9 +81,8 @@ def main():
         scores = detector.score_samples(data.X_validation)
         for window_s, of_window in results.items():
             of_window += measured_halves(data.flows_validation, scores, data.attack_validation, window_s)
-    print(
-        f"| power | flows | {' | '.join(f'{window_s} s' for window_s in WINDOWS_S)} |\n|---|---|{'---|' * len(WINDOWS_S)}"
-    )
+    windows = " | ".join(f"{window_s} s" for window_s in WINDOWS_S)
+    print(f"| power | flows | {windows} |\n|---|---|{'---|' * len(WINDOWS_S)}")
     for number, (power, n_highest) in enumerate(SUMS):
         means = [np.mean(of_window, axis=0)[number] for of_window in results.values()]
         cells = [", ".join(f"{value:.3f}" for value in mean) for mean in means]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, OutlierMixin
+from sklearn.base import BaseEstimator, OutlierMixin, clone
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -189,6 +189,13 @@ def check_range(X: np.ndarray) -> np.ndarray:
     if wide and X.size and max(abs(X.max()), abs(X.min())) > np.finfo(np.float32).max:
         raise ValueError("Input X contains values too large for float32")
     return X
+
+
+def seeded_clone(estimator: Any, seed: int) -> Any:
+    """Return a clone with the seed as every ``random_state`` in it."""
+    cloned = clone(estimator)
+    names = [name for name in cloned.get_params() if name.split("__")[-1] == "random_state"]
+    return cloned.set_params(**dict.fromkeys(names, seed))
 
 
 def conformal_threshold(scores: np.ndarray, rate: float) -> float:

@@ -473,7 +473,7 @@ class DOCIDSDetector(CallbackSupportMixin, FlowDetector):
         -------
         ndarray of float64, shape (n_flows, n_packets, n_columns // n_packets)
             Positive where a byte makes the flow more abnormal; with templates in units of the score, and the sum over a
-            flow is the difference to where the way begins; without, in score units per unit of the byte.
+            flow is about the difference to where the way begins; without, in score units per unit of the byte.
 
         Raises
         ------

@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from sklearn_docids._base import check_range
 from sklearn_docids._detector import DOCIDSDetector
 from sklearn_docids._network import N_FEATURES_G
-from sklearn_docids._reference import ReferenceData
+from sklearn_docids._reference import ReferenceData, check_kind
 
 
 class _Trainer(DOCIDSDetector):
@@ -189,18 +189,20 @@ class DOCFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         X = check_range(validate_data(self, X, ensure_min_samples=2))
         if self.pretrain_epochs and reference is None:
             raise ValueError(f"pretrain_epochs={self.pretrain_epochs} needs a reference")
-        trainer = self._trainer()
+        check_kind(reference)
+        trainer, n_pretrained = self._trainer(), 0
         if self.pretrain_epochs:
-            _pretrain(trainer, reference, self.pretrain_epochs)
+            _pretrain(trainer, reference, self.pretrain_epochs, X.shape[1])
+            n_pretrained = trainer.n_iter_
         if self.freeze == "all_but_last_4":
             trainer.n_frozen = 4  # convolution, ReLU, normalisation, pooling
         trainer.fit(X, reference=reference)
         self.network_ = trainer.network_
         self.reference_classes_ = trainer.reference_classes_
-        self.n_iter_ = trainer.n_iter_ - self.pretrain_epochs
+        self.n_iter_ = trainer.n_iter_ - n_pretrained
         self.history_ = [
             {name: value for name, value in epoch.items() if name != "reconstruction_loss"}
-            for epoch in trainer.history_[self.pretrain_epochs :]
+            for epoch in trainer.history_[n_pretrained:]
         ]
         trainer.__dict__.pop("_moments", None)
         self._trained = trainer
@@ -233,11 +235,13 @@ class DOCFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         return _Trainer(**shared, lambda_reconstruction=0, warm_start=self.pretrain_epochs > 0)
 
 
-def _pretrain(trainer: _Trainer, reference: Any, n_epochs: int) -> None:
+def _pretrain(trainer: _Trainer, reference: Any, n_epochs: int, n_columns: int) -> None:
     """Train by the descriptiveness loss alone: the reference is target and reference at once."""
     X_reference, y_reference = (reference.X, reference.y) if isinstance(reference, ReferenceData) else reference
     reference = ReferenceData(check_array(X_reference, input_name="reference X"), y_reference)
+    if reference.X.shape[1] != n_columns:
+        raise ValueError(f"reference X has {reference.X.shape[1]} columns, but the target X has {n_columns}")
     chosen = {name: getattr(trainer, name) for name in ("max_epochs", "lambda_compactness")}
     trainer.set_params(max_epochs=n_epochs, lambda_compactness=0).fit(reference.X, reference=reference)
     trainer.set_params(**chosen)
-    del trainer._moments  # of other losses
+    trainer.__dict__.pop("_moments", None)  # of other losses; a loss that was not finite has left none

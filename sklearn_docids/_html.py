@@ -129,7 +129,7 @@ def _figures(evaluation: Evaluation) -> list[Any]:
         of_all, by_class = figure.subplots(1, 2)
         ScoreHistogramDisplay.from_predictions(y, scores, ax=of_all)
         ScoreByClassDisplay.from_predictions(classes, scores, ax=by_class)
-        figure.suptitle(name)
+        figure.suptitle(name.replace("$", r"\$"))
         figures.append(figure)
     left.set_title("ROC: all attacks among normal traffic")
     right.set_title("precision and recall; dotted: guessing")

@@ -20,6 +20,13 @@ SCORE_COLUMNS = (
 PROTOCOL_NAMES = {6: "tcp", 17: "udp"}
 
 
+def printable(text: object) -> str:
+    """Return text in which what could steer a terminal, or cannot be encoded, is spelled out; lines stay."""
+    return "".join(
+        char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode() for char in str(text)
+    )
+
+
 def write_scores(file: TextIO, flows: FlowTable, scores: np.ndarray, offset: float) -> None:
     """Write one CSV row per flow: times (UTC), five-tuple, score (the lower, the more abnormal), verdict."""
     table = csv.writer(file, lineterminator="\n")

@@ -139,7 +139,7 @@ class NearestNeighborDetector(ScoringDetector):
     n_neighbors : int, default=1
         Which of the nearest templates the distance is taken to: 1 for the nearest.
     n_templates : int or None, default=None
-        Most rows of `fit` kept as templates, drawn at random; None keeps all. [1]_ uses 40.
+        Most rows of `fit` kept as templates, drawn at random, at least ``n_neighbors``; None keeps all. [1]_ uses 40.
     contamination : float, default=0.01
         Share of the rows of `fit` beyond the threshold, in (0, 0.5]. A row is not its own neighbour in this.
     random_state : int, RandomState instance or None, default=None
@@ -205,8 +205,10 @@ class NearestNeighborDetector(ScoringDetector):
             A parameter or X is unusable.
         """
         self._validate_params()
+        if self.n_templates is not None and self.n_templates < self.n_neighbors:
+            raise ValueError(f"n_templates={self.n_templates} are fewer than n_neighbors={self.n_neighbors}")
         X = validate_data(self, X, ensure_min_samples=self.n_neighbors + 1)
-        n_templates = len(X) if self.n_templates is None else min(len(X), max(self.n_templates, self.n_neighbors))
+        n_templates = len(X) if self.n_templates is None else min(len(X), self.n_templates)
         order = check_random_state(self.random_state).permutation(len(X))
         templates, others = X[np.sort(order[:n_templates])], X[np.sort(order[n_templates:])]
         self._index = NearestNeighbors(n_neighbors=self.n_neighbors).fit(templates)

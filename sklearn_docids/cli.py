@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from sklearn_docids import __version__
-from sklearn_docids._report import format_flows, format_groups, format_reasons, write_scores
+from sklearn_docids._report import format_flows, format_groups, format_reasons, printable, write_scores
 
 N_LISTED = 10
 
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except BrokenPipeError:  # the reader of our output has seen enough
             sys.stderr.close()
         except (OSError, ValueError) as error:
-            print(f"docids: error: {error}", file=sys.stderr)
+            print(f"docids: error: {printable(error)}", file=sys.stderr)
             return 1
         except KeyboardInterrupt:
             print("docids: interrupted", file=sys.stderr)
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _show_warning(message: Any, *args: Any, **kwargs: Any) -> None:
-    print(f"docids: warning: {message}", file=sys.stderr)
+    print(f"docids: warning: {printable(message)}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -134,15 +134,14 @@ def _add_level_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--window",
         type=float,
-        default=3600.0,
         metavar="S",
         help="seconds in which a channel or host is one (default 3600)",
     )
 
 
 def _positive(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not positive")
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no positive whole number")
     return int(text)
 
 
@@ -184,13 +183,7 @@ def _fit(args: argparse.Namespace) -> None:
     )  # fmt: skip
     # What can be refused is refused before the work begins.
     detector._validate_params()
-    folder = Path(args.model).absolute().parent
-    if not folder.is_dir():
-        raise FileNotFoundError(f"the folder of --model {args.model} does not exist")
-    if not args.model or (Path(args.model).exists() and not Path(args.model).is_file()):
-        raise FileExistsError(f"--model {args.model or repr('')} is no name of a file")
-    if not os.access(folder, os.W_OK):
-        raise PermissionError(f"the folder of --model {args.model} cannot be written to")
+    _check_writable("--model", args.model)
     if args.checkpoint_folder is not None and not Path(args.checkpoint_folder).is_dir():
         raise NotADirectoryError(f"--checkpoint-folder {args.checkpoint_folder} is no existing folder")
     X_reference, y_reference = load_class_folder(args.reference, sampler=sampler, return_X_y=True)
@@ -202,6 +195,18 @@ def _fit(args: argparse.Namespace) -> None:
         print(
             "The threshold flags 1 % of these flows, more of new ones; --false-alarm-rate sets it with held-out flows."
         )
+
+
+def _check_writable(option: str, path: str) -> None:
+    """Refuse a file that could not be written, before the work that is to be written to it."""
+    folder = Path(path).absolute().parent
+    if not folder.is_dir():
+        raise FileNotFoundError(f"the folder of {option} {path} does not exist")
+    # A device, such as /dev/stdout, can be written to as well.
+    if not path or Path(path).is_dir():
+        raise FileExistsError(f"{option} {path or repr('')} is no name of a file")
+    if not os.access(path if Path(path).exists() else folder, os.W_OK):
+        raise PermissionError(f"{option} {path} cannot be written to")
 
 
 def sources(captures: Sequence[str]) -> list[Any]:
@@ -220,8 +225,21 @@ def _loaded(path: str) -> Any:
     return detector
 
 
+def _flows(sampler: Any, captures: Sequence[str], option: str) -> Any:
+    """Return the flows of captures that must have some."""
+    flows = sampler.flows(sources(captures))
+    if not len(flows):
+        raise ValueError(f"{option} {' '.join(captures)}: there is no flow in it")
+    return flows
+
+
 def _score(args: argparse.Namespace) -> None:
+    if args.output is None and (args.calibration or args.window is not None):
+        raise ValueError("--calibration and --window are for the rankings, which need --output: flows are printed now")
+    if args.output is not None:
+        _check_writable("--output", args.output)
     detector = _loaded(args.model)
+    calibration = _flows(detector.sampler_, args.calibration, "--calibration") if args.calibration else None
     flows = detector.sampler_.flows(sources(args.captures))
     scores = detector.score_samples(flows.X) if len(flows) else np.empty(0)
     if args.output is None:
@@ -235,16 +253,20 @@ def _score(args: argparse.Namespace) -> None:
     if len(order):
         print(f"\nThe {len(order)} most abnormal flows:")
         print("\n".join(line.rstrip() for line in format_flows(flows[order], scores[order])))
-        calibration = detector.sampler_.flows(sources(args.calibration)) if args.calibration else None
         for level in ("channel", "host"):
-            _print_groups(detector, flows, scores, calibration, level, args.window)
+            _print_groups(detector, flows, scores, calibration, _aggregator(level, args.window))
 
 
-def _print_groups(detector: Any, flows: Any, scores: np.ndarray, calibration: Any, level: str, window: float) -> None:
-    """Print the most abnormal channels or hosts."""
+def _aggregator(level: str, window: float | None) -> Any:
+    """Return the aggregator of a level, with the window of the command line if it has one."""
     from sklearn_docids.aggregation import FlowAggregator
 
-    aggregator = FlowAggregator(level, window=window)
+    return FlowAggregator(level) if window is None else FlowAggregator(level, window=window)
+
+
+def _print_groups(detector: Any, flows: Any, scores: np.ndarray, calibration: Any, aggregator: Any) -> None:
+    """Print the most abnormal channels or hosts."""
+    level, window = aggregator.level, aggregator.window
     if calibration is None:
         # A ranking needs no threshold, and the flows themselves say which of them are rare.
         aggregator.set_params(false_alarm_rate=None).fit(flows, scores)
@@ -297,10 +319,12 @@ def _explained(detector: Any, flows: Any, n_flows: int, n_bytes: int) -> list[tu
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from sklearn_docids.aggregation import FlowAggregator
     from sklearn_docids.datasets._folder import class_captures
     from sklearn_docids.evaluation import Evaluation, evaluate
 
+    for option, path in (("--csv", args.csv), ("--output", args.output)):
+        if path is not None:
+            _check_writable(option, path)
     if args.output is not None:
         import matplotlib.figure  # noqa: F401 - the page has pictures: better missed now than behind all the work
     detector = _loaded(args.model)
@@ -308,18 +332,21 @@ def _evaluate(args: argparse.Namespace) -> None:
     paths, names = class_captures(args.attacks)
     by_name: dict[str, list[Any]] = {}
     for path, name in zip(paths, names, strict=True):
-        by_name.setdefault(name, []).append(path)
-    attacks = {name: sampler.flows(captures) for name, captures in by_name.items()}
-    normal = sampler.flows(sources(args.normal))
-    calibration = sampler.flows(sources(args.calibration)) if args.calibration else None
+        by_name.setdefault(printable(name), []).append(str(path))
+    attacks = {name: _flows(sampler, captures, "--attacks") for name, captures in by_name.items()}
+    normal = _flows(sampler, args.normal, "--normal")
+    calibration = _flows(sampler, args.calibration, "--calibration") if args.calibration else None
     detectors = {"model": detector}
     if args.train:
-        detectors.update(_simple_detectors(sampler.sample(sources(args.train))[0], sampler.n_packets))
+        X, _, _ = sampler.sample(sources(args.train))
+        if len(X) < 2:
+            raise ValueError(f"--train {' '.join(args.train)}: {len(X)} flows are too few to train on")
+        detectors.update(_simple_detectors(X, sampler.n_packets))
     found = {"flow": evaluate(detectors, (None, normal), attacks)}
     for level in ("channel", "host"):
         if calibration is None:
             continue
-        aggregator = FlowAggregator(level, window=args.window)
+        aggregator = _aggregator(level, args.window)
         _calibrate(aggregator, calibration, detector.score_samples(calibration.X))
         found[level] = evaluate(
             detectors, (None, normal), attacks, level=level, calibration=calibration, aggregator=aggregator
@@ -334,7 +361,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         from sklearn_docids._html import write_report
 
         explained = [flow for flows in attacks.values() for flow in _explained(detector, flows, 1, 16)]
-        write_report(args.output, found, title=f"docids evaluate: {args.model}", explained=explained)
+        write_report(args.output, found, title=f"docids evaluate: {printable(args.model)}", explained=explained)
         print(f"Report: {args.output}")
 
 

@@ -7,12 +7,14 @@ from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import numpy as np
-from sklearn.base import MetaEstimatorMixin, clone
+from sklearn import get_config
+from sklearn.base import MetaEstimatorMixin
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval
+from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping, process_routing
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_docids._base import ScoringDetector
+from sklearn_docids._base import ScoringDetector, seeded_clone
 
 
 class SeedEnsemble(MetaEstimatorMixin, ScoringDetector):
@@ -24,7 +26,8 @@ class SeedEnsemble(MetaEstimatorMixin, ScoringDetector):
     Parameters
     ----------
     estimator : estimator
-        Detector with ``random_state``, such as `DOCIDSDetector`.
+        Detector with ``random_state``, such as `DOCIDSDetector`, or a pipeline with such a step. Its own threshold and
+        verdicts are not used.
     n_estimators : int, default=5
         Fits.
     contamination : float, default=0.01
@@ -85,17 +88,23 @@ class SeedEnsemble(MetaEstimatorMixin, ScoringDetector):
         Raises
         ------
         ValueError
-            A parameter is unusable, or the detector refuses X.
+            A parameter is unusable, the detector has no ``random_state`` or a ``false_alarm_rate``, or refuses X.
         """
         self._validate_params()
-        seeds = check_random_state(self.random_state).randint(2**31 - 1, size=self.n_estimators)
-        self.estimators_ = [
-            clone(self.estimator).set_params(random_state=int(seed)).fit(X, **fit_params) for seed in seeds
-        ]
-        scores = np.array([estimator.score_samples(X) for estimator in self.estimators_])
-        self.scales_ = np.maximum(np.abs(scores).mean(axis=1), np.finfo(np.float64).tiny)
-        together = (scores / self.scales_[:, None]).mean(axis=0)
+        parameters = self.estimator.get_params()
+        if not any(name.split("__")[-1] == "random_state" for name in parameters):
+            raise ValueError(f"{self.estimator!r} has no random_state, so all fits would be the same")
+        if any(name.split("__")[-1] == "false_alarm_rate" and value is not None for name, value in parameters.items()):
+            raise ValueError("false_alarm_rate of the estimator would be ignored: the ensemble has contamination")
+        if get_config()["enable_metadata_routing"]:
+            fit_params = process_routing(self, "fit", **fit_params).estimator.fit
+        seeds = check_random_state(self.random_state).randint(2**31 - 1, size=self.n_estimators).tolist()
+        estimators = [seeded_clone(self.estimator, seed).fit(X, **fit_params) for seed in seeds]
+        scores = np.array([estimator.score_samples(X) for estimator in estimators])
+        scales = np.maximum(np.abs(scores).mean(axis=1), np.finfo(np.float64).tiny)
+        together = (scores / scales[:, None]).mean(axis=0)
         self.offset_ = float(np.percentile(together, 100 * self.contamination))
+        self.estimators_, self.scales_ = estimators, scales
         return self
 
     def score_samples(self, X: Any) -> np.ndarray:
@@ -120,3 +129,20 @@ class SeedEnsemble(MetaEstimatorMixin, ScoringDetector):
         """Number of columns."""
         check_is_fitted(self)
         return int(self.estimators_[0].n_features_in_)
+
+    @property
+    def feature_names_in_(self) -> np.ndarray:
+        """Names of the columns, where the detectors have seen any."""
+        check_is_fitted(self)
+        return np.asarray(self.estimators_[0].feature_names_in_)
+
+    def get_metadata_routing(self) -> MetadataRouter:
+        """Return the routing: all that ``fit`` is given goes to the detector's ``fit``.
+
+        Returns
+        -------
+        MetadataRouter
+            The routing.
+        """
+        mapping = MethodMapping().add(caller="fit", callee="fit")
+        return MetadataRouter(owner=self).add(estimator=self.estimator, method_mapping=mapping)

@@ -19,6 +19,7 @@ from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 from sklearn.utils import assert_all_finite
 
+from sklearn_docids._base import seeded_clone
 from sklearn_docids.aggregation import LEVELS, FlowAggregator
 from sklearn_docids.capture.table import FlowTable, join
 from sklearn_docids.metrics import alarm_counts
@@ -230,11 +231,11 @@ class Evaluation:
         attacks = self._attacks()
         shares = {row["attack"]: row["prevalence"] for row in self.rows}
         counts = {row["attack"]: row["n_attack"] for row in self.rows}
-        lines = [["attack", "number", "share", *names]]
+        lines = [["attack", "number", "share", *map(_in_cell, names)]]
         for attack in attacks:
             number = "" if np.isnan(counts[attack]) else str(counts[attack])
             cells = [_spread(self.values(name, measure, attack)) for name in names]
-            lines.append([attack, number, f"{shares[attack]:.3f}", *cells])
+            lines.append([_in_cell(attack), number, f"{shares[attack]:.3f}", *cells])
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         lines.insert(1, ["-" * width for width in widths])
         return "\n".join(
@@ -398,9 +399,7 @@ def _rows(flows: Any) -> Any:
 
 def _fitted(detector: Any, training: Any, reference: Any, seed: int) -> Any:
     """Return a clone that has seen the training flows."""
-    fitted = clone(detector)
-    names = [name for name in fitted.get_params() if name == "random_state" or name.endswith("__random_state")]
-    fitted.set_params(**dict.fromkeys(names, seed))
+    fitted = seeded_clone(detector, seed)
     return fitted.fit(_rows(training), **_fit_params(fitted, reference))
 
 
@@ -503,6 +502,11 @@ def _interval(values: np.ndarray) -> tuple[float, float]:
         return np.nan, np.nan
     low, high = np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)
+
+
+def _in_cell(name: str) -> str:
+    """Return a name that does not end a cell or line of a Markdown table."""
+    return " ".join(name.replace("|", r"\|").splitlines())
 
 
 def _spread(values: np.ndarray) -> str:

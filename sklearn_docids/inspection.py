@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
 
-ETHERNET, RAW_IP = 1, 101
-VLAN_TYPES = (0x8100, 0x88A8)
-TCP, UDP = 6, 17
+from sklearn_docids.capture.headers import LINK_ETHERNET, TCP, UDP, find_transport
+
 IPV4_FIELDS = (
     ("IP version", 1), ("IP TOS", 1), ("IP length", 2), ("IP ID", 2), ("IP fragment", 2), ("IP TTL", 1),
     ("IP protocol", 1), ("IP checksum", 2), ("IP source", 4), ("IP destination", 4),
@@ -36,7 +36,7 @@ class ByteReason(NamedTuple):
     attribution: float
 
 
-def byte_reasons(detector: Any, X: Any, *, n_bytes: int = 16, link_type: int = ETHERNET) -> list[list[ByteReason]]:
+def byte_reasons(detector: Any, X: Any, *, n_bytes: int = 16, link_type: int = LINK_ETHERNET) -> list[list[ByteReason]]:
     """Return the bytes that matter most to the score of each flow.
 
     Parameters
@@ -48,8 +48,8 @@ def byte_reasons(detector: Any, X: Any, *, n_bytes: int = 16, link_type: int = E
     n_bytes : int, default=16
         Most bytes per flow; those without any part in the score are left out.
     link_type : int, default=1
-        libpcap's number of the link type: 1 for Ethernet, 101 for IP without link header. Of other link types, bytes
-        have no field names.
+        libpcap's number of the link type: 1 for Ethernet, 101 for IP without link header; those that `FlowSampler`
+        reads.
 
     Returns
     -------
@@ -57,6 +57,11 @@ def byte_reasons(detector: Any, X: Any, *, n_bytes: int = 16, link_type: int = E
         For each flow, by descending size of the attribution: ``packet`` and ``byte`` (counted from 0), ``field``,
         ``value``, ``nearest_value`` (of the most similar template; None where the detector has none), ``attribution``
         (see the detector's ``explain``).
+
+    Raises
+    ------
+    ValueError
+        ``n_bytes`` is no positive whole number, or the detector refuses X.
 
     Examples
     --------
@@ -70,12 +75,14 @@ def byte_reasons(detector: Any, X: Any, *, n_bytes: int = 16, link_type: int = E
     >>> byte_reasons(detector, strange, n_bytes=1)[0][0].byte
     22
     """
-    X = np.asarray(X)
+    if not isinstance(n_bytes, Integral) or n_bytes < 1:
+        raise ValueError(f"n_bytes must be a positive whole number, got {n_bytes!r}")
     attributions = detector.explain(X)
     n_packets, width = attributions.shape[1:]
-    similar: list[Any] = [None] * len(X)
+    similar: list[Any] = [None] * len(attributions)
     if getattr(detector, "template_flows_", None) is not None:
         similar = list(detector.template_flows_[detector.nearest_templates(X)])
+    X = np.asarray(X)  # names of columns are the detector's business
     reasons = []
     for row, flat in enumerate(attributions.reshape(len(X), -1)):
         names = [name for packet in X[row].reshape(n_packets, width) for name in field_names(packet, link_type)]
@@ -92,7 +99,7 @@ def byte_reasons(detector: Any, X: Any, *, n_bytes: int = 16, link_type: int = E
     return reasons
 
 
-def field_names(packet: Any, link_type: int = ETHERNET) -> list[str]:
+def field_names(packet: Any, link_type: int = LINK_ETHERNET) -> list[str]:
     """Return the name of the header field that each byte of a packet belongs to.
 
     Parameters
@@ -100,12 +107,14 @@ def field_names(packet: Any, link_type: int = ETHERNET) -> list[str]:
     packet : array-like of uint8, shape (n_bytes,)
         First bytes of the packet, from the link header; what is missing may be zero.
     link_type : int, default=1
-        libpcap's number of the link type: 1 for Ethernet, 101 for IP without link header.
+        libpcap's number of the link type: 1 for Ethernet, 101 for IP without link header; those that `FlowSampler`
+        reads.
 
     Returns
     -------
     list of str
-        ``"payload"`` behind the headers, ``"no packet"`` for a packet that is all zero.
+        ``"payload"`` behind the headers, ``"IP options"`` also for extension headers, ``"no packet"`` for a packet
+        that is all zero, ``"unknown"`` for one in which no IP header is found.
 
     Examples
     --------
@@ -114,42 +123,32 @@ def field_names(packet: Any, link_type: int = ETHERNET) -> list[str]:
     >>> names[8], names[20], names[29]
     ('IP TTL', 'source port', 'payload')
     """
-    data = bytes(np.asarray(packet, dtype=np.uint8))
-    if not any(data):
+    data = np.ascontiguousarray(packet, dtype=np.uint8)
+    if not data.any():
         return ["no packet"] * len(data)
-    names = _link_fields(data) if link_type == ETHERNET else []
-    if link_type not in (ETHERNET, RAW_IP):
-        return ["link header"] * len(data)
-    names += _network_fields(data[len(names) :])
+    _, version, ip, protocol, transport, _ = find_transport(data, 0, len(data), link_type)
+    if not version:
+        return ["unknown"] * len(data)
+    names = _link_fields(ip) if link_type == LINK_ETHERNET else ["link header"] * ip
+    names += _spelled(IPV4_FIELDS if version == 4 else IPV6_FIELDS)
+    names += ["IP options"] * (transport - len(names))
+    names += _transport_fields(data, transport, protocol)
     names += ["payload"] * (len(data) - len(names))
     return names[: len(data)]
 
 
-def _link_fields(data: bytes) -> list[str]:
-    names = ["MAC destination"] * 6 + ["MAC source"] * 6
-    while int.from_bytes(data[len(names) : len(names) + 2]) in VLAN_TYPES:
-        names += ["VLAN tag"] * 4
-    return names + ["Ethernet type"] * 2
+def _link_fields(n_bytes: int) -> list[str]:
+    names = ["MAC destination"] * 6 + ["MAC source"] * 6 + ["Ethernet type"] * 2
+    return names + ["tags and labels"] * (n_bytes - len(names))
 
 
-def _network_fields(data: bytes) -> list[str]:
-    """Return the names of the IP header and of what follows it; extension headers of IPv6 count as payload."""
-    version = data[0] >> 4 if data else 0
-    if version == 4:
-        n_header, protocol = 4 * (data[0] & 15), data[9] if len(data) > 9 else 0
-        names = _spelled(IPV4_FIELDS)
-        names += ["IP options"] * (n_header - len(names))
-    elif version == 6:
-        names, protocol = _spelled(IPV6_FIELDS), data[6] if len(data) > 6 else 0
-    else:
-        return []
-    rest = data[len(names) :]
+def _transport_fields(data: np.ndarray, at: int, protocol: int) -> list[str]:
     if protocol == UDP:
-        return names + _spelled(UDP_FIELDS)
+        return _spelled(UDP_FIELDS)
     if protocol != TCP:
-        return names
-    n_header = 4 * (rest[12] >> 4) if len(rest) > 12 else 20
-    return names + _spelled(TCP_FIELDS) + ["TCP options"] * max(0, n_header - 20)
+        return []
+    n_header = 4 * int(data[at + 12] >> 4) if at + 12 < len(data) else 20
+    return _spelled(TCP_FIELDS) + ["TCP options"] * max(0, n_header - 20)
 
 
 def _spelled(fields: tuple[tuple[str, int], ...]) -> list[str]:

@@ -83,7 +83,7 @@ def attack_roc_auc_score(y_true: Any, y_score: Any, *, pos_label: Any = None) ->
     1.0
     """
     check_consistent_length(y_true, y_score)
-    return float(roc_auc_score(is_attack(y_true, pos_label), -np.asarray(y_score, dtype=np.float64)))
+    return float(roc_auc_score(is_attack(y_true, pos_label), -column_or_1d(y_score, dtype=np.float64)))
 
 
 def attack_average_precision_score(y_true: Any, y_score: Any, *, pos_label: Any = None) -> float:
@@ -114,7 +114,7 @@ def attack_average_precision_score(y_true: Any, y_score: Any, *, pos_label: Any 
     0.5
     """
     check_consistent_length(y_true, y_score)
-    return float(average_precision_score(is_attack(y_true, pos_label), -np.asarray(y_score, dtype=np.float64)))
+    return float(average_precision_score(is_attack(y_true, pos_label), -column_or_1d(y_score, dtype=np.float64)))
 
 
 def recall_at_fpr_score(y_true: Any, y_score: Any, *, max_fpr: float = 0.01, pos_label: Any = None) -> float:
@@ -149,7 +149,7 @@ def recall_at_fpr_score(y_true: Any, y_score: Any, *, max_fpr: float = 0.01, pos
     if not 0 <= max_fpr < 1:
         raise ValueError(f"max_fpr must be in [0, 1), got {max_fpr!r}")
     check_consistent_length(y_true, y_score)
-    attack, scores = is_attack(y_true, pos_label), np.asarray(y_score, dtype=np.float64)
+    attack, scores = is_attack(y_true, pos_label), column_or_1d(y_score, dtype=np.float64)
     assert_all_finite(scores, input_name="y_score")
     normal = np.sort(scores[~attack])
     # The product may fall just short of the whole number it stands for: 0.29 * 100 < 29.
@@ -213,7 +213,8 @@ def alarm_counts(y_true: Any, y_pred: Any, *, pos_label: Any = None) -> AlarmCou
     """
     check_consistent_length(y_true, y_pred)
     attack, verdicts = is_attack(y_true, pos_label), column_or_1d(y_pred)
-    if not np.isin(verdicts, (-1, 1)).all():
+    # True equals 1, but may well mean an alarm.
+    if verdicts.dtype == bool or not np.isin(verdicts, (-1, 1)).all():
         raise ValueError(f"y_pred must be +1 (normal) and -1 (abnormal), got {np.unique(verdicts)[:5].tolist()}")
     flagged = verdicts == -1
     return AlarmCounts(

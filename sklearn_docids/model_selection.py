@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from sklearn import get_config
@@ -212,6 +212,8 @@ class NormalTrainSplit(BaseCrossValidator):
     [2 3] [0 1 4]
     [0 1] [2 3 4]
     """
+
+    __metadata_request__split: ClassVar[dict[str, bool]] = {"groups": True}
 
     def __init__(self, n_splits: int = 5, *, shuffle: bool = True, random_state: Any = None):
         self.n_splits = n_splits

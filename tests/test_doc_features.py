@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.pipeline import make_pipeline
 from sklearn.svm import OneClassSVM
 from sklearn.utils.estimator_checks import parametrize_with_checks
@@ -85,6 +86,24 @@ def test_pretraining_without_a_reference_raises():
         DOCFeatures(pretrain_epochs=1).fit(X)
 
 
+def test_pretraining_that_diverges_warns_and_leaves_features():
+    settings = {"lr": 1e20, "schedule": None, "optimizer": "sgd", "max_epochs": 2, "batch_size": 16}
+    with pytest.warns(ConvergenceWarning):
+        features = DOCFeatures(pretrain_epochs=2, **settings).fit(X, reference=REFERENCE)
+    assert np.isfinite(features.transform(X)).all()
+    assert features.n_iter_ == len(features.history_)
+
+
+@pytest.mark.parametrize("pretrain_epochs", [0, 1])
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [(5, "reference must be ReferenceData"), ((X_REFERENCE[:, :10], Y_REFERENCE), "reference X has 10 columns")],
+)
+def test_an_unusable_reference_is_refused_by_name(pretrain_epochs, reference, message):
+    with pytest.raises(ValueError, match=message):
+        DOCFeatures(pretrain_epochs=pretrain_epochs, max_epochs=1).fit(X, reference=reference)
+
+
 def test_statistics_by_hand():
     rows = np.zeros((4, 24), np.uint8)
     rows[:2, :5] = 1, 1, 0, 0, 9  # one packet of 5 bytes
@@ -118,3 +137,8 @@ def test_templates_are_as_many_as_asked_for_and_drawn_with_the_seed():
     np.testing.assert_array_equal(few[0], few[1])
     assert not np.array_equal(few[0], few[2])
     assert (NearestNeighborDetector().fit(X).offset_) < 0  # no row is its own neighbour in the threshold
+
+
+def test_fewer_templates_than_neighbours_are_refused():
+    with pytest.raises(ValueError, match="n_templates=2 are fewer than n_neighbors=5"):
+        NearestNeighborDetector(n_neighbors=5, n_templates=2).fit(X)

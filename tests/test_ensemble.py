@@ -1,10 +1,16 @@
 """SeedEnsemble: scikit-learn's checks, different seeds, the mean of scaled scores, the reference in every fit."""
 
 import numpy as np
+import pytest
+import sklearn
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import OneClassSVM
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from sklearn_docids import AutoencoderDetector, DOCIDSDetector, ReferenceData
 from sklearn_docids.ensemble import SeedEnsemble
+from sklearn_docids.model_selection import NormalOnly
 
 rng = np.random.default_rng(0)
 X = rng.integers(0, 256, (60, 12), dtype=np.uint8)
@@ -26,3 +32,34 @@ def test_scores_are_the_mean_of_the_scaled_scores_of_fits_with_different_seeds()
     ]
     np.testing.assert_allclose(scores, np.mean([s / np.abs(s).mean() for s in alone], axis=0))
     assert np.sum(ensemble.predict(X) == -1) == 6
+
+
+def test_a_pipeline_gets_the_seeds_in_its_steps_and_names_of_columns_are_kept():
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(X, columns=[f"byte {number}" for number in range(12)])
+    ensemble = SeedEnsemble(make_pipeline(StandardScaler(), AutoencoderDetector(max_epochs=1)), n_estimators=2).fit(
+        frame
+    )
+    assert len({estimator[-1].random_state for estimator in ensemble.estimators_}) == 2
+    assert ensemble.feature_names_in_.tolist() == frame.columns.tolist()
+    assert not hasattr(SeedEnsemble(AutoencoderDetector(max_epochs=1), n_estimators=1).fit(X), "feature_names_in_")
+
+
+def test_a_reference_is_routed_through_wrappers():
+    reference = ReferenceData(X[:30], np.arange(30) % 2)
+    with sklearn.config_context(enable_metadata_routing=True):
+        detector = DOCIDSDetector(max_epochs=1).set_fit_request(reference=True)
+        wrapped = NormalOnly(SeedEnsemble(detector, n_estimators=2)).fit(X, np.ones(60), reference=reference)
+    assert wrapped.estimator_.estimators_[0].reference_classes_ is not None
+
+
+@pytest.mark.parametrize(
+    ("estimator", "message"),
+    [
+        (DOCIDSDetector(false_alarm_rate=0.1), "false_alarm_rate of the estimator would be ignored"),
+        (OneClassSVM(), "has no random_state"),
+    ],
+)
+def test_an_estimator_that_makes_no_sense_in_an_ensemble_is_refused(estimator, message):
+    with pytest.raises(ValueError, match=message):
+        SeedEnsemble(estimator).fit(X)

@@ -1,5 +1,8 @@
 """evaluate: measures by scikit-learn, intervals, seeds, levels; the report page and the command line."""
 
+import os
+import re
+
 import numpy as np
 import pytest
 from captures import pcap, tcp
@@ -294,3 +297,49 @@ def test_scores_come_with_three_rankings(traffic, model, tmp_path, capsys):
     calibration = [str(traffic.train), str(traffic.test)]  # enough flows for a threshold, that is all
     assert main([*arguments, "--calibration", *calibration, "--window", "5"]) == 0
     assert "beyond the threshold for 1% false alarms" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["score", "--calibration", "{train}"], "--calibration and --window are for the rankings"),
+        (["score", "--output", "/nowhere/scores.csv"], "the folder of --output /nowhere/scores.csv does not exist"),
+        (["score", "--output", "{tmp}/s.csv", "--calibration", "{empty}"], "--calibration .*there is no flow in it"),
+        (["evaluate", "--output", "/nowhere/r.html"], "the folder of --output /nowhere/r.html does not exist"),
+        (["evaluate", "--csv", "{tmp}"], "--csv .* is no name of a file"),
+        (["evaluate", "--train", "{empty}"], "--train .*0 flows are too few to train on"),
+    ],
+)
+def test_the_command_line_refuses_before_the_work(traffic, model, write, tmp_path, capsys, arguments, message):
+    places = {"train": traffic.train, "empty": write(pcap([])), "tmp": tmp_path}
+    command, *rest = [argument.format(**places) for argument in arguments]
+    attacks = tmp_path / "attacks"
+    attacks.mkdir()
+    (attacks / "scan.pcap").write_bytes(pcap([tcp()]))
+    given = [str(traffic.test)] if command == "score" else ["--normal", str(traffic.train), "--attacks", str(attacks)]
+    assert main([command, *given, "--model", str(model), *rest]) == 1
+    printed = capsys.readouterr()
+    assert re.search(message, printed.err)
+    assert printed.out == ""
+    assert not (tmp_path / "s.csv").exists()
+
+
+def test_names_of_attacks_cannot_spoil_terminal_table_or_page(traffic, model, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    folder = tmp_path / "attacks"
+    folder.mkdir()
+    names = [b"cost$^$.pcap", b"bad\xff.pcap", b"x\x1b[2J.pcap", b"a|b.pcap", b"<script>.pcap"]
+    for number, name in enumerate(names):
+        packets = [tcp(sport=1000 + n, dport=7000 + number) for n in range(3)]
+        with open(os.path.join(os.fsencode(folder), name), "wb") as file:
+            file.write(pcap(packets))
+    page = tmp_path / "report.html"
+    arguments = ["evaluate", "--model", str(model), "--normal", str(traffic.train), "--attacks", str(folder)]
+    assert main([*arguments, "--output", str(page)]) == 0
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed
+    for shown in ("cost$^$", r"bad\udcff", r"x\x1b[2J", r"a\|b"):
+        assert f"| {shown} " in printed
+    text = page.read_text()
+    assert "<script>" not in text
+    assert "&lt;script&gt;" in text

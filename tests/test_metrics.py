@@ -4,8 +4,13 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from sklearn_docids.metrics import attack_average_precision_score, attack_roc_auc_score, recall_at_fpr_score
-from sklearn_docids.plotting import RocDisplay, ScoreHistogramDisplay
+from sklearn_docids.metrics import (
+    alarm_counts,
+    attack_average_precision_score,
+    attack_roc_auc_score,
+    recall_at_fpr_score,
+)
+from sklearn_docids.plotting import PrecisionRecallDisplay, RocDisplay, ScoreByClassDisplay, ScoreHistogramDisplay
 
 METRICS = [attack_roc_auc_score, attack_average_precision_score, recall_at_fpr_score]
 rng = np.random.default_rng(0)
@@ -96,3 +101,27 @@ def test_a_histogram_of_equal_scores_is_drawn():
     for scores in ([-0.3, -0.3, -0.3], [-0.3, -0.30000000000000004, -0.3]):
         assert ScoreHistogramDisplay.from_predictions([1, 1, -1], scores).ax_.containers
     __import__("matplotlib.pyplot").pyplot.close("all")
+
+
+def test_a_column_of_scores_counts_as_they_do_alone():
+    y = np.repeat([1, -1], [90, 10])
+    scores = np.random.default_rng(0).normal(size=100) + (y == 1)
+    for metric in (attack_roc_auc_score, attack_average_precision_score, recall_at_fpr_score):
+        assert metric(y, scores[:, None]) == metric(y, scores)
+
+
+def test_verdicts_that_are_true_or_false_leave_a_doubt():
+    with pytest.raises(ValueError, match="y_pred must be"):
+        alarm_counts([1, 1, -1], [True, True, True])
+
+
+def test_a_dollar_in_a_name_is_no_formula():
+    pytest.importorskip("matplotlib")
+    y, scores = [1, 1, -1, -1], [-0.1, -0.2, -0.9, -0.8]
+    displays = [
+        ScoreByClassDisplay.from_predictions(["", "", "cost$^$", "a$x_1$"], scores),
+        RocDisplay.from_predictions(y, scores, name="cost$^$"),
+        PrecisionRecallDisplay.from_predictions(y, scores, name="cost$^$"),
+    ]
+    for display in displays:
+        display.figure_.canvas.draw()

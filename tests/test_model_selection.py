@@ -15,7 +15,7 @@ from sklearn.utils.validation import _num_samples
 
 from sklearn_docids import DOCIDSDetector, FlowSampler, ReferenceData
 from sklearn_docids.metrics import attack_roc_auc_score, recall_at_fpr_score
-from sklearn_docids.model_selection import NormalOnly, make_flow_scorer
+from sklearn_docids.model_selection import NormalOnly, NormalTrainSplit, make_flow_scorer
 
 rng = np.random.default_rng(0)
 ATTACK_MARK = 255
@@ -212,3 +212,38 @@ def test_attributes_of_the_detector_are_there_when_it_has_them():
     detector.fit(X, np.ones(10))
     assert (detector.n_features_in_, detector.offset_) == (1, detector.estimator_.offset_)
     assert not hasattr(detector, "feature_names_in_")
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_folds_train_on_normal_rows_and_test_all_attacks(shuffle):
+    splitter = NormalTrainSplit(3, shuffle=shuffle, random_state=0 if shuffle else None)
+    folds = list(splitter.split(X, Y))
+    assert len(folds) == splitter.get_n_splits() == 3
+    for train, test in folds:
+        assert np.all(Y[train] == 1)
+        assert set(np.flatnonzero(Y == -1)) <= set(test)
+        assert not set(train) & set(test)
+        assert len(train) + len(test) == len(X)
+    tested = np.sort(np.concatenate([test[Y[test] == 1] for _, test in folds]))
+    np.testing.assert_array_equal(tested, np.flatnonzero(Y == 1))
+    in_order = all(np.all(np.diff(test[Y[test] == 1]) == 1) for _, test in folds)
+    assert in_order != shuffle
+
+
+def test_normal_rows_of_a_group_stay_together():
+    groups = np.arange(len(X)) % 5
+    for train, test in NormalTrainSplit(5).split(X, Y, groups):
+        assert not set(groups[train]) & set(groups[test[Y[test] == 1]])
+
+
+def test_groups_reach_the_folds_by_metadata_routing():
+    groups = np.arange(len(X)) % 4
+    detector = NormalOnly(IsolationForest(n_estimators=2, random_state=0))
+    scorer = make_flow_scorer(attack_roc_auc_score)
+    with sklearn.config_context(enable_metadata_routing=True):
+        routed = cross_val_score(detector, X, Y, cv=NormalTrainSplit(4), scoring=scorer, params={"groups": groups})
+    by_hand = []
+    for train, test in NormalTrainSplit(4).split(X, Y, groups):
+        fitted = IsolationForest(n_estimators=2, random_state=0).fit(X[train])
+        by_hand.append(attack_roc_auc_score(Y[test], fitted.score_samples(X[test])))
+    np.testing.assert_allclose(routed, by_hand)

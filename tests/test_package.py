@@ -118,8 +118,8 @@ LAYERS = {
     "baselines": {"_base"},
     "ensemble": {"_base"},
     "aggregation": {"_base", "capture.table"},
-    "inspection": set(),
-    "evaluation": {"aggregation", "capture.table", "metrics"},
+    "inspection": {"capture.headers"},
+    "evaluation": {"_base", "aggregation", "capture.table", "metrics"},
     "persistence": {"", "_base", "_baselines", "_detector", "_sealed", "_sampler", "_training"},
 }
 
