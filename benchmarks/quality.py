@@ -64,7 +64,7 @@ GROUPS = {
     "testbed": {"all kinds": lambda attack: True, "without the port scan": lambda attack: not is_scan(attack)},
     **{
         site: {
-            "attacks in its own network": is_own,
+            "attacks in its own and the neighbouring network": is_own,
             "attacks recorded elsewhere": lambda attack: not is_own(attack) and not is_scan(attack),
             "scans and flows of one packet, recorded elsewhere": is_scan,
         }
@@ -191,7 +191,7 @@ def load_site(sampler, target, folder):
         reference=ReferenceData(X_reference, y_reference),
         normal=sampler.flows(place / "normal_test.pcap"),
         attacks={path.stem: sampler.flows(path) for path in paths},
-        calibration=sampler.flows(place / "normal_train.pcap"),
+        calibration=None,
     )
 
 
@@ -223,11 +223,7 @@ def run(fit, seed, results, folder):
         scored["flow, reconstruction"] = _score_flows(Reconstruction(fitted), data.normal, data.attacks, seconds)
     if study in ("detectors-testbed", "detectors-A"):
         for level in ("channel", "host"):
-            # Hosts are too few for a threshold, and A has no normal flows but those trained on and those tested.
-            rate = RATE if target == "testbed" and level == "channel" else None
-            aggregator = FlowAggregator(level, window=WINDOW_S, false_alarm_rate=rate)
-            aggregator.fit(data.calibration, fitted.score_samples(data.calibration.X))
-            scored[level] = _score_groups(fitted, aggregator, data.normal, data.attacks, seconds)
+            scored[level] = score_groups(fitted, data, level, seconds)
     arrays = {}
     for level, of_level in scored.items():
         arrays[f"{level}|normal"], arrays[f"{level}|flagged"] = of_level.normal, of_level.flagged_normal
@@ -245,6 +241,22 @@ def run(fit, seed, results, folder):
     np.savez_compressed(results / f"{key}.part.npz", **arrays)
     (results / f"{key}.part.npz").rename(path)
     print(f"{study} {target} {name} {fields} {options} seed {seed}: {seconds:.0f} CPU-s", flush=True)
+
+
+def score_groups(fitted, data, level, seconds):
+    """Return scores of channels or hosts, calibrated with normal flows that are neither trained on nor tested with."""
+    calibration, normal = (data.calibration, data.normal) if data.calibration is not None else halves(data.normal)
+    # Of hosts there are too few for a threshold, and of channels, where half of the test flows must calibrate.
+    rate = RATE if data.calibration is not None and level == "channel" else None
+    aggregator = FlowAggregator(level, window=WINDOW_S, false_alarm_rate=rate)
+    aggregator.fit(calibration, fitted.score_samples(calibration.X))
+    return _score_groups(fitted, aggregator, normal, data.attacks, seconds)
+
+
+def halves(flows):
+    """Return the flows of the first and of the second half of the time."""
+    is_first = flows.time_first < np.median(flows.time_first)
+    return flows[is_first], flows[~is_first]
 
 
 def read(results):
