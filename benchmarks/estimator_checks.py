@@ -16,7 +16,16 @@ import numpy as np
 from sklearn.utils.estimator_checks import check_estimator
 from sklearn.utils.validation import _num_samples
 
-from sklearn_docids import DOCIDSDetector, FlowSampler, paper
+from sklearn_docids import (
+    AutoencoderDetector,
+    ConvAutoencoderDetector,
+    DOCFeatures,
+    DOCIDSDetector,
+    FlowSampler,
+    paper,
+)
+from sklearn_docids.baselines import NearestNeighborDetector, StatisticDetector
+from sklearn_docids.ensemble import SeedEnsemble
 from sklearn_docids.model_selection import NormalOnly
 
 
@@ -36,6 +45,12 @@ def estimators(seed):
     yield "DOCIDSDetector, bfloat16", DOCIDSDetector(precision="bfloat16", **short)
     yield "paper.detector", paper.detector(**short)
     yield "NormalOnly(DOCIDSDetector), labels of the checks made +1", AllNormal(DOCIDSDetector(**short))
+    yield "AutoencoderDetector", AutoencoderDetector(**short)
+    yield "ConvAutoencoderDetector", ConvAutoencoderDetector(**short)
+    yield "DOCFeatures", DOCFeatures(**short)
+    yield "SeedEnsemble", SeedEnsemble(AutoencoderDetector(max_epochs=2), n_estimators=2, random_state=seed)
+    yield "NearestNeighborDetector", NearestNeighborDetector(random_state=seed)
+    yield "StatisticDetector", StatisticDetector()
     yield "FlowSampler", FlowSampler(random_state=seed)
 
 
