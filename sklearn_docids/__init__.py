@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sklearn_docids._baselines import AutoencoderDetector, ConvAutoencoderDetector
+    from sklearn_docids._autoencoders import AutoencoderDetector, ConvAutoencoderDetector
     from sklearn_docids._detector import DOCIDSDetector
     from sklearn_docids._doc_features import DOCFeatures
     from sklearn_docids._reference import ReferenceData
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
-    "AutoencoderDetector": "sklearn_docids._baselines",
+    "AutoencoderDetector": "sklearn_docids._autoencoders",
     "CaptureError": "sklearn_docids.capture",
     "CaptureWarning": "sklearn_docids.capture",
-    "ConvAutoencoderDetector": "sklearn_docids._baselines",
+    "ConvAutoencoderDetector": "sklearn_docids._autoencoders",
     "DOCFeatures": "sklearn_docids._doc_features",
     "DOCIDSDetector": "sklearn_docids._detector",
     "FlowSampler": "sklearn_docids._sampler",

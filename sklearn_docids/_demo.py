@@ -12,7 +12,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.svm import OneClassSVM
 
-from sklearn_docids._baselines import AutoencoderDetector
+from sklearn_docids._autoencoders import AutoencoderDetector
 from sklearn_docids._detector import DOCIDSDetector
 from sklearn_docids._report import format_flows
 from sklearn_docids._sampler import FlowSampler

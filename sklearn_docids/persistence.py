@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from sklearn_docids import __version__, _sealed
+from sklearn_docids._autoencoders import AutoencoderDetector, ConvAutoencoderDetector
 from sklearn_docids._base import FlowDetector
-from sklearn_docids._baselines import AutoencoderDetector, ConvAutoencoderDetector
 from sklearn_docids._detector import DOCIDSDetector
 from sklearn_docids._sealed import SealedFileError
 from sklearn_docids._training import LOSS_TERMS

@@ -98,7 +98,7 @@ LAYERS = {
     "_sealed": set(),
     "_training": {"_losses", "_network"},
     "_base": {"_sampler", "persistence"},
-    "_baselines": {"_base", "_network", "_training"},
+    "_autoencoders": {"_base", "_network", "_training"},
     "_checkpoint": {"_sealed", "_training"},
     "_folding": {"_network"},
     "_scoring": {"_folding", "_network", "_training"},
@@ -120,7 +120,7 @@ LAYERS = {
     "aggregation": {"_base", "capture.table"},
     "inspection": {"capture.headers"},
     "evaluation": {"_base", "aggregation", "capture.table", "metrics"},
-    "persistence": {"", "_base", "_baselines", "_detector", "_sealed", "_sampler", "_training"},
+    "persistence": {"", "_base", "_autoencoders", "_detector", "_sealed", "_sampler", "_training"},
 }
 
 
