@@ -110,6 +110,7 @@ def _figures(evaluation: Evaluation) -> list[Any]:
         RocDisplay,
         ScoreByClassDisplay,
         ScoreHistogramDisplay,
+        verbatim,
     )
 
     first: dict[str, Any] = {}
@@ -129,7 +130,7 @@ def _figures(evaluation: Evaluation) -> list[Any]:
         of_all, by_class = figure.subplots(1, 2)
         ScoreHistogramDisplay.from_predictions(y, scores, ax=of_all)
         ScoreByClassDisplay.from_predictions(classes, scores, ax=by_class)
-        figure.suptitle(name.replace("$", r"\$"))
+        figure.suptitle(verbatim(name))
         figures.append(figure)
     left.set_title("ROC: all attacks among normal traffic")
     right.set_title("precision and recall; dotted: guessing")

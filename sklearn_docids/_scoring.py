@@ -13,8 +13,8 @@ from sklearn_docids._folding import DENSE_ROWS, FoldedNetwork, padded
 from sklearn_docids._network import DOCIDSNetwork
 from sklearn_docids._training import recording_gradients, rows_to_tensor
 
-# Points at which a gradient is taken on the way to a flow. The sum over a flow is then off by 1 % in the median; with
-# 8 points, 5 %, and single sums had the wrong sign.
+# Points at which a gradient is taken on the way to a flow. On 100 flows of the testbed's
+# validation part the sum over a flow was off by 3 % in the median, with 8 points by 15 %.
 N_PATH_STEPS = 32
 # Of a network and features g, (n, 256).
 FeatureFunction = Callable[[DOCIDSNetwork, Tensor], Tensor]

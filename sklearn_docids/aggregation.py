@@ -209,7 +209,7 @@ class FlowAggregator(BaseEstimator):
     def _abnormality_among_others(self, flows: FlowTable, scores: np.ndarray) -> np.ndarray:
         """Return how unusual each flow is among those of other groups."""
         numbers: dict[Key, int] = {}
-        keys = zip(*(column.tolist() for column in self._no_groups(1).columns(flows)), strict=True)
+        keys = _keys(flows, self.level, self._window_ns)
         group = np.array([numbers.setdefault(key, len(numbers)) for key in keys])
         lower, n_others = _as_low(np.sort(scores), scores), np.full(len(scores), len(scores))
         for rows in np.split(np.argsort(group, kind="stable"), np.cumsum(np.bincount(group))[:-1]):
@@ -310,7 +310,11 @@ class FlowAggregator(BaseEstimator):
         return self._live.n_evicted
 
     def _no_groups(self, max_groups: int) -> _LiveGroups:
-        return _LiveGroups(self.level, round(self.window * 1e9), self.n_highest, max_groups)
+        return _LiveGroups(self.level, self._window_ns, self.n_highest, max_groups)
+
+    @property
+    def _window_ns(self) -> int:
+        return round(self.window * 1e9)
 
     def _threshold(self, scores: list[float]) -> float:
         needed = math.ceil(1 / float(self.false_alarm_rate or 1) - 1e-9) - 1
@@ -337,23 +341,15 @@ class _LiveGroups:
         self.recent: deque[int] = deque(maxlen=N_CLOCK_FLOWS)
         self.now = -(2**63)
 
-    def columns(self, flows: FlowTable) -> tuple[np.ndarray, ...]:
-        """Return what tells groups apart."""
-        windows = flows.time_first // self.window_ns
-        channel = (flows.dst_ip, flows.dst_port, flows.protocol) if self.level == "channel" else ()
-        return windows, flows.src_ip, *channel
-
     def add(self, flows: FlowTable, abnormality: np.ndarray, *, closes: bool) -> Iterator[FlowGroup]:
         """Add flows; yield the groups that are over, if ``closes``, and those for which there is no room."""
-        windows = flows.time_first // self.window_ns
-        columns = (flows.src_ip, flows.dst_ip, flows.dst_port, flows.protocol, windows, flows.time_first, abnormality)
-        for row, flow in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
-            src_ip, dst_ip, dst_port, protocol, window, time, value = flow
-            if closes and self._moves_on(window):
+        columns = (flows.dst_ip, flows.dst_port, flows.protocol, flows.time_first, abnormality)
+        keyed = zip(_keys(flows, self.level, self.window_ns), *(column.tolist() for column in columns), strict=True)
+        for row, (key, *channel, time, value) in enumerate(keyed):
+            if closes and self._moves_on(key[0]):
                 # Flows come out as they end, those that began before among them: one more window is waited for.
                 yield from self.close([key for key in self.groups if key[0] < self.now - 1])
-            channel = (dst_ip, dst_port, protocol)
-            self._add_one(src_ip, channel, window, time, row, value)
+            self._add_one(key, tuple(channel), time, row, value)
             if self.n_channels > self.max_groups:
                 evicted = self.close(self._oldest())
                 self.n_evicted += len(evicted)
@@ -376,11 +372,10 @@ class _LiveGroups:
             n_channels -= self.groups[key].n_channels
         return keys
 
-    def _add_one(self, src_ip: str, channel: Key, window: int, time: int, row: int, abnormality: float) -> None:
-        dst_ip, dst_port, protocol = channel if self.level == "channel" else (None, None, None)
-        key = window, src_ip, dst_ip, dst_port, protocol
+    def _add_one(self, key: Key, channel: Key, time: int, row: int, abnormality: float) -> None:
         group = self.groups.get(key)
         if group is None:
+            window, src_ip, dst_ip, dst_port, protocol = key
             group = self.groups[key] = FlowGroup(src_ip, dst_ip, dst_port, protocol, window)
         group._add(row, time, abnormality)
         if self.level == "channel":
@@ -398,6 +393,16 @@ class _LiveGroups:
             self.n_channels -= group.n_channels
             group.score = -math.fsum(group._highest or group._by_channel.values())
         return groups
+
+
+def _keys(flows: FlowTable, level: str, window_ns: int) -> Iterator[Key]:
+    """Return what tells the group of each flow from others: window, source, destination, port, protocol."""
+    who = [flows.src_ip.tolist()]
+    if level == "channel":
+        who += [column.tolist() for column in (flows.dst_ip, flows.dst_port, flows.protocol)]
+    else:
+        who += [[None] * len(flows)] * 3
+    return zip((flows.time_first // window_ns).tolist(), *who, strict=True)
 
 
 def _as_low(normal: np.ndarray, scores: np.ndarray) -> np.ndarray:

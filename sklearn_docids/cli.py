@@ -49,12 +49,19 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="docids", description="Network anomaly detection from raw packets (DOC-IDS).")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for add in (_add_demo, _add_sample, _add_fit, _add_score, _add_explain, _add_evaluate):
+        add(commands)
+    return parser
 
+
+def _add_demo(commands: Any) -> None:
     demo = commands.add_parser("demo", help="train and score on the bundled testbed, in about two minutes")
     demo.add_argument("--seed", type=int, default=0, help="seed of training (default 0)")
     demo.add_argument("--output", default="docids-demo", metavar="DIR", help="folder to write to (default docids-demo)")
     demo.set_defaults(command=_demo)
 
+
+def _add_sample(commands: Any) -> None:
     sample = commands.add_parser("sample", help="write the flow bytes of captures as an array")
     sample.add_argument("captures", nargs="+", metavar="CAPTURE", help=CAPTURE_HELP)
     sample.add_argument("--jobs", type=int, metavar="N", help="threads over captures, -1: one per core (default 1)")
@@ -73,6 +80,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_fields_option(sample)
     sample.set_defaults(command=_sample)
 
+
+def _add_fit(commands: Any) -> None:
     fit = commands.add_parser("fit", help="train a detector on captures of normal traffic")
     fit.add_argument("captures", nargs="+", metavar="CAPTURE", help=f"normal traffic: {CAPTURE_HELP}")
     fit.add_argument(
@@ -96,6 +105,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_fields_option(fit)
     fit.set_defaults(command=_fit)
 
+
+def _add_score(commands: Any) -> None:
     score = commands.add_parser("score", help="score the flows of captures with a trained detector")
     score.add_argument("captures", nargs="+", metavar="CAPTURE", help=CAPTURE_HELP)
     score.add_argument("--model", required=True, metavar="M", help="model file written by fit")
@@ -103,6 +114,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_level_options(score)
     score.set_defaults(command=_score)
 
+
+def _add_explain(commands: Any) -> None:
     explain = commands.add_parser("explain", help="show which bytes make the most abnormal flows of captures abnormal")
     explain.add_argument("captures", nargs="+", metavar="CAPTURE", help=CAPTURE_HELP)
     explain.add_argument("--model", required=True, metavar="M", help="model file written by fit")
@@ -110,6 +123,8 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--bytes", type=_positive, default=16, metavar="N", help="bytes of each (default 16)")
     explain.set_defaults(command=_explain)
 
+
+def _add_evaluate(commands: Any) -> None:
     evaluate = commands.add_parser("evaluate", help="measure how well a trained detector finds attacks in captures")
     evaluate.add_argument("--model", required=True, metavar="M", help="model file written by fit")
     evaluate.add_argument("--normal", nargs="+", required=True, metavar="CAPTURE", help="normal traffic not trained on")
@@ -123,7 +138,6 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--csv", metavar="CSV", help="write every measure: one line per detector and attack")
     _add_level_options(evaluate)
     evaluate.set_defaults(command=_evaluate)
-    return parser
 
 
 def _add_level_options(parser: argparse.ArgumentParser) -> None:

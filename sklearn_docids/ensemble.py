@@ -7,17 +7,16 @@ from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import numpy as np
-from sklearn import get_config
 from sklearn.base import MetaEstimatorMixin
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval
-from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping, process_routing
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_docids._base import ScoringDetector, seeded_clone
+from sklearn_docids._routing import FitParamsToEstimator
 
 
-class SeedEnsemble(MetaEstimatorMixin, ScoringDetector):
+class SeedEnsemble(FitParamsToEstimator, MetaEstimatorMixin, ScoringDetector):
     """Detector that averages the scores of fits with different seeds.
 
     It takes ``n_estimators`` times the time to train and to score; docs/benchmarks.md tells what that gains. There is
@@ -96,8 +95,7 @@ class SeedEnsemble(MetaEstimatorMixin, ScoringDetector):
             raise ValueError(f"{self.estimator!r} has no random_state, so all fits would be the same")
         if any(name.split("__")[-1] == "false_alarm_rate" and value is not None for name, value in parameters.items()):
             raise ValueError("false_alarm_rate of the estimator would be ignored: the ensemble has contamination")
-        if get_config()["enable_metadata_routing"]:
-            fit_params = process_routing(self, "fit", **fit_params).estimator.fit
+        fit_params = self._routed(fit_params)
         seeds = check_random_state(self.random_state).randint(2**31 - 1, size=self.n_estimators).tolist()
         estimators = [seeded_clone(self.estimator, seed).fit(X, **fit_params) for seed in seeds]
         scores = np.array([estimator.score_samples(X) for estimator in estimators])
@@ -135,14 +133,3 @@ class SeedEnsemble(MetaEstimatorMixin, ScoringDetector):
         """Names of the columns, where the detectors have seen any."""
         check_is_fitted(self)
         return np.asarray(self.estimators_[0].feature_names_in_)
-
-    def get_metadata_routing(self) -> MetadataRouter:
-        """Return the routing: all that ``fit`` is given goes to the detector's ``fit``.
-
-        Returns
-        -------
-        MetadataRouter
-            The routing.
-        """
-        mapping = MethodMapping().add(caller="fit", callee="fit")
-        return MetadataRouter(owner=self).add(estimator=self.estimator, method_mapping=mapping)

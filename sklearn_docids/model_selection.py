@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-from sklearn import get_config
 from sklearn.base import BaseEstimator, MetaEstimatorMixin, clone
 from sklearn.model_selection import BaseCrossValidator, GroupKFold, KFold
 from sklearn.utils import _safe_indexing, column_or_1d, get_tags, indexable
-from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping, process_routing
 from sklearn.utils.validation import check_is_fitted
 
+from sklearn_docids._routing import FitParamsToEstimator
 
-class NormalOnly(MetaEstimatorMixin, BaseEstimator):
+
+class NormalOnly(FitParamsToEstimator, MetaEstimatorMixin, BaseEstimator):
     """Fit a detector on the normal rows only, whatever it is given.
 
     ``GridSearchCV`` needs attacks to measure with, and hands them to ``fit`` as well: in every fold, and once more
@@ -79,8 +79,7 @@ class NormalOnly(MetaEstimatorMixin, BaseEstimator):
         normal = _normal_rows(labels)
         if len(normal) == 0:
             raise ValueError("y has no normal row (+1) to fit on")
-        if get_config()["enable_metadata_routing"]:
-            fit_params = process_routing(self, "fit", **fit_params).estimator.fit
+        fit_params = self._routed(fit_params)
         self.estimator_ = clone(self.estimator).fit(_safe_indexing(X, normal), **fit_params)
         self.n_normal_ = len(normal)
         return self
@@ -161,17 +160,6 @@ class NormalOnly(MetaEstimatorMixin, BaseEstimator):
         tags.array_api_support = wrapped.array_api_support
         tags.target_tags.required = True
         return tags
-
-    def get_metadata_routing(self) -> MetadataRouter:
-        """Return the routing: all that ``fit`` is given goes to the detector's ``fit``.
-
-        Returns
-        -------
-        MetadataRouter
-            The routing.
-        """
-        mapping = MethodMapping().add(caller="fit", callee="fit")
-        return MetadataRouter(owner=self).add(estimator=self.estimator, method_mapping=mapping)
 
 
 def _normal_rows(labels: Any) -> np.ndarray:

@@ -27,7 +27,7 @@ def label_log_axis(axis: Any) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _verbatim(name: str) -> str:
+def verbatim(name: str) -> str:
     """Return a name, which may come from a file name, so that matplotlib takes no part of it for a formula."""
     return name.replace("$", r"\$")
 
@@ -253,7 +253,7 @@ class RocDisplay:
         """
         ax = _axes(ax)
         label = f"AUC {self.roc_auc:.3f}" if self.name is None else f"{self.name} (AUC {self.roc_auc:.3f})"
-        ax.plot(self.fpr, self.tpr, label=_verbatim(label))
+        ax.plot(self.fpr, self.tpr, label=verbatim(label))
         ax.set_xlabel("false-alarm rate")
         ax.set_ylabel("recall of attacks")
         ax.set_xlim(0, 1)
@@ -375,7 +375,7 @@ class PrecisionRecallDisplay:
         ax = _axes(ax)
         label = f"AP {self.average_precision:.3f}"
         label = label if self.name is None else f"{self.name} ({label})"
-        (line,) = ax.plot(self.recall, self.precision, drawstyle="steps-post", label=_verbatim(label))
+        (line,) = ax.plot(self.recall, self.precision, drawstyle="steps-post", label=verbatim(label))
         ax.axhline(self.prevalence, color=line.get_color(), linestyle=":", linewidth=1)
         ax.set_xlabel("recall of attacks")
         ax.set_ylabel("precision")
@@ -482,7 +482,7 @@ class ScoreByClassDisplay:
         ax = _axes(ax)
         names = sorted(set(self.classes.tolist()))
         abnormality = [-self.scores[self.classes == name] for name in names]
-        labels = [_verbatim(name or "normal") for name in names]
+        labels = [verbatim(name or "normal") for name in names]
         ax.boxplot(abnormality, orientation="horizontal", flierprops={"markersize": 2}, tick_labels=labels)
         if self.threshold is not None and np.isfinite(self.threshold):
             ax.axvline(-self.threshold, color="black", linestyle="--", linewidth=1, label="threshold")
@@ -598,7 +598,7 @@ class EmbeddingDisplay:
         ax = _axes(ax)
         for number, name in enumerate(sorted(set(self.classes.tolist()))):
             colour = "lightgrey" if name == "" else colormaps["tab20"](number % 20)
-            label = _verbatim(name or "normal")
+            label = verbatim(name or "normal")
             ax.scatter(*self.places[self.classes == name].T, s=8, color=colour, label=label, linewidths=0)
         ax.set(xticks=[], yticks=[])
         ax.legend(markerscale=2.5, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1), frameon=False)

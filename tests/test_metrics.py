@@ -1,5 +1,7 @@
 """Metrics of attack detection: attacks are positive, low scores are abnormal, doubtful labels raise."""
 
+import re
+
 import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
@@ -124,4 +126,9 @@ def test_a_dollar_in_a_name_is_no_formula():
         PrecisionRecallDisplay.from_predictions(y, scores, name="cost$^$"),
     ]
     for display in displays:
-        display.figure_.canvas.draw()
+        display.figure_.canvas.draw()  # raises where matplotlib reads a formula that is none
+        legend = display.ax_.get_legend()
+        texts = [*display.ax_.get_yticklabels(), *(legend.get_texts() if legend else [])]
+        shown = " ".join(text.get_text() for text in texts)
+        assert "cost" in shown
+        assert not re.search(r"(?<!\\)\$", shown)

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What detectors that wrap another one share: whatever their ``fit`` is given goes to the ``fit`` of the other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sklearn import get_config
+from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping, process_routing
+
+
+class FitParamsToEstimator:
+    """Mixin for a detector with an ``estimator``."""
+
+    estimator: Any
+
+    def get_metadata_routing(self) -> MetadataRouter:
+        """Return the routing: all that ``fit`` is given goes to the detector's ``fit``.
+
+        Returns
+        -------
+        MetadataRouter
+            The routing.
+        """
+        mapping = MethodMapping().add(caller="fit", callee="fit")
+        return MetadataRouter(owner=self).add(estimator=self.estimator, method_mapping=mapping)
+
+    def _routed(self, fit_params: dict[str, Any]) -> dict[str, Any]:
+        """Return what the detector's ``fit`` gets of the parameters."""
+        if get_config()["enable_metadata_routing"]:
+            return dict(process_routing(self, "fit", **fit_params).estimator.fit)
+        return fit_params
