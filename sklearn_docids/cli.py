@@ -197,7 +197,7 @@ def _fit(args: argparse.Namespace) -> None:
     )  # fmt: skip
     # What can be refused is refused before the work begins.
     detector._validate_params()
-    _check_writable("--model", args.model)
+    _check_writable("--model", args.model, is_replaced=True)
     if args.checkpoint_folder is not None and not Path(args.checkpoint_folder).is_dir():
         raise NotADirectoryError(f"--checkpoint-folder {args.checkpoint_folder} is no existing folder")
     X_reference, y_reference = load_class_folder(args.reference, sampler=sampler, return_X_y=True)
@@ -211,15 +211,15 @@ def _fit(args: argparse.Namespace) -> None:
         )
 
 
-def _check_writable(option: str, path: str) -> None:
-    """Refuse a file that could not be written, before the work that is to be written to it."""
+def _check_writable(option: str, path: str, *, is_replaced: bool = False) -> None:
+    """Refuse a file that could not be written, or replaced by a new one, before the work that is to go into it."""
     folder = Path(path).absolute().parent
     if not folder.is_dir():
         raise FileNotFoundError(f"the folder of {option} {path} does not exist")
-    # A device, such as /dev/stdout, can be written to as well.
-    if not path or Path(path).is_dir():
+    # A device, such as /dev/stdout, can be written to as well, but must not be replaced.
+    if not path or Path(path).is_dir() or (is_replaced and Path(path).exists() and not Path(path).is_file()):
         raise FileExistsError(f"{option} {path or repr('')} is no name of a file")
-    if not os.access(path if Path(path).exists() else folder, os.W_OK):
+    if not os.access(path if Path(path).exists() and not is_replaced else folder, os.W_OK):
         raise PermissionError(f"{option} {path} cannot be written to")
 
 

@@ -112,6 +112,7 @@ def test_unusable_input_gives_one_line_and_status_one(model, traffic, tmp_path, 
         (["fit", "missing.pcap", "--reference", reference, "--model", "/nowhere/m"], "folder of --model /nowhere/m"),
         (["fit", "missing.pcap", "--reference", reference, "--model", str(tmp_path)], "is no name of a file"),
         (["fit", "missing.pcap", "--reference", reference, "--model", ""], "is no name of a file"),
+        (["fit", "missing.pcap", "--reference", reference, "--model", "/dev/null"], "is no name of a file"),
         (["fit", "missing.pcap", "--reference", reference, "--model", "m", "--max-epochs", "0"], "max_epochs"),
         (
             ["fit", "missing.pcap", "--reference", reference, "--model", "m", "--checkpoint-folder", str(text)],
