@@ -24,8 +24,7 @@ from sklearn_docids import (
     FlowSampler,
     paper,
 )
-from sklearn_docids.baselines import NearestNeighborDetector, StatisticDetector
-from sklearn_docids.ensemble import SeedEnsemble
+from sklearn_docids.detectors import NearestNeighborDetector, SeedEnsemble, StatisticDetector
 from sklearn_docids.model_selection import NormalOnly
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from scipy.stats import betabinom
 
 from sklearn_docids import DOCIDSDetector, FlowSampler
-from sklearn_docids._base import conformal_threshold
+from sklearn_docids._thresholds import conformal_threshold
 
 RATES = (0.05, 0.01, 0.001)
 HELD_OUT = 0.4

@@ -37,8 +37,8 @@ from sklearn_docids import (
     paper,
 )
 from sklearn_docids.aggregation import FlowAggregator
-from sklearn_docids.baselines import NearestNeighborDetector, StatisticDetector
 from sklearn_docids.datasets import load_testbed
+from sklearn_docids.detectors import NearestNeighborDetector, StatisticDetector
 from sklearn_docids.evaluation import Evaluation, Scored, _fitted, _score_flows, _score_groups
 
 SITES = {"A": "targetA_windows_domain", "B": "targetB_smart_speaker"}

@@ -8,29 +8,29 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sklearn_docids._autoencoders import AutoencoderDetector, ConvAutoencoderDetector
-    from sklearn_docids._detector import DOCIDSDetector
-    from sklearn_docids._doc_features import DOCFeatures
-    from sklearn_docids._reference import ReferenceData
     from sklearn_docids._sampler import FlowSampler
     from sklearn_docids.capture import CaptureError, CaptureWarning
+    from sklearn_docids.detectors._autoencoders import AutoencoderDetector, ConvAutoencoderDetector
+    from sklearn_docids.detectors._doc_features import DOCFeatures
+    from sklearn_docids.detectors._docids import DOCIDSDetector
+    from sklearn_docids.detectors._reference import ReferenceData
     from sklearn_docids.persistence import load_detector
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "AutoencoderDetector": "sklearn_docids._autoencoders",
+    "AutoencoderDetector": "sklearn_docids.detectors._autoencoders",
     "CaptureError": "sklearn_docids.capture",
     "CaptureWarning": "sklearn_docids.capture",
-    "ConvAutoencoderDetector": "sklearn_docids._autoencoders",
-    "DOCFeatures": "sklearn_docids._doc_features",
-    "DOCIDSDetector": "sklearn_docids._detector",
+    "ConvAutoencoderDetector": "sklearn_docids.detectors._autoencoders",
+    "DOCFeatures": "sklearn_docids.detectors._doc_features",
+    "DOCIDSDetector": "sklearn_docids.detectors._docids",
     "FlowSampler": "sklearn_docids._sampler",
-    "ReferenceData": "sklearn_docids._reference",
+    "ReferenceData": "sklearn_docids.detectors._reference",
     "load_detector": "sklearn_docids.persistence",
 }
 _SUBMODULES = {
-    "aggregation", "baselines", "capture", "datasets", "ensemble", "evaluation", "inspection", "metrics",
+    "aggregation", "capture", "datasets", "detectors", "evaluation", "inspection", "metrics",
     "model_selection", "paper", "persistence", "plotting",
 }  # fmt: skip
 

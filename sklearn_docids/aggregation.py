@@ -22,7 +22,7 @@ from sklearn.utils import assert_all_finite, check_consistent_length, column_or_
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_docids._base import conformal_threshold
+from sklearn_docids._thresholds import conformal_threshold
 
 if TYPE_CHECKING:
     from sklearn_docids.capture.table import FlowTable

@@ -383,7 +383,7 @@ def _simple_detectors(X: np.ndarray, n_packets: int) -> dict[str, Any]:
     """Return simple detectors, fitted."""
     from sklearn.ensemble import IsolationForest
 
-    from sklearn_docids.baselines import NearestNeighborDetector, StatisticDetector
+    from sklearn_docids.detectors import NearestNeighborDetector, StatisticDetector
 
     return {
         "IsolationForest": IsolationForest(random_state=0).fit(X),

@@ -19,7 +19,7 @@ from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 from sklearn.utils import assert_all_finite
 
-from sklearn_docids._base import seeded_clone
+from sklearn_docids._meta import seeded_clone
 from sklearn_docids.aggregation import LEVELS, FlowAggregator
 from sklearn_docids.capture.table import FlowTable, join
 from sklearn_docids.metrics import alarm_counts

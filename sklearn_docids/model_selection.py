@@ -13,7 +13,7 @@ from sklearn.model_selection import BaseCrossValidator, GroupKFold, KFold
 from sklearn.utils import _safe_indexing, column_or_1d, get_tags, indexable
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_docids._routing import FitParamsToEstimator
+from sklearn_docids._meta import FitParamsToEstimator
 
 
 class NormalOnly(FitParamsToEstimator, MetaEstimatorMixin, BaseEstimator):

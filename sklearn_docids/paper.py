@@ -12,8 +12,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sklearn_docids._detector import DOCIDSDetector
     from sklearn_docids._sampler import FlowSampler
+    from sklearn_docids.detectors._docids import DOCIDSDetector
 
 
 def sampler(**parameters: Any) -> FlowSampler:
@@ -64,7 +64,7 @@ def detector(**parameters: Any) -> DOCIDSDetector:
                    lambda_reconstruction=10.0, lr=5e-05, optimizer='sgd',
                    random_state=0, schedule=None, score_method='reconstruction')
     """
-    from sklearn_docids._detector import DOCIDSDetector
+    from sklearn_docids.detectors._docids import DOCIDSDetector
 
     stated = {
         "lambda_descriptiveness": 1.0,

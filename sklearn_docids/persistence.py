@@ -18,11 +18,11 @@ import numpy as np
 import torch
 
 from sklearn_docids import __version__, _sealed
-from sklearn_docids._autoencoders import AutoencoderDetector, ConvAutoencoderDetector
-from sklearn_docids._base import FlowDetector
-from sklearn_docids._detector import DOCIDSDetector
 from sklearn_docids._sealed import SealedFileError
 from sklearn_docids._training import LOSS_TERMS
+from sklearn_docids.detectors._autoencoders import AutoencoderDetector, ConvAutoencoderDetector
+from sklearn_docids.detectors._docids import DOCIDSDetector
+from sklearn_docids.detectors._trained import FlowDetector
 
 if TYPE_CHECKING:
     from sklearn_docids._sampler import FlowSampler

@@ -10,7 +10,7 @@ from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from sklearn_docids import AutoencoderDetector, ConvAutoencoderDetector, DOCIDSDetector, load_detector
-from sklearn_docids._autoencoders import CHUNK_ROWS, CODE_CHANNELS, ConvAutoencoder, DenseAutoencoder
+from sklearn_docids.detectors._autoencoders import CHUNK_ROWS, CODE_CHANNELS, ConvAutoencoder, DenseAutoencoder
 
 BASELINES = [AutoencoderDetector, ConvAutoencoderDetector]
 baselines = pytest.mark.parametrize("baseline", BASELINES)

@@ -15,8 +15,8 @@ from sklearn.utils.estimator_checks import check_estimator, parametrize_with_che
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_docids import DOCIDSDetector, ReferenceData, paper
-from sklearn_docids._base import conformal_threshold
 from sklearn_docids._folding import DENSE_ROWS, FoldedNetwork
+from sklearn_docids._thresholds import conformal_threshold
 from sklearn_docids._training import PairedFlows
 
 NO_REFERENCE = "ignore:fit without a reference:UserWarning"

@@ -9,7 +9,7 @@ from sklearn.svm import OneClassSVM
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from sklearn_docids import DOCFeatures, ReferenceData
-from sklearn_docids.baselines import NearestNeighborDetector, StatisticDetector
+from sklearn_docids.detectors import NearestNeighborDetector, StatisticDetector
 
 rng = np.random.default_rng(0)
 X = rng.integers(0, 256, (60, 24), dtype=np.uint8)

@@ -9,7 +9,7 @@ from sklearn.svm import OneClassSVM
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from sklearn_docids import AutoencoderDetector, DOCIDSDetector, ReferenceData
-from sklearn_docids.ensemble import SeedEnsemble
+from sklearn_docids.detectors import SeedEnsemble
 from sklearn_docids.model_selection import NormalOnly
 
 rng = np.random.default_rng(0)

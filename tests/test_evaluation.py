@@ -16,7 +16,7 @@ from sklearn_docids import DOCFeatures, DOCIDSDetector, FlowSampler, ReferenceDa
 from sklearn_docids.aggregation import FlowAggregator
 from sklearn_docids.cli import main
 from sklearn_docids.datasets import make_traffic
-from sklearn_docids.ensemble import SeedEnsemble
+from sklearn_docids.detectors import SeedEnsemble
 from sklearn_docids.evaluation import ALL, MACRO, Evaluation, Scored, _measured, evaluate
 from sklearn_docids.metrics import alarm_counts, recall_at_fpr_score
 

@@ -12,8 +12,7 @@ import pytest
 import sklearn_docids
 from sklearn_docids import (
     aggregation,
-    baselines,
-    ensemble,
+    detectors,
     evaluation,
     inspection,
     metrics,
@@ -156,9 +155,9 @@ PUBLIC = [
     sklearn_docids.ConvAutoencoderDetector,
     sklearn_docids.DOCFeatures,
     aggregation.FlowAggregator,
-    baselines.NearestNeighborDetector,
-    baselines.StatisticDetector,
-    ensemble.SeedEnsemble,
+    detectors.NearestNeighborDetector,
+    detectors.StatisticDetector,
+    detectors.SeedEnsemble,
     evaluation.evaluate,
     evaluation.Evaluation,
     metrics.alarm_counts,

@@ -12,8 +12,8 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_docids._base import ScoringDetector, seeded_clone
-from sklearn_docids._routing import FitParamsToEstimator
+from sklearn_docids._meta import FitParamsToEstimator, seeded_clone
+from sklearn_docids.detectors._base import ScoringDetector
 
 
 class SeedEnsemble(FitParamsToEstimator, MetaEstimatorMixin, ScoringDetector):
@@ -47,7 +47,7 @@ class SeedEnsemble(FitParamsToEstimator, MetaEstimatorMixin, ScoringDetector):
     --------
     >>> import numpy as np
     >>> from sklearn_docids import AutoencoderDetector
-    >>> from sklearn_docids.ensemble import SeedEnsemble
+    >>> from sklearn_docids.detectors import SeedEnsemble
     >>> X = np.random.default_rng(0).integers(0, 256, size=(20, 12), dtype=np.uint8)
     >>> ensemble = SeedEnsemble(AutoencoderDetector(max_epochs=1), n_estimators=2, random_state=0).fit(X)
     >>> ensemble.score_samples(X).shape

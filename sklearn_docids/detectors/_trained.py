@@ -3,67 +3,30 @@
 
 from __future__ import annotations
 
-import math
 import os
-from abc import ABCMeta, abstractmethod
 from collections.abc import Callable
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, OutlierMixin, clone
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
+
+from sklearn_docids._thresholds import (
+    AUTO_CONTAMINATION,
+    conformal_threshold,
+    contamination_threshold,
+    least_held_out,
+)
+from sklearn_docids.detectors._base import ScoringDetector, check_range
 
 if TYPE_CHECKING:
     from sklearn_docids._sampler import FlowSampler
 
 # "auto" trains for about as many steps as the prototypes needed, whatever the size of the target.
 AUTO_STEPS = 500
-# ``contamination="auto"``: share of the training rows that may be flagged.
-AUTO_CONTAMINATION = 0.01
 DEVICES = ("cpu", "cuda", "mps", "xpu")
-
-
-class ScoringDetector(OutlierMixin, BaseEstimator, metaclass=ABCMeta):
-    """Base of all detectors: a child has `score_samples` and, once fitted, ``offset_``."""
-
-    offset_: float
-
-    @abstractmethod
-    def score_samples(self, X: Any) -> np.ndarray:
-        """Return how normal flows are: the lower, the more abnormal."""
-
-    def decision_function(self, X: Any) -> np.ndarray:
-        """Return the score relative to the threshold: negative is abnormal.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_flows, n_columns)
-            Flow bytes.
-
-        Returns
-        -------
-        ndarray of float64, shape (n_flows,)
-            ``score_samples(X) - offset_``.
-        """
-        return self.score_samples(X) - self.offset_
-
-    def predict(self, X: Any) -> np.ndarray:
-        """Return a verdict per flow.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_flows, n_columns)
-            Flow bytes.
-
-        Returns
-        -------
-        ndarray of int64, shape (n_flows,)
-            +1 for normal, -1 for abnormal.
-        """
-        return np.where(self.decision_function(X) >= 0, 1, -1)
 
 
 class FlowDetector(ScoringDetector):
@@ -125,10 +88,9 @@ class FlowDetector(ScoringDetector):
         """Return the threshold by held-out rows, or by a share of training rows: of ``others`` with "auto"."""
         if held_out is not None and self.false_alarm_rate is not None:
             return conformal_threshold(score(held_out), self.false_alarm_rate)
-        with np.errstate(invalid="ignore"):  # infinite scores give NaN, which `fit` refuses
-            if self.contamination == "auto":
-                return float(np.percentile(score(others), 100 * AUTO_CONTAMINATION))
-            return float(np.percentile(score(target), 100 * float(self.contamination)))
+        if self.contamination == "auto":
+            return contamination_threshold(score(others), AUTO_CONTAMINATION)
+        return contamination_threshold(score(target), float(self.contamination))
 
     def _n_epochs(self, steps_per_epoch: int) -> int:
         if self.max_epochs == "auto":
@@ -150,8 +112,7 @@ class FlowDetector(ScoringDetector):
         """Return other rows, and rows to set the threshold with, as many as ``false_alarm_rate`` needs."""
         if self.contamination != "auto":
             raise ValueError("contamination and false_alarm_rate both set the threshold: give one of them")
-        # 1 / (1 / 49) is more than 49, and the reciprocal of the smallest numbers infinite.
-        n_needed = math.ceil(min(1 / float(self.false_alarm_rate or 1), 1e18) - 1e-9) - 1
+        n_needed = least_held_out(float(self.false_alarm_rate or 1))
         others, held_out = self._hold_out(X, rng)
         if len(held_out) < n_needed or len(others) < 2:
             raise ValueError(
@@ -181,29 +142,3 @@ class FlowDetector(ScoringDetector):
     def _check_rows(self, X: Any) -> np.ndarray:
         check_is_fitted(self)
         return check_range(validate_data(self, X, reset=False))
-
-
-def check_range(X: np.ndarray) -> np.ndarray:
-    """Return X; refuse numbers that would be infinite in float32, in which networks compute."""
-    wide = X.dtype.kind == "f" and X.dtype.itemsize > 4
-    if wide and X.size and max(abs(X.max()), abs(X.min())) > np.finfo(np.float32).max:
-        raise ValueError("Input X contains values too large for float32")
-    return X
-
-
-def seeded_clone(estimator: Any, seed: int) -> Any:
-    """Return a clone with the seed as every ``random_state`` in it."""
-    cloned = clone(estimator)
-    names = [name for name in cloned.get_params() if name.split("__")[-1] == "random_state"]
-    return cloned.set_params(**dict.fromkeys(names, seed))
-
-
-def conformal_threshold(scores: np.ndarray, rate: float) -> float:
-    """Return the threshold below which a new score falls with a probability of at most ``rate``.
-
-    Of n held-out scores and a new one, drawn alike, each is equally likely to be the k-th lowest: the new one is below
-    the k-th lowest held-out score with probability k / (n + 1) at most.
-    """
-    # The product may fall just short of the whole number it stands for: 0.29 * 100 < 29.
-    k = int(rate * (len(scores) + 1) + 1e-9)
-    return float(np.sort(scores)[k - 1])

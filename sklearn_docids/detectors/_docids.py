@@ -21,11 +21,12 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, validate_data
 
 from sklearn_docids import _checkpoint, _scoring, _training
-from sklearn_docids._base import FlowDetector, check_range
 from sklearn_docids._callbacks import CallbackSupportMixin, EpochTasks, with_callbacks
 from sklearn_docids._folding import FoldedNetwork, same_state, state_of
 from sklearn_docids._network import DOCIDSNetwork
-from sklearn_docids._reference import ReferenceData, check_kind, check_labels, numbers_among
+from sklearn_docids.detectors._base import check_range
+from sklearn_docids.detectors._reference import ReferenceData, check_kind, check_labels, numbers_among
+from sklearn_docids.detectors._trained import FlowDetector
 
 # Without a reference, h_c still spans the space of the compactness loss: as many outputs as the paper's reference.
 N_CLASSES_WITHOUT_REFERENCE = 20

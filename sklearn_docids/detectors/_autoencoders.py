@@ -15,8 +15,9 @@ from sklearn.utils.validation import validate_data
 from torch import Tensor, nn
 
 from sklearn_docids import _training
-from sklearn_docids._base import FlowDetector, check_range
 from sklearn_docids._network import PairOutput
+from sklearn_docids.detectors._base import check_range
+from sklearn_docids.detectors._trained import FlowDetector
 
 # Rows scored at a time, always as many: the score of a flow must not depend on the flows beside it.
 CHUNK_ROWS = 256

@@ -1,12 +1,20 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What detectors that wrap another one share: whatever their ``fit`` is given goes to the ``fit`` of the other."""
+"""What detectors that wrap another one share: clones with a seed, and parameters that reach the ``fit`` of the other."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from sklearn import get_config
+from sklearn.base import clone
 from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping, process_routing
+
+
+def seeded_clone(estimator: Any, seed: int) -> Any:
+    """Return a clone with the seed as every ``random_state`` in it."""
+    cloned = clone(estimator)
+    names = [name for name in cloned.get_params() if name.split("__")[-1] == "random_state"]
+    return cloned.set_params(**dict.fromkeys(names, seed))
 
 
 class FitParamsToEstimator:

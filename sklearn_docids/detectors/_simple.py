@@ -16,7 +16,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from sklearn_docids._base import ScoringDetector
+from sklearn_docids.detectors._base import ScoringDetector
 
 # Where the time to live of the first packet stands: IPv4 behind an Ethernet header without tags.
 TTL_COLUMN = 22
@@ -50,7 +50,7 @@ class StatisticDetector(ScoringDetector):
     Examples
     --------
     >>> import numpy as np
-    >>> from sklearn_docids.baselines import StatisticDetector
+    >>> from sklearn_docids.detectors import StatisticDetector
     >>> X = np.array([[1, 0], [2, 0], [1, 1]])
     >>> StatisticDetector(n_packets=2).fit(X).score_samples([[7, 0], [0, 0]])
     array([0.66666667, 0.        ])
@@ -159,7 +159,7 @@ class NearestNeighborDetector(ScoringDetector):
 
     Examples
     --------
-    >>> from sklearn_docids.baselines import NearestNeighborDetector
+    >>> from sklearn_docids.detectors import NearestNeighborDetector
     >>> NearestNeighborDetector().fit([[0.0], [1.0], [9.0]]).score_samples([[3.0]])
     array([-2.])
     """

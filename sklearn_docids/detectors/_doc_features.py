@@ -12,10 +12,10 @@ from sklearn.utils import check_array
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from sklearn_docids._base import check_range
-from sklearn_docids._detector import DOCIDSDetector
 from sklearn_docids._network import N_FEATURES_G
-from sklearn_docids._reference import ReferenceData, check_kind
+from sklearn_docids.detectors._base import check_range
+from sklearn_docids.detectors._docids import DOCIDSDetector
+from sklearn_docids.detectors._reference import ReferenceData, check_kind
 
 
 class _Trainer(DOCIDSDetector):
@@ -35,7 +35,7 @@ class DOCFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
     Followed by a one-class classifier it is section 2 of the paper: ``make_pipeline(DOCFeatures(), OneClassSVM())``.
     With its default kernel that classifier is also support vector data description (SVDD): for a kernel that depends on
-    differences alone, both have the same solution [2]_. `~sklearn_docids.baselines.NearestNeighborDetector` with
+    differences alone, both have the same solution [2]_. `~sklearn_docids.detectors.NearestNeighborDetector` with
     ``n_templates=40`` is what [1]_ uses.
 
     Parameters

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Thresholds on scores. A lower score is more abnormal, and a flow is flagged if it scores below the threshold."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+# ``contamination="auto"``: share of the training rows that may be flagged.
+AUTO_CONTAMINATION = 0.01
+# Products and quotients of rates may fall just short of the whole number they stand for: 0.29 * 100 < 29.
+ROUNDING = 1e-9
+
+
+def contamination_threshold(scores: np.ndarray, share: float) -> float:
+    """Return the threshold that flags a share of these scores, interpolated between neighbouring scores."""
+    with np.errstate(invalid="ignore"):  # infinite scores give NaN, which callers refuse
+        return float(np.percentile(scores, 100 * share))
+
+
+def least_held_out(rate: float) -> int:
+    """Return the number of held-out scores below which no threshold holds a false-alarm rate."""
+    return math.ceil(min(1 / rate, 1e18) - ROUNDING) - 1  # the reciprocal of the smallest numbers is infinite
+
+
+def conformal_threshold(scores: np.ndarray, rate: float) -> float:
+    """Return the threshold below which a new score falls with a probability of at most ``rate``.
+
+    Of n held-out scores and a new one, drawn alike, each is equally likely to be the k-th lowest: the new one is below
+    the k-th lowest held-out score with probability k / (n + 1) at most.
+
+    Raises
+    ------
+    ValueError
+        There are fewer than `least_held_out` scores.
+    """
+    k = int(rate * (len(scores) + 1) + ROUNDING)
+    if k < 1:
+        raise ValueError(
+            f"a false-alarm rate of {rate} needs at least {least_held_out(rate)} scores, not {len(scores)}"
+        )
+    return float(np.sort(scores)[k - 1])
