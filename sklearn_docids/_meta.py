@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What detectors that wrap another one share: clones with a seed, and parameters that reach the ``fit`` of the other."""
+"""What detectors that wrap another one share: clones with a seed, and ``fit`` parameters handed to the other."""
 
 from __future__ import annotations
 
@@ -15,6 +15,15 @@ def seeded_clone(estimator: Any, seed: int) -> Any:
     cloned = clone(estimator)
     names = [name for name in cloned.get_params() if name.split("__")[-1] == "random_state"]
     return cloned.set_params(**dict.fromkeys(names, seed))
+
+
+def forget_fit(estimator: Any) -> None:
+    """Remove what an earlier fit has set, so that it does not show through where the next one is refused.
+
+    The class names its attributes in ``_fitted_names``; whatever else a user has set stays.
+    """
+    for name in ("n_features_in_", "feature_names_in_", *estimator._fitted_names):
+        vars(estimator).pop(name, None)
 
 
 class FitParamsToEstimator:

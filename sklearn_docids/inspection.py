@@ -69,7 +69,7 @@ def byte_reasons(detector: Any, X: Any, *, n_bytes: int = 16, link_type: int = L
     >>> from sklearn_docids import AutoencoderDetector
     >>> from sklearn_docids.inspection import byte_reasons
     >>> X = np.tile(np.arange(80, dtype=np.uint8), (20, 1))
-    >>> detector = AutoencoderDetector(n_packets=1, max_epochs=200, random_state=0).fit(X)
+    >>> detector = AutoencoderDetector(max_epochs=200, random_state=0).fit(X)
     >>> strange = X[:1].copy()
     >>> strange[0, 22] = 255
     >>> byte_reasons(detector, strange, n_bytes=1)[0][0].byte
@@ -81,7 +81,7 @@ def byte_reasons(detector: Any, X: Any, *, n_bytes: int = 16, link_type: int = L
     n_packets, width = attributions.shape[1:]
     similar: list[Any] = [None] * len(attributions)
     if getattr(detector, "template_flows_", None) is not None:
-        similar = list(detector.template_flows_[detector.nearest_templates(X)])
+        similar = list(detector.template_flows_[detector.most_similar_templates(X)])
     X = np.asarray(X)  # names of columns are the detector's business
     reasons = []
     for row, flat in enumerate(attributions.reshape(len(X), -1)):

@@ -9,6 +9,8 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn.functional import cross_entropy, mse_loss
 
+LOSSES = ("descriptiveness", "compactness", "reconstruction")
+
 
 def descriptiveness_loss(class_scores: Tensor, labels: Tensor) -> Tensor:
     r"""Return the cross-entropy of reference flows: how well the features tell reference classes apart.

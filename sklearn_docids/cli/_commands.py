@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from sklearn_docids import __version__
-from sklearn_docids._report import format_flows, format_groups, format_reasons, printable, write_scores
+from sklearn_docids.cli._text import format_flows, format_groups, format_reasons, printable, write_scores
 
 N_LISTED = 10
 
@@ -171,7 +171,7 @@ def _epochs(text: str) -> int | str:
 
 
 def _demo(args: argparse.Namespace) -> None:
-    from sklearn_docids import _demo
+    from sklearn_docids.cli import _demo
 
     _demo.run(args.output, args.seed)
 
@@ -187,7 +187,7 @@ def _sample(args: argparse.Namespace) -> None:
 
 
 def _fit(args: argparse.Namespace) -> None:
-    from sklearn_docids import DOCIDSDetector, FlowSampler, ReferenceData
+    from sklearn_docids import DOCIDSDetector, FlowSampler, ReferenceData, save_detector
     from sklearn_docids.datasets import load_class_folder
 
     sampler = FlowSampler(fields=args.fields, random_state=args.seed, verbose=1)
@@ -203,7 +203,7 @@ def _fit(args: argparse.Namespace) -> None:
     X_reference, y_reference = load_class_folder(args.reference, sampler=sampler, return_X_y=True)
     X, _, _ = sampler.sample(sources(args.captures))
     detector.fit(X, reference=ReferenceData(X_reference, y_reference))
-    detector.save(args.model, sampler=sampler.set_params(verbose=0))
+    save_detector(detector, args.model, sampler=sampler.set_params(verbose=0))
     print(f"{len(X)} flows and {len(X_reference)} reference flows learned, model written to {args.model}")
     if args.false_alarm_rate is None:
         print(
@@ -372,7 +372,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         every_level.rows = [row for evaluation in found.values() for row in evaluation.rows]
         every_level.write_csv(args.csv)
     if args.output is not None:
-        from sklearn_docids._html import write_report
+        from sklearn_docids.cli._html import write_report
 
         explained = [flow for flows in attacks.values() for flow in _explained(detector, flows, 1, 16)]
         write_report(args.output, found, title=f"docids evaluate: {printable(args.model)}", explained=explained)
