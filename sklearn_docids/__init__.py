@@ -7,6 +7,8 @@ The names below load on first use: a worker that only parses captures pays for n
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from sklearn_docids._version import __version__
+
 if TYPE_CHECKING:
     from sklearn_docids._sampler import FlowSampler
     from sklearn_docids.capture import CaptureError, CaptureWarning
@@ -18,8 +20,6 @@ if TYPE_CHECKING:
         ReferenceData,
     )
     from sklearn_docids.persistence import load_detector, save_detector
-
-__version__ = "0.1.0"
 
 _HOME = {
     "AutoencoderDetector": "sklearn_docids.detectors",

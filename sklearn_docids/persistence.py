@@ -18,8 +18,9 @@ import torch
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_docids import __version__, _sealed, detectors
+from sklearn_docids import _sealed, detectors
 from sklearn_docids._sealed import SealedFileError, is_count, is_strings
+from sklearn_docids._version import __version__
 from sklearn_docids._warn import warn_caller
 from sklearn_docids.detectors._trained import TrainedDetector
 
@@ -97,7 +98,7 @@ def save_detector(
     check_is_fitted(detector)
     if type(detector) not in _savable().values():
         kinds = ", ".join(_savable())
-        raise TypeError(f"a model file holds one of {kinds}, not a {type(detector).__name__} or a subclass")
+        raise TypeError(f"a model file holds one of {kinds}, not a subclass of them, {type(detector).__name__}")
     sampler = detector.sampler_ if sampler is None else sampler
     _check_unchanged(detector)
     if sampler is not None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from captures import pcap, udp
 
-from sklearn_docids import FlowSampler, load_detector
+from sklearn_docids import AutoencoderDetector, FlowSampler, load_detector, save_detector
 from sklearn_docids.capture import FlowTable
 from sklearn_docids.cli import main
 from sklearn_docids.datasets import make_traffic
@@ -128,7 +128,7 @@ def test_unusable_input_gives_one_line_and_status_one(model, traffic, tmp_path, 
 
 def test_a_talkative_sampler_does_not_spoil_the_table(model, traffic, tmp_path, capsys):
     detector = load_detector(model)
-    detector.save(tmp_path / "m", sampler=detector.sampler_.set_params(verbose=1))
+    save_detector(detector, tmp_path / "m", sampler=detector.sampler_.set_params(verbose=1))
     assert main(["score", str(traffic.test), "--model", str(tmp_path / "m")]) == 0
     assert capsys.readouterr().out.startswith("capture,time_first,")
 
@@ -142,15 +142,24 @@ def test_ctrl_c_gives_one_line(model, monkeypatch, capsys):
     assert capsys.readouterr().err == "docids: interrupted\n"
 
 
-def test_a_model_without_sampler_cannot_read_captures(model, traffic, tmp_path, capsys):
-    load_detector(model).save(tmp_path / "bare")
+def test_a_model_without_sampler_cannot_read_captures(traffic, tmp_path, capsys):
+    X = FlowSampler().transform(traffic.train)
+    bare = AutoencoderDetector(max_epochs=1).fit(X)
+    save_detector(bare, tmp_path / "bare")
     assert main(["score", str(traffic.test), "--model", str(tmp_path / "bare")]) == 1
     assert "holds no sampler" in capsys.readouterr().err
 
 
+def test_a_model_that_was_loaded_and_saved_again_scores_captures(model, traffic, tmp_path, capsys):
+    save_detector(load_detector(model), tmp_path / "again")
+    assert main(["score", str(traffic.test), "--model", str(tmp_path / "again")]) == 0
+    assert capsys.readouterr().out.startswith("capture,time_first,")
+
+
 @pytest.fixture
 def short_demo(monkeypatch):
-    from sklearn_docids import _demo, datasets
+    from sklearn_docids import datasets
+    from sklearn_docids.cli import _demo
 
     def thinned(sampler):
         testbed = datasets.load_testbed(sampler=sampler)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from sklearn_docids import __version__
+from sklearn_docids._version import __version__
 from sklearn_docids.cli._text import format_flows, format_groups, format_reasons, printable, write_scores
 
 N_LISTED = 10
@@ -177,7 +177,7 @@ def _demo(args: argparse.Namespace) -> None:
 
 
 def _sample(args: argparse.Namespace) -> None:
-    from sklearn_docids import FlowSampler
+    from sklearn_docids._sampler import FlowSampler
 
     sampler = FlowSampler(
         fields=args.fields, tunnels=args.tunnels, duplicate_window=args.duplicate_window, n_jobs=args.jobs, verbose=2
@@ -187,8 +187,10 @@ def _sample(args: argparse.Namespace) -> None:
 
 
 def _fit(args: argparse.Namespace) -> None:
-    from sklearn_docids import DOCIDSDetector, FlowSampler, ReferenceData, save_detector
+    from sklearn_docids._sampler import FlowSampler
     from sklearn_docids.datasets import load_class_folder
+    from sklearn_docids.detectors import DOCIDSDetector, ReferenceData
+    from sklearn_docids.persistence import save_detector
 
     sampler = FlowSampler(fields=args.fields, random_state=args.seed, verbose=1)
     detector = DOCIDSDetector(
@@ -230,7 +232,7 @@ def sources(captures: Sequence[str]) -> list[Any]:
 
 def _loaded(path: str) -> Any:
     """Return a detector that knows how its captures were read."""
-    from sklearn_docids import load_detector
+    from sklearn_docids.persistence import load_detector
 
     detector = load_detector(path)
     if detector.sampler_ is None:
@@ -327,7 +329,7 @@ def _explained(detector: Any, flows: Any, n_flows: int, n_bytes: int) -> list[tu
     for row in np.argsort(scores, kind="stable")[:n_flows].tolist():
         flow = flows[row]
         (line,) = format_flows(flow, scores[row : row + 1])
-        reasons = byte_reasons(detector, flow.X, n_bytes=n_bytes, link_type=int(flow.link_type[0]))
+        reasons = byte_reasons(detector, flow.X, n_listed=n_bytes, link_type=int(flow.link_type[0]))
         explained.append((line.strip(), reasons[0]))
     return explained
 

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 from sklearn.base import clone
 
-from sklearn_docids import __version__
 from sklearn_docids._sampler import FlowSampler
+from sklearn_docids._version import __version__
 from sklearn_docids.capture import CaptureWarning
 from sklearn_docids.capture import fields as field_policies
 from sklearn_docids.capture.table import FlowTable
