@@ -38,7 +38,8 @@ class DOCIDSDetector(TrainedDetector):
 
     over pairs of mini-batches: cross-entropy of h_c on reference flows (descriptiveness), leave-one-out variance of
     h_c on target flows (compactness), squared error of the autoencoder on target flows (reconstruction). The
-    reference is not needed after training. The score of a flow is its reconstruction error (paper).
+    reference is not needed after training. The score of a flow is the opposite of its distance to normal flows in the
+    space of h_c, or, with ``score_method="reconstruction"`` as in the paper, of its reconstruction error.
 
     Parameters
     ----------
@@ -64,7 +65,7 @@ class DOCIDSDetector(TrainedDetector):
         Rate of false alarms to hold on new normal flows, in (0, 0.5]. The threshold then comes from
         ``validation_fraction`` of the rows, which are kept out of training (split conformal prediction): at most this
         share of new rows is flagged on average, if they are drawn like the held-out ones: from the same days and hosts,
-        and sampled alike (`FlowSampler` makes addresses random for training, not for scoring). Excludes
+        and sampled alike (``FlowSampler(fields="paper")`` makes addresses random for training alone). Excludes
         ``contamination``.
     validation_fraction : float, default=0.2
         Share of the rows kept out of training, in (0, 1): once for ``false_alarm_rate`` (at least ceil(1/rate) - 1
@@ -101,8 +102,8 @@ class DOCIDSDetector(TrainedDetector):
         Least improvement that counts for early stopping.
     warm_start : bool, default=False
         Whether `fit` goes on from the weights and moments of the fit before, with a learning-rate schedule of its own;
-        of the same X it holds out the same rows. Only then are the moments kept in the detector (about 46 MB with
-        ``"adamw"``).
+        of the same X it holds out the same rows. Only then, and by `partial_fit`, are the moments kept in the detector
+        (about 46 MB with ``"adamw"``).
     checkpoint_folder : path or None, default=None
         Existing folder for the state of training, written after an epoch, at most every 30 s. A `fit` of the same
         settings and rows that finds its own checkpoint goes on from there and gives bit for bit what it would have
@@ -110,8 +111,9 @@ class DOCIDSDetector(TrainedDetector):
         ``warm_start`` a `fit` that was ended by Ctrl-C is done, too: the next one goes on from its weights.
     callbacks : list of skorch callbacks or None, default=None
         Copies of these are called during training. The net's history has ``train_loss``, ``train_loss_best``, the
-        three losses, and ``validation_loss`` with early stopping. One that sets ``net.stopping = True`` ends training.
-        Their own state is in no checkpoint, and those that replace the history or pickle the net are not supported.
+        three losses, and ``validation_loss`` with early stopping. One that calls ``net.stop_training()`` ends training.
+        The copies are kept as ``callbacks_``; their state is in no checkpoint, and those that replace the history or
+        pickle the net are not supported.
         `LRScheduler` needs ``schedule=None``. scikit-learn's callbacks are set with ``set_callbacks`` (scikit-learn
         1.9).
     device : str, default="auto"
@@ -128,7 +130,8 @@ class DOCIDSDetector(TrainedDetector):
         Threshold on `score_samples`: a flow that scores below it is abnormal.
     history_ : list of dict
         Per epoch: ``epoch``, ``pairs`` seen, and the means of ``descriptiveness_loss``, ``compactness_loss`` and
-        ``reconstruction_loss``, unweighted; ``validation_loss`` with early stopping.
+        ``reconstruction_loss``, unweighted, 0 for a loss of weight 0, which is not computed; ``validation_loss`` with
+        early stopping.
     n_iter_ : int
         Epochs run, those of earlier fits included where this one went on from them.
     interrupted_ : bool
