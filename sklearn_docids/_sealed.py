@@ -21,7 +21,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-# A longer header is none of ours: the longest part of it, the history, has 250 bytes per epoch.
+# No header of ours is longer: the longest part of it, the history, has 250 bytes per epoch.
 MAX_HEADER = 4 * 2**20
 UNSEALED = "0" * 64
 DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64", torch.uint8: "U8"}
@@ -51,7 +51,7 @@ def write(path: str, tensors: dict[str, torch.Tensor], config: dict[str, Any]) -
     Raises
     ------
     OSError
-        The file cannot be written, or what has its name is no file.
+        The file cannot be written, or what has its name is not a file.
     SealedFileError
         `opened` would refuse the file.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Why a flow is abnormal: the bytes that raise its score, by packet and header field, beside a normal flow."""
+"""Why a flow is abnormal: the bytes that raise its score, by packet and header field, compared with a normal flow."""
 
 from __future__ import annotations
 

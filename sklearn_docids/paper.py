@@ -4,7 +4,8 @@
 References
 ----------
 "DOC-IDS: A Deep Learning-Based Method for Feature Extraction and Anomaly Detection in Network Traffic",
-Sensors 22(12), 4405, 2022.
+Sensors 22(12), 4405, 2022. Numbers of sections, equations, tables and figures, here and in all docstrings, are those of
+the conference paper, "Network Anomaly Detection Using Two-Input Deep Learning Model" (in Japanese).
 """
 
 from __future__ import annotations

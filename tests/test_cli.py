@@ -110,9 +110,9 @@ def test_unusable_input_gives_one_line_and_status_one(model, traffic, tmp_path, 
         (["fit", str(traffic.train), "--reference", str(tmp_path / "empty"), "--model", "m"], "holds no captures"),
         (["fit", str(text), "--reference", reference, "--model", "m"], "not a capture"),
         (["fit", "missing.pcap", "--reference", reference, "--model", "/nowhere/m"], "folder of --model /nowhere/m"),
-        (["fit", "missing.pcap", "--reference", reference, "--model", str(tmp_path)], "is no name of a file"),
-        (["fit", "missing.pcap", "--reference", reference, "--model", ""], "is no name of a file"),
-        (["fit", "missing.pcap", "--reference", reference, "--model", "/dev/null"], "is no name of a file"),
+        (["fit", "missing.pcap", "--reference", reference, "--model", str(tmp_path)], "is not a file name"),
+        (["fit", "missing.pcap", "--reference", reference, "--model", ""], "is not a file name"),
+        (["fit", "missing.pcap", "--reference", reference, "--model", "/dev/null"], "is not a file name"),
         (["fit", "missing.pcap", "--reference", reference, "--model", "m", "--max-epochs", "0"], "max_epochs"),
         (
             ["fit", "missing.pcap", "--reference", reference, "--model", "m", "--checkpoint-folder", str(text)],
@@ -137,7 +137,7 @@ def test_ctrl_c_gives_one_line(model, monkeypatch, capsys):
     def interrupted(path):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sklearn_docids.load_detector", interrupted, raising=False)
+    monkeypatch.setattr("sklearn_docids.persistence.load_detector", interrupted)
     assert main(["score", "x.pcap", "--model", str(model)]) == 130
     assert capsys.readouterr().err == "docids: interrupted\n"
 
@@ -193,6 +193,18 @@ def test_demo_without_matplotlib_says_so_and_succeeds(short_demo, tmp_path, caps
     assert main(["demo", "--output", str(tmp_path)]) == 0
     assert "No picture: matplotlib is not installed" in capsys.readouterr().out
     assert not (tmp_path / "demo.png").exists()
+
+
+def test_a_missing_extra_is_one_line_with_a_way_out(model, traffic, tmp_path, capsys, monkeypatch):
+    packed = tmp_path / "flows.pcap.zst"
+    packed.write_bytes(bytes.fromhex("28b52ffd") + bytes(20))
+    monkeypatch.setitem(sys.modules, "backports", None)
+    monkeypatch.setitem(sys.modules, "backports.zstd", None)
+    assert main(["sample", str(packed), "--output", str(tmp_path / "x.npy")]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("docids: error: ")
+    assert "zstd" in error
+    assert error.count("\n") == 1
 
 
 def test_version_and_help(capsys):

@@ -25,7 +25,7 @@ HELD_OUT_BATCH = 512
 
 
 class WeightedLosses(nn.Module):
-    """Weighted sum of the three losses (paper, section 3.3.3). One whose weight is 0 is not computed.
+    """Weighted sum of the three losses (paper, section 3.3.3, equation 3). One whose weight is 0 is not computed.
 
     Parameters
     ----------

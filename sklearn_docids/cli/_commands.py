@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             args.command(args)
         except BrokenPipeError:  # the reader of our output has seen enough
             sys.stderr.close()
-        except (OSError, ValueError) as error:
+        except (ImportError, OSError, ValueError) as error:
             print(f"docids: error: {printable(error)}", file=sys.stderr)
             return 1
         except KeyboardInterrupt:
@@ -132,7 +132,7 @@ def _add_evaluate(commands: Any) -> None:
         "--attacks", required=True, metavar="DIR", help="one capture, or folder of captures, per attack, named after it"
     )
     evaluate.add_argument(
-        "--train", nargs="+", metavar="CAPTURE", help="the traffic of fit: puts simple detectors trained on it beside"
+        "--train", nargs="+", metavar="CAPTURE", help="the traffic of fit: compares with simple detectors"
     )
     evaluate.add_argument("--output", metavar="HTML", help="write the tables and pictures as one HTML page")
     evaluate.add_argument("--csv", metavar="CSV", help="write every measure: one line per detector and attack")
@@ -155,7 +155,7 @@ def _add_level_options(parser: argparse.ArgumentParser) -> None:
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no positive whole number")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
     return int(text)
 
 
@@ -201,7 +201,7 @@ def _fit(args: argparse.Namespace) -> None:
     detector._validate_params()
     _check_writable("--model", args.model, is_replaced=True)
     if args.checkpoint_folder is not None and not Path(args.checkpoint_folder).is_dir():
-        raise NotADirectoryError(f"--checkpoint-folder {args.checkpoint_folder} is no existing folder")
+        raise NotADirectoryError(f"--checkpoint-folder {args.checkpoint_folder} is not an existing folder")
     X_reference, y_reference = load_class_folder(args.reference, sampler=sampler, return_X_y=True)
     X, _, _ = sampler.sample(sources(args.captures))
     detector.fit(X, reference=ReferenceData(X_reference, y_reference))
@@ -220,7 +220,7 @@ def _check_writable(option: str, path: str, *, is_replaced: bool = False) -> Non
         raise FileNotFoundError(f"the folder of {option} {path} does not exist")
     # A device, such as /dev/stdout, can be written to as well, but must not be replaced.
     if not path or Path(path).is_dir() or (is_replaced and Path(path).exists() and not Path(path).is_file()):
-        raise FileExistsError(f"{option} {path or repr('')} is no name of a file")
+        raise FileExistsError(f"{option} {path or repr('')} is not a file name")
     if not os.access(path if Path(path).exists() and not is_replaced else folder, os.W_OK):
         raise PermissionError(f"{option} {path} cannot be written to")
 

@@ -141,7 +141,7 @@ def _addresses(home: Path, given: Sequence[str] | None) -> list[str]:
                 f"{path} is missing: write the addresses of the command-and-control servers into it, one a line, or "
                 f"give c2_addresses; they come with the MWS Datasets ({HOME})"
             )
-        # Bytes that are no text make no address, and are named as such below.
+        # Bytes that are not text make no address, and are named as such below.
         text = path.read_text(encoding="utf-8-sig", errors="replace")
         lines = [line for line in (line.partition("#")[0].strip() for line in text.splitlines()) if line]
     if isinstance(lines, str) or not len(lines):
@@ -183,7 +183,7 @@ def captures_by_level(home: Path, levels: dict[str, int] | None) -> dict[int, li
 
 
 def level_of(name: str) -> int | None:
-    """Return the level in a path, None if there is none.
+    """Return the level in a path, or None.
 
     Raises
     ------

@@ -109,7 +109,7 @@ def load_cic_ids_2017(
         ``y_test``: ndarray of int64, +1 normal and -1 attack; ``attack``: ndarray of str, the attack of each test flow,
         "" where it counts as normal; ``attempted``: ndarray of int64, category of an attempt, -1 otherwise;
         ``capture_test``: ndarray of int64, 1 for Tuesday to 4 for Friday; ``captures``: paths by day; ``counts``: list
-        of dict, per attack the flows carried out and attempted beside those of the paper and of [2]_; ``DESCR``: the
+        of dict, per attack the flows carried out and attempted, next to those of the paper and of [2]_; ``DESCR``: the
         same as text.
 
     Raises
@@ -188,7 +188,7 @@ def day_captures(home: Path) -> dict[str, Path]:
         A day has two.
     """
     if not home.is_dir():
-        raise FileNotFoundError(f"{home} is no folder; it must hold the five captures, see {HOME}")
+        raise FileNotFoundError(f"{home} is not a folder; it must hold the five captures, see {HOME}")
     found: dict[str, list[Path]] = {day: [] for day in DAYS}
     for path in sorted(home.iterdir()):
         for day in DAYS:
@@ -299,7 +299,7 @@ def _counts(attack: np.ndarray, tried: np.ndarray) -> list[dict[str, Any]]:
 
 
 def _described(data: Bunch, labels: str, attempted: str) -> str:
-    """Return the counts as a table, beside those of the paper and of the corrected tables."""
+    """Return the counts as a table, next to those of the paper and of the corrected tables."""
     policy = f"labels={labels!r}" + ("" if labels == "paper" else f", attempted={attempted!r}")
     text = f"CIC-IDS-2017, {policy}: flows here, in the paper's Table 4, in the corrected tables of CNS 2022.\n\n"
     line = "{:26} {:>11} {:>10} {:>10} {:>11} {:>10}\n"

@@ -45,10 +45,10 @@ class DOCFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     lambda_descriptiveness : float, default=1.0
         Weight of the descriptiveness loss.
     lambda_compactness : float, default=0.1
-        Weight of the compactness loss (paper and [1]_).
+        Weight of the compactness loss (paper, section 2.3, equation 2; [1]_).
     pretrain_epochs : int, default=0
-        Passes over the reference alone, by the descriptiveness loss, before the target is seen (paper, section 2.3;
-        [1]_ starts from a network trained on ImageNet).
+        Passes over the reference alone, by the descriptiveness loss, before the target is seen. The paper (section 2.3)
+        starts from a trained CNN and does not say on what; [1]_ starts from a network trained on ImageNet).
     freeze : {"none", "all_but_last_4"}, default="none"
         Layers that keep their weights after pretraining. ``"all_but_last_4"``, as in [1]_: of the five layers with
         weights in g and h_c, the first convolution, and the normalisation behind it; running statistics still follow
@@ -163,7 +163,7 @@ class DOCFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         self.verbose = verbose
 
     def fit(self, X: Any, y: Any = None, *, reference: Any = None) -> DOCFeatures:
-        """Train on normal target traffic beside a labelled reference.
+        """Train on normal target traffic and a labelled reference.
 
         Parameters
         ----------

@@ -29,24 +29,24 @@ N_CLASSES_WITHOUT_REFERENCE = 20
 
 
 class DOCIDSDetector(TrainedDetector):
-    r"""Anomaly detector for flows, trained on unlabelled normal traffic beside a labelled reference.
+    r"""Anomaly detector for flows, trained on unlabelled normal traffic and a labelled reference.
 
     A one-dimensional convolutional network g maps the bytes of a flow to 256 features, a linear layer h_c maps these
     to class scores, an autoencoder reconstructs them. Training minimises
 
     .. math:: \lambda_D l_D + \lambda_C l_C + \lambda_R l_R
 
-    over pairs of mini-batches: cross-entropy of h_c on reference flows (descriptiveness), leave-one-out variance of
-    h_c on target flows (compactness), squared error of the autoencoder on target flows (reconstruction). The
-    reference is not needed after training. The score of a flow is the opposite of its distance to normal flows in the
-    space of h_c, or, with ``score_method="reconstruction"`` as in the paper, of its reconstruction error.
+    over pairs of mini-batches: cross-entropy of h_c on reference flows (descriptiveness), leave-one-out variance of h_c
+    on target flows (compactness), squared error of the autoencoder on target flows (reconstruction). The reference is
+    not needed after training. The score of a flow is the opposite of its distance to normal flows in the space of h_c,
+    or, with ``score_method="reconstruction"`` as in the paper (section 3.3.4), of its reconstruction error.
 
     Parameters
     ----------
     lambda_descriptiveness : float, default=1.0
-        Weight of the descriptiveness loss (paper, training settings). 0 switches a loss off.
+        Weight of the descriptiveness loss (paper, section 3.3.3). 0 switches a loss off.
     lambda_compactness : float, default=0.1
-        Weight of the compactness loss (paper, training settings).
+        Weight of the compactness loss (paper, section 3.3.3).
     lambda_reconstruction : float, default=1.0
         Weight of the reconstruction loss. The paper's is 10; measured, less is better (docs/benchmarks.md).
     score_method : {"knn", "reconstruction"}, default="knn"
@@ -60,7 +60,7 @@ class DOCIDSDetector(TrainedDetector):
     contamination : "auto" or float, default="auto"
         Share of the rows of `fit` beyond the threshold, in (0, 0.5]. The rows are normal, so this is a rate of false
         alarms, but one measured on rows that were trained on: new rows are flagged more often. "auto" is 0.01 of the
-        rows that are no templates (templates, which only ``"knn"`` has, are at distance 0 from themselves).
+        rows that are not templates (templates, which only ``"knn"`` has, are at distance 0 from themselves).
     false_alarm_rate : float or None, default=None
         Rate of false alarms to hold on new normal flows, in (0, 0.5]. The threshold then comes from
         ``validation_fraction`` of the rows, which are kept out of training (split conformal prediction): at most this
@@ -82,7 +82,7 @@ class DOCIDSDetector(TrainedDetector):
     momentum : float, default=0.9
         Momentum of ``"sgd"``; ``"adamw"`` does not use it. The paper does not state it, DOC uses 0.9.
     weight_decay : float, default=5e-4
-        Weight decay (paper, training settings).
+        Weight decay (paper, section 3.3.3).
     schedule : {"one_cycle", None}, default="one_cycle"
         How the learning rate changes over the steps. None: constant, as in the paper.
     scale : float, default=255.0

@@ -36,7 +36,7 @@ from sklearn_docids.detectors._templates import Drawn
 if TYPE_CHECKING:
     from sklearn_docids._sampler import FlowSampler
 
-# Packets of a row where nothing says otherwise (paper, section 3.1).
+# Packets of a row where nothing says otherwise (paper, section 3.2).
 N_PACKETS = 4
 
 
