@@ -87,7 +87,7 @@ def cheap_detectors():
         "IsolationForest": scaled(IsolationForest()),
         "OneClassSVM": scaled(OneClassSVM(gamma="scale", nu=0.01)),
         "1-NN on bytes": NearestNeighborDetector(),
-        **{f"statistic: {name}": StatisticDetector(name) for name in ("n_packets", "n_bytes", "ttl")},
+        **{f"statistic: {name}": StatisticDetector(name) for name in ("packets", "bytes", "ttl")},
     }
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What detectors that wrap another one share: clones with a seed, and parameters that reach the ``fit`` of the other."""
+"""What estimators share: clones with a seed, forgetting an earlier fit, parameters that reach a wrapped ``fit``."""
 
 from __future__ import annotations
 
@@ -15,6 +15,16 @@ def seeded_clone(estimator: Any, seed: int) -> Any:
     cloned = clone(estimator)
     names = [name for name in cloned.get_params() if name.split("__")[-1] == "random_state"]
     return cloned.set_params(**dict.fromkeys(names, seed))
+
+
+def forget_fit(estimator: Any) -> None:
+    """Delete what an earlier ``fit`` has set, so that none of it shows through if the next one fails.
+
+    The class lists the names in ``_fitted_names``; an attribute that a user has set stays, whatever it is called. What
+    scikit-learn's ``validate_data`` sets goes as well.
+    """
+    for name in ("n_features_in_", "feature_names_in_", *type(estimator)._fitted_names):
+        vars(estimator).pop(name, None)
 
 
 class FitParamsToEstimator:
