@@ -285,27 +285,16 @@ def _print_groups(detector: Any, flows: Any, scores: np.ndarray, calibration: An
         # A ranking needs no threshold, and the flows themselves say which of them are rare.
         aggregator.set_params(false_alarm_rate=None).fit(flows, scores)
     else:
-        _calibrate(aggregator, calibration, detector.score_samples(calibration.X))
-    groups = aggregator.score(flows, scores)
+        aggregator.fit(calibration, detector.score_samples(calibration.X))
+    groups = aggregator.aggregate(flows, scores)
     n_listed = min(len(groups), N_LISTED)
     print(f"\nThe {n_listed} most abnormal of {len(groups)} {level}s, in windows of {window:g} s", end="")
-    if aggregator.false_alarm_rate is None:
+    if aggregator.false_alarm_rate_ is None:
         print(" (no threshold: that takes --calibration with enough traffic):")
     else:
         n_abnormal = sum(group.score < aggregator.offset_ for group in groups)
-        print(f"; {n_abnormal} are beyond the threshold for {aggregator.false_alarm_rate:.0%} false alarms:")
+        print(f"; {n_abnormal} are beyond the threshold for {aggregator.false_alarm_rate_:.0%} false alarms:")
     print("\n".join(line.rstrip() for line in format_groups(groups[:n_listed], aggregator.offset_)))
-
-
-def _calibrate(aggregator: Any, flows: Any, scores: np.ndarray) -> None:
-    """Fit an aggregator; without a threshold where there are too few channels or hosts for one."""
-    from sklearn_docids.aggregation import TooFewGroupsError
-
-    try:
-        aggregator.fit(flows, scores)
-    except TooFewGroupsError as error:
-        warnings.warn(f"no threshold: {error}", UserWarning, stacklevel=2)
-        aggregator.set_params(false_alarm_rate=None).fit(flows, scores)
 
 
 def _explain(args: argparse.Namespace) -> None:
@@ -361,7 +350,6 @@ def _evaluate(args: argparse.Namespace) -> None:
         if calibration is None:
             continue
         aggregator = _aggregator(level, args.window)
-        _calibrate(aggregator, calibration, detector.score_samples(calibration.X))
         found[level] = evaluate(
             detectors, (None, normal), attacks, level=level, calibration=calibration, aggregator=aggregator
         )

@@ -437,12 +437,12 @@ def _score_groups(
 ) -> Scored:
     """Score the groups of normal flows, and for each attack those that have flows of it."""
     normal_scores = detector.score_samples(normal.X)
-    negatives = _group_scores(aggregator.score(normal, normal_scores))
+    negatives = _group_scores(aggregator.aggregate(normal, normal_scores))
     positives = {}
     for name, flows in attacks.items():
         scores = detector.score_samples(flows.X)
-        attacked = {_key(group) for group in aggregator.score(flows, scores)}
-        groups = aggregator.score(join(normal, flows), np.concatenate([normal_scores, scores]))
+        attacked = {_key(group) for group in aggregator.aggregate(flows, scores)}
+        groups = aggregator.aggregate(join(normal, flows), np.concatenate([normal_scores, scores]))
         positives[name] = _group_scores([group for group in groups if _key(group) in attacked])
     flagged = {name: scores < aggregator.offset_ for name, scores in positives.items()}
     return Scored(negatives, positives, negatives < aggregator.offset_, flagged, seconds)

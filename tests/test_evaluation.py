@@ -269,7 +269,7 @@ def test_the_command_line_evaluates_and_writes_one_page(traffic, model, attack_f
     output = capsys.readouterr()
     assert "mean over attacks" in output.out
     assert "By host" in output.out
-    assert "no threshold: false_alarm_rate=0.01 needs at least 99 normal hosts" in output.err
+    assert "no threshold: a false-alarm rate of 0.01 needs at least 99 normal hosts" in output.err
     text = page.read_text()
     assert "scan&lt;b&gt;" in text
     assert "<b>" not in text
