@@ -293,7 +293,7 @@ def draw_by_attack(path, attack, learned):
     """Write boxes of the reconstruction error, normal traffic first, on a logarithmic axis."""
     from matplotlib.figure import Figure
 
-    from sklearn_docids.plotting import label_log_axis
+    from sklearn_docids.plotting import _label_log_axis
 
     names = ["", *sorted(set(attack) - {""})]
     figure = Figure(figsize=(4.4 * len(learned), 0.32 * len(names) + 1.6), layout="constrained")
@@ -305,7 +305,7 @@ def draw_by_attack(path, attack, learned):
         )
         axes.axvline(np.median(errors[0]), color="grey", linestyle=":", linewidth=1)
         axes.set(title=name, xscale="log", xlabel="reconstruction error")
-        label_log_axis(axes.xaxis)
+        _label_log_axis(axes.xaxis)
     all_axes[0].invert_yaxis()
     figure.savefig(path, dpi=110)
 

@@ -345,20 +345,16 @@ def _evaluate(args: argparse.Namespace) -> None:
         if len(X) < 2:
             raise ValueError(f"--train {' '.join(args.train)}: {len(X)} flows are too few to train on")
         detectors.update(_simple_detectors(X, sampler.n_packets))
-    found = {"flow": evaluate(detectors, (None, normal), attacks)}
+    found = {"flow": evaluate(detectors, normal, attacks)}
     for level in ("channel", "host"):
         if calibration is None:
             continue
         aggregator = _aggregator(level, args.window)
-        found[level] = evaluate(
-            detectors, (None, normal), attacks, level=level, calibration=calibration, aggregator=aggregator
-        )
+        found[level] = evaluate(detectors, normal, attacks, level=level, calibration=calibration, aggregator=aggregator)
     for level, evaluation in found.items():
         print(f"By {level}\n\n{evaluation}\n")
     if args.csv is not None:
-        every_level = Evaluation()
-        every_level.rows = [row for evaluation in found.values() for row in evaluation.rows]
-        every_level.write_csv(args.csv)
+        Evaluation.joined(found.values()).write_csv(args.csv)
     if args.output is not None:
         from sklearn_docids._html import write_report
 
