@@ -208,6 +208,15 @@ def test_the_threshold_is_the_conformal_one_of_groups_each_ranked_among_the_othe
     assert aggregator.no_threshold_reason_ == ""
 
 
+def test_two_hosts_are_ranked_among_each_other(tmp_path):
+    packets = [tcp(src=f"10.0.0.{1 + n % 2}", sport=1000 + n, dport=443) for n in range(8)]
+    flows = sampled(tmp_path / "c.pcap", packets, np.arange(8.0))
+    scores = np.array([-9.0, 1, -8, 2, -7, 3, -6, 4])  # the first host scores below all of the second
+    aggregator = FlowAggregator("host", false_alarm_rate=0.5).fit(flows, scores)
+    # One channel each: its most abnormal flow, of which no flow of the other is as low, or all four are.
+    assert aggregator.offset_ == pytest.approx(-(np.log(5) ** 1.5))
+
+
 def test_without_a_rate_there_is_no_threshold(traffic):
     aggregator = FlowAggregator(window=WINDOW, false_alarm_rate=None).fit(*traffic)
     assert aggregator.offset_ == -np.inf

@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import pytest
 from captures import pcap, tcp
+from sklearn.base import BaseEstimator, clone
 from sklearn.ensemble import IsolationForest
 from sklearn.exceptions import UndefinedMetricWarning
 from sklearn.metrics import average_precision_score, roc_auc_score
@@ -19,8 +20,13 @@ from sklearn_docids.aggregation import FlowAggregator
 from sklearn_docids.cli import main
 from sklearn_docids.datasets import make_traffic
 from sklearn_docids.detectors import SeedEnsemble
-from sklearn_docids.evaluation import ALL, AT_THRESHOLD, MACRO, Evaluation, Scored, _measured_once, evaluate
-from sklearn_docids.metrics import alarm_counts, recall_at_fpr_score
+from sklearn_docids.evaluation import ALL, AT_THRESHOLD, MACRO, Evaluation, Scored, evaluate, fit_clone, score_flows
+from sklearn_docids.metrics import (
+    alarm_counts,
+    attack_average_precision_score,
+    attack_roc_auc_score,
+    recall_at_fpr_score,
+)
 
 rng = np.random.default_rng(0)
 NORMAL = np.round(rng.normal(size=(1500, 3)), 1)  # many ties
@@ -76,17 +82,28 @@ def test_the_mean_over_attacks_gives_each_the_same_weight(found):
     assert np.isnan(line(found, MACRO)["n_attack"])
 
 
-def test_resamples_are_weighted_measures_of_the_drawn_flows():
-    normal, attack = -TEST.sum(axis=1), -ATTACKS["near"].sum(axis=1)
-    resampled = _measured_once(normal, attack, 5, 3)[1:]
-    of_normal, of_attack = np.random.default_rng([0, 0]), np.random.default_rng([1, 3])
-    for values in resampled:
-        n = normal[of_normal.integers(len(normal), size=len(normal))]
-        a = attack[of_attack.integers(len(attack), size=len(attack))]
-        y = np.repeat([0, 1], [len(n), len(a)])
-        assert values[0] == pytest.approx(roc_auc_score(y, -np.r_[n, a]))
-        assert values[1] == pytest.approx(average_precision_score(y, -np.r_[n, a]))
-        assert values[2] == pytest.approx(recall_at_fpr_score(1 - 2 * y, np.r_[n, a], max_fpr=0.01))
+def test_intervals_are_those_of_flows_drawn_anew():
+    # Normal flows are the same draws beside every attack; each attack has draws of its own, all pooled the first ones.
+    found = evaluate({"sum": Sum()}, TEST, ATTACKS, n_resamples=7)
+    scores = {name: -rows.sum(axis=1) for name, rows in ATTACKS.items()}
+    scores = {ALL: np.concatenate([scores["far"], scores["near"]]), **scores}
+    measures = {
+        "roc_auc": attack_roc_auc_score,
+        "average_precision": attack_average_precision_score,
+        "recall_at_fpr_0_01": recall_at_fpr_score,
+    }
+    for place, (attack, of_attack) in enumerate(scores.items()):
+        rng_normal, rng_attack = np.random.default_rng([0, 0]), np.random.default_rng([1, place])
+        resampled = {name: [] for name in measures}
+        for _ in range(7):
+            n = -TEST.sum(axis=1)[rng_normal.integers(len(TEST), size=len(TEST))]
+            a = of_attack[rng_attack.integers(len(of_attack), size=len(of_attack))]
+            for name, measure in measures.items():
+                resampled[name].append(measure(np.repeat([1, -1], [len(n), len(a)]), np.r_[n, a]))
+        for name, values in resampled.items():
+            low, high = np.quantile(values, [0.025, 0.975])
+            row = line(found, attack)
+            assert (row[f"{name}_low"], row[f"{name}_high"]) == pytest.approx((low, high))
 
 
 def test_a_rate_that_means_less_than_one_flow_is_not_reported():
@@ -119,6 +136,120 @@ def test_every_seed_is_a_fit_of_its_own():
     assert first != second
     alone = IsolationForest(n_estimators=5, random_state=1).fit(TRAIN)
     np.testing.assert_array_equal(found.scored["forest", 1, "flow"].normal, alone.score_samples(TEST))
+
+
+class Recording(BaseEstimator):
+    """Notes what its fit was given."""
+
+    def __init__(self, random_state=None):
+        self.random_state = random_state
+
+    def fit(self, X, y=None, *, reference=None):
+        self.given_ = X, reference
+        return self
+
+    def transform(self, X):
+        return X
+
+
+class Wrapper(BaseEstimator):
+    """Hands on what its fit is given."""
+
+    def __init__(self, estimator):
+        self.estimator = estimator
+
+    def fit(self, X, y=None, **fit_params):
+        self.estimator_ = clone(self.estimator).fit(X, **fit_params)
+        return self
+
+
+def test_a_clone_is_fitted_with_seed_and_reference():
+    detector, reference = Recording(), (NORMAL, NORMAL)
+    fitted = fit_clone(detector, TRAIN, reference=reference, seed=7)
+    assert fitted.given_ == (TRAIN, reference)
+    assert fitted.random_state == 7
+    assert vars(detector) == {"random_state": None}
+    assert fit_clone(detector, TRAIN).given_ == (TRAIN, None)
+    assert fit_clone(detector, TRAIN).random_state == 0
+
+
+def test_a_reference_finds_its_way_into_pipelines_and_wrappers():
+    nested = make_pipeline("passthrough", Recording(), Wrapper(make_pipeline(None, Recording())))
+    fitted = fit_clone(nested, TRAIN, reference="here")
+    assert fitted[1].given_[1] == fitted[2].estimator_[-1].given_[1] == "here"
+    without = fit_clone(Wrapper(IsolationForest(n_estimators=2)), TRAIN, reference="here")
+    assert without.estimator_.n_features_in_ == 3
+
+
+def test_seconds_are_those_of_the_fit():
+    fitted = evaluate({"sum": Sum()}, TEST, ATTACKS, n_resamples=0)
+    trained = evaluate(
+        {"forest": IsolationForest()}, TEST, ATTACKS, train=TRAIN, reference=(TRAIN, TRAIN), n_resamples=0
+    )
+    assert {row["fit_seconds"] for row in fitted.rows} == {0.0}
+    (seconds,) = {row["fit_seconds"] for row in trained.rows}
+    assert 0 < seconds < 60
+
+
+def test_scores_of_flow_tables_are_those_of_their_bytes(hosts):
+    normal, attack = hosts
+
+    class Single:
+        def score_samples(self, X):
+            return X[:, 29].astype(np.float32)
+
+        def predict(self, X):
+            return np.where(X[:, 29] > 20, -1, 1)
+
+    scored, of_rows = score_flows(Single(), normal, {"x": attack}), score_flows(Single(), normal.X, {"x": attack.X})
+    assert scored.normal.dtype == scored.attacks["x"].dtype == np.float64
+    np.testing.assert_array_equal(scored.normal, of_rows.normal)
+    np.testing.assert_array_equal(scored.attacks["x"], attack.X[:, 29])
+    np.testing.assert_array_equal(scored.flagged_attacks["x"], attack.X[:, 29] > 20)
+    np.testing.assert_array_equal(scored.flagged_normal, normal.X[:, 29] > 20)
+
+
+def test_a_table_has_a_line_per_attack_and_the_spread_over_seeds():
+    found, scores = Evaluation(), np.arange(1000.0)
+    for seed, shift in enumerate((0, 500)):
+        attacks = {"a|b": scores[:10] + shift, "two\nlines": scores[:40] + 100}
+        found.add("x|y", seed, Scored(scores, attacks), n_resamples=0)
+    found.add("one", 0, Scored(scores, {"a|b": scores[:10], "two\nlines": scores[:40]}), n_resamples=0)
+    assert found.table().splitlines() == [
+        r"| attack            | number | share | x\|y                | one   |",
+        r"| ----------------- | ------ | ----- | ------------------- | ----- |",
+        r"| mean over attacks |        | 0.024 | 0.812 (0.688-0.938) | 0.988 |",
+        r"| all attacks       | 50     | 0.048 | 0.853 (0.803-0.903) | 0.983 |",
+        r"| a\|b              | 10     | 0.010 | 0.745 (0.495-0.995) | 0.995 |",
+        r"| two lines         | 40     | 0.038 | 0.880 (0.880-0.880) | 0.980 |",
+    ]
+
+
+def test_a_comparison_needs_resamples_and_comes_out_the_same_again():
+    found = found_at("flow", 200)
+    assert found.difference("ours", "ours too") == found.difference("ours", "ours too")
+    with pytest.raises(ValueError, match=r"^unknown detector 'x': there are 'ours', 'ours too'$"):
+        found.difference("x", "ours")
+    alone = Evaluation()
+    for name in ("a", "b"):
+        alone.add(name, 0, Scored(np.arange(1000.0), {"x": np.zeros(3)}), n_resamples=0)
+    with pytest.raises(ValueError, match=r"^there are no resamples"):
+        alone.difference("a", "b")
+
+
+def test_the_csv_is_the_same_on_every_system(tmp_path):
+    found = Evaluation()
+    found.add("d", 0, Scored(np.arange(1000.0), {"é": np.zeros(3)}), n_resamples=0)
+    found.write_csv(tmp_path / "rows.csv")
+    written = (tmp_path / "rows.csv").read_bytes()
+    assert b"\r" not in written
+    assert "é" in written.decode("utf-8")
+
+
+def test_verdicts_on_one_side_alone_are_no_threshold():
+    found = Evaluation()
+    found.add("d", 0, Scored(np.arange(1000.0), {"a": np.zeros(3)}, np.zeros(1000, bool)), n_resamples=0)
+    assert np.isnan(line(found, "a")["fpr"])
 
 
 @FEW
@@ -210,6 +341,7 @@ def test_with_a_threshold_hosts_below_it_are_alarms(hosts):
     row = line(found, "x")
     assert row["true_positives"] == np.sum(scored.attacks["x"] < aggregator.offset_)
     assert row["false_positives"] == np.sum(scored.normal < aggregator.offset_)
+    assert (row["n_attack"], row["n_normal"]) == (40, 200)
     assert row["no_threshold_reason"] == ""
     assert found.no_threshold_reasons() == []
     assert "No threshold" not in str(found)

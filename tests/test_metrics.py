@@ -152,7 +152,7 @@ def test_displays_refuse_doubtful_labels():
 def test_nan_scores_raise(metric):
     scores = SCORES.copy()
     scores[3] = np.nan
-    with pytest.raises(ValueError, match="NaN"):
+    with pytest.raises(ValueError, match="Input y_score contains NaN"):
         metric(Y, scores)
 
 
@@ -206,3 +206,19 @@ def test_a_new_score_is_below_the_conformal_threshold_as_often_as_asked():
     scores = np.arange(20.0)
     below = [scores[last] < conformal_threshold(np.delete(scores, last), 0.2) for last in range(20)]
     assert np.mean(below) == 0.2
+
+
+def test_alarms_are_counted_by_hand():
+    y, verdicts = [1, 1, 1, 1, 1, 1, 1, -1, -1, -1], [1, 1, 1, 1, -1, -1, -1, -1, -1, 1]
+    counts = alarm_counts(y, verdicts)
+    assert counts == (2, 3, 4, 1)
+    assert (counts.tpr, counts.fpr, counts.precision) == (2 / 3, 3 / 7, 2 / 5)
+    assert alarm_counts(["n" if label == 1 else "bad" for label in y], verdicts, pos_label="bad") == counts
+    assert np.isnan(alarm_counts([1, -1], [1, 1]).precision)
+
+
+def test_verdicts_that_do_not_fit_the_labels_are_refused():
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        alarm_counts([1, 1, -1], [1, 1])
+    with pytest.raises(ValueError, match=r"y_pred must be \+1 \(normal\) and -1 \(abnormal\), got \[0, 1, 2, 3, 4\]$"):
+        alarm_counts([1, 1, 1, 1, 1, -1], [5, 4, 3, 2, 1, 0])
