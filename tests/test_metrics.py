@@ -64,6 +64,15 @@ def test_no_false_alarm_at_all_is_a_rate_that_few_flows_can_hold():
     assert recall_at_fpr_score([1, 1, -1, -1], [-0.1, -0.2, -0.9, -0.15], max_fpr=0) == 0.5
 
 
+def test_attacks_tied_with_a_normal_flow_are_half_found():
+    assert attack_roc_auc_score([1, -1, -1, 1], [0.0, 0.0, 0.0, 1.0]) == 0.75
+    assert attack_roc_auc_score([1, -1, -1, 1], [0.0, 0.0, 0.0, 0.0]) == 0.5
+
+
+def test_an_attack_that_scores_above_all_others_counts_among_the_missed():
+    assert recall_at_fpr_score(np.repeat([1, -1], [100, 2]), np.r_[np.arange(100.0), -1, 200]) == 0.5
+
+
 def test_ties_with_normal_flows_are_no_alarms():
     assert recall_at_fpr_score([1, 1, -1], [0.0, 0.0, 0.0], max_fpr=0.5) == 0
 
@@ -71,7 +80,7 @@ def test_ties_with_normal_flows_are_no_alarms():
 @pytest.mark.parametrize("metric", METRICS)
 def test_labels_of_zero_and_one_raise_unless_the_attack_is_named(metric):
     zero_one = (Y == -1).astype(int)
-    with pytest.raises(ValueError, match="pos_label must say"):
+    with pytest.raises(ValueError, match=r"the labels \[0, 1\]; attacks are -1 .*, or pos_label must say"):
         metric(zero_one, SCORES)
     assert metric(zero_one, SCORES, pos_label=1) == metric(Y, SCORES)
 
