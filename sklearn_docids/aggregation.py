@@ -75,6 +75,16 @@ class FlowGroup:
         Row of the most abnormal flow in the table that brought it.
     score : float
         The lower, the more abnormal; at most 0.
+
+    Examples
+    --------
+    >>> from sklearn_docids.aggregation import FlowGroup
+    >>> group = FlowGroup(
+    ...     "10.0.0.7", "10.9.9.9", 443, 6, window=0, n_flows=3, n_channels=1, time_first=0, time_last=120 * 10**9,
+    ...     most_abnormal=2, score=-4.5,
+    ... )
+    >>> (group.time_last - group.time_first) / 1e9  # seconds
+    120.0
     """
 
     src_ip: str
@@ -350,9 +360,10 @@ class GroupStream:
     Notes
     -----
     When there is no room for one channel more, the groups whose flows have added up to the least come out, among equals
-    those that have had no flow for longest, until a tenth of the channels is free: a scan of any number of ports pushes
-    out quiet channels and its own, and leaves a beacon its sum. A host that alone holds more than half of all channels
-    comes out instead, so that it pushes no other out.
+    those that have had no flow for longest, until a tenth of the channels is free. A scan, however many ports it has,
+    pushes out quiet channels and its own; a beacon keeps its sum once that is greater than the abnormality of a single
+    flow of the scan. A host that alone holds more than half of all channels comes out instead, so that it pushes out no
+    other.
 
     Examples
     --------

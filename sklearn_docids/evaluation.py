@@ -76,6 +76,13 @@ class Scored(NamedTuple):
         Processor time of the fit.
     no_threshold_reason : str, default=""
         Why there is no threshold.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_docids.evaluation import Scored
+    >>> Scored(np.array([-1.0, -2.0]), {"scan": np.array([-3.0])}).flagged_normal is None
+    True
     """
 
     normal: np.ndarray
@@ -566,6 +573,14 @@ def fit_clone(detector: Any, train: Any, *, reference: Any = None, seed: int = 0
     -------
     estimator
         The fitted clone.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn.ensemble import IsolationForest
+    >>> from sklearn_docids.evaluation import fit_clone
+    >>> fit_clone(IsolationForest(), np.zeros((5, 3)), seed=7).random_state
+    7
     """
     fitted = seeded_clone(detector, seed)
     return fitted.fit(_rows(train), **({} if reference is None else _fit_params(fitted, reference)))
@@ -597,6 +612,15 @@ def score_flows(detector: Any, normal: Any, attacks: Mapping[str, Any]) -> Score
     -------
     Scored
         Without ``fit_seconds``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_docids.detectors import NearestNeighborDetector
+    >>> from sklearn_docids.evaluation import score_flows
+    >>> detector = NearestNeighborDetector().fit([[0.0], [1.0], [2.0]])
+    >>> score_flows(detector, np.array([[1.5]]), {"scan": np.array([[9.0]])}).attacks
+    {'scan': array([-7.])}
     """
 
     def scores(flows: Any) -> np.ndarray:
@@ -634,6 +658,21 @@ def score_groups(
     Scored
         Without ``fit_seconds``. A positive is a channel or host that has flows of the attack, together with whatever
         normal flows it has.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from sklearn_docids import FlowSampler
+    >>> from sklearn_docids.aggregation import FlowAggregator
+    >>> from sklearn_docids.datasets import make_traffic
+    >>> from sklearn_docids.detectors import StatisticDetector
+    >>> from sklearn_docids.evaluation import score_groups
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     flows = FlowSampler().flows(make_traffic(folder, n_flows=40, random_state=0).train)
+    >>> detector = StatisticDetector("bytes").fit(flows.X)
+    >>> aggregator = FlowAggregator("host", false_alarm_rate=None).fit(flows, detector.score_samples(flows.X))
+    >>> score_groups(detector, aggregator, flows, {"none": flows[:5]}).no_threshold_reason
+    'false_alarm_rate=None'
     """
     normal_scores = detector.score_samples(normal.X)
     negatives = _group_scores(aggregator.aggregate(normal, normal_scores))
