@@ -53,7 +53,7 @@ class TooFewGroupsError(ValueError):
 class FlowGroup:
     """Flows of one channel or host in one window.
 
-    Attributes
+    Parameters
     ----------
     src_ip : str
         Address of the source.

@@ -185,6 +185,17 @@ class ScoreHistogramDisplay:
 class RocDisplay(RocCurveDisplay):
     """scikit-learn's `~sklearn.metrics.RocCurveDisplay`, with attacks as the positive class.
 
+    Parameters
+    ----------
+    fpr, tpr : ndarray of float, shape (n_thresholds,)
+        False-alarm rate and recall of attacks.
+    roc_auc : float
+        Area under the curve.
+    name : str, default=None
+        Name for the legend.
+    pos_label : object, default=None
+        Not shown: the axes say what is found.
+
     Examples
     --------
     >>> from sklearn_docids.plotting import RocDisplay
@@ -288,6 +299,19 @@ class RocDisplay(RocCurveDisplay):
 
 class PrecisionRecallDisplay(metrics.PrecisionRecallDisplay):
     """scikit-learn's `~sklearn.metrics.PrecisionRecallDisplay`, with attacks as the positive class.
+
+    Parameters
+    ----------
+    precision, recall : ndarray of float, shape (n_thresholds,)
+        Share of attacks among alarms, and of attacks found.
+    average_precision : float
+        Area under the curve.
+    name : str, default=None
+        Name for the legend.
+    pos_label : object, default=None
+        Not shown: the axes say what is found.
+    prevalence_pos_label : float, default=None
+        Share of attacks: the precision of guessing.
 
     Examples
     --------
