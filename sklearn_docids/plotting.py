@@ -312,6 +312,8 @@ class PrecisionRecallDisplay(metrics.PrecisionRecallDisplay):
         Not shown: the axes say what is found.
     prevalence_pos_label : float, default=None
         Share of attacks: the precision of guessing.
+    estimator_name : str
+        Deprecated by scikit-learn, for ``name``.
 
     Examples
     --------
