@@ -20,7 +20,9 @@ import torch
 from sklearn.covariance import LedoitWolf
 from sklearn.neighbors import NearestNeighbors
 
-from sklearn_docids import DOCIDSDetector, FlowSampler, ReferenceData, _scoring, _training
+from sklearn_docids import DOCIDSDetector, FlowSampler, ReferenceData
+from sklearn_docids._network import scoring
+from sklearn_docids._training.pairs import PairedFlows
 from sklearn_docids.datasets import load_testbed
 from sklearn_docids.evaluation import MACRO, Evaluation, Scored
 
@@ -42,7 +44,6 @@ VARIANTS = {
     "lambda_compactness=1": ({"lambda_compactness": 1.0}, "no_addresses"),
     "lambda_descriptiveness=0": ({"lambda_descriptiveness": 0.0}, "no_addresses"),
     "dense_activation=relu": ({"dense_activation": "relu"}, "no_addresses"),
-    "detach_target": ({"detach_target": True}, "no_addresses"),
     "batch_size=32": ({"batch_size": 32}, "no_addresses"),
     "batch_size=128": ({"batch_size": 128}, "no_addresses"),
     "about 250 steps": ({"max_epochs": 3}, "no_addresses"),
@@ -82,10 +83,12 @@ def abnormalities(detector, X_train, X):
     known = {row.tobytes() for row in detector.template_flows_}
     is_template = np.array([row.tobytes() in known for row in X_train])
     others = X_train[~is_template]
-    spaces = {"h_c": _scoring.class_scores_of, "g": _scoring.features_of}
+    spaces = {"h_c": scoring.class_scores_of, "g": scoring.features_of}
     found = {}
     for space, function in spaces.items():
-        templates, new, old = (detector._evaluate(function, rows) for rows in (detector.template_flows_, X, others))
+        templates, new, old = (
+            detector._scorer.evaluate(function, rows, "cpu") for rows in (detector.template_flows_, X, others)
+        )
         for k in (1, 5, 20):
             found[f"{space}, {k} nearest"] = distances(templates, new, k), distances(templates, old, k)
         if space == "h_c":
@@ -128,9 +131,9 @@ def main():
             data = load_testbed(sampler=FlowSampler(fields=fields, random_state=seed))
             X, y = data.X_reference, data.y_reference
             reference = ReferenceData(*(thinned(X, y, seed) if variant in (UNEVEN, UNEVEN_FLOWS) else (X, y)))
-            draw = draw_flows if variant == UNEVEN_FLOWS else _training.PairedFlows.draw
+            draw = draw_flows if variant == UNEVEN_FLOWS else PairedFlows.draw
             began = time.process_time()
-            with patch.object(_training.PairedFlows, "draw", draw):
+            with patch.object(PairedFlows, "draw", draw):
                 detector = DOCIDSDetector(random_state=seed, **settings).fit(data.X_train, reference=reference)
             seconds.append(time.process_time() - began)
             scores = abnormalities(detector, data.X_train, data.X_validation)

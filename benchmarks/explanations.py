@@ -13,7 +13,8 @@ import warnings
 
 import numpy as np
 
-from sklearn_docids import DOCIDSDetector, FlowSampler, ReferenceData, _scoring
+from sklearn_docids import DOCIDSDetector, FlowSampler, ReferenceData
+from sklearn_docids._network import scoring
 from sklearn_docids.datasets import load_testbed
 
 N_ALTERED, N_HIGHEST, N_NEEDED = 8, 16, 4
@@ -59,8 +60,7 @@ def main():
         rows, places = altered(normal, data.X_train, rng)
         reference = ReferenceData(data.X_reference, data.y_reference)
         detector = DOCIDSDetector(random_state=seed).fit(data.X_train, reference=reference)
-        abnormality = _scoring.abnormality_of(detector.templates_, detector.n_neighbors)
-        gradient = _scoring.gradient(abnormality, detector.network_, rows)
+        gradient = scoring.gradient(detector._scorer.abnormality, detector.network_, rows, "cpu")
         risen = np.mean(detector.score_samples(rows) < detector.score_samples(normal))
         found = share_found(detector.explain(rows), places), share_found(gradient, places)
         print(f"| {seed} | {found[0]:.3f} | {found[1]:.3f} | {risen:.3f} |", flush=True)

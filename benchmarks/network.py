@@ -21,8 +21,8 @@ import sys
 import tempfile
 import time
 import warnings
+from functools import partial
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import torch
@@ -30,8 +30,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from naive_network import plain_network, plain_scores, plain_step
 
-from sklearn_docids import DOCIDSDetector, FlowSampler, _folding, _scoring, _training, load_detector
-from sklearn_docids._network import DOCIDSNetwork, PairOutput
+from sklearn_docids import DOCIDSDetector, FlowSampler, load_detector, save_detector
+from sklearn_docids._network import folding, scoring
+from sklearn_docids._network.table1 import DOCIDSNetwork, PairOutput
+from sklearn_docids._training.net import TrainingSettings, WeightedLosses, make_net
+from sklearn_docids._training.pairs import PairedBatches, PairedFlows
+from sklearn_docids._training.run import fit_network
 
 N_CLASSES = 20
 MFLOP_PER_PAIR = 94.1  # forward and backward, both inputs
@@ -73,14 +77,23 @@ def plain_training(X, reference, batch_size, n_steps):
         plain_step(network, optimizer, target, X_reference[drawn], y_reference[drawn])
 
 
-def train_loop(X, reference, batch_size, n_epochs, **changes):
+LOSSES = {"descriptiveness": 1.0, "compactness": 0.1, "reconstruction": 1.0}
+
+
+def settings(**changes):
+    return TrainingSettings(
+        **{
+            "n_epochs": 1, "batch_size": 128, "optimizer": "adamw", "lr": 1e-3, "momentum": 0.9, "weight_decay": 5e-4,
+            "schedule": "one_cycle", "device": "cpu", "seed": 0, **changes,
+        }
+    )  # fmt: skip
+
+
+def train_loop(X, reference, batch_size, n_epochs):
     """Train through skorch as ``fit`` does, without checks and threshold."""
-    detector = DOCIDSDetector(batch_size=batch_size, max_epochs=n_epochs, random_state=0, **changes)
-    rows = detector._checked_rows(X, reference, goes_on=False)
-    settings = detector._training_settings(0, n_epochs, "one_cycle", goes_on=False)
-    callbacks = detector._net_callbacks(rows, settings, len(X) // batch_size)
-    net = detector._make_net(rows, settings, callbacks, goes_on=False)
-    _training.train(net, _training.PairedFlows(rows.training, rows.reference, rows.labels))
+    build = partial(DOCIDSNetwork, n_columns=320, n_classes=N_CLASSES, batch_norm="joint")
+    how = settings(n_epochs=n_epochs, batch_size=batch_size)
+    fit_network(build, WeightedLosses(**LOSSES), PairedFlows(X, *reference), how)
 
 
 def train(args):
@@ -93,10 +106,6 @@ def train(args):
                 batch_size=b, max_epochs=4, random_state=0
             ).fit(d[0], reference=d[1]),
         }
-        if args.slow:
-            for changes in ({"execution": "compiled"}, {"precision": "bfloat16"}):
-                name = f"loop, {next(iter(changes.items()))}"
-                cases[name] = lambda b=batch_size, d=(X, reference), c=changes: train_loop(*d, b, 4, **c)
         median = seconds(cases, args.runs)
         table(f"training, batch {batch_size}", "pairs/s", batch_size * n_steps, median, "plain loop")
 
@@ -123,7 +132,7 @@ class NoNetwork(torch.nn.Module):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(1))
 
-    def forward(self, target, reference=None):
+    def forward(self, target, reference=None, losses=()):
         return self.weight
 
 
@@ -131,15 +140,17 @@ class NoLoss(torch.nn.Module):
     def __init__(self, **kwargs):
         super().__init__()
 
+    names, weights = ["none"], {}
+
     def forward(self, output, labels):
-        return output.sum(), (output.sum().detach(),) * 3
+        return output.sum(), {"none": output.sum()}
 
 
 def host(args):
     """Measure the cost of drawing batches above that of indexing arrays."""
     X, (X_reference, y_reference) = training_rows(128 * 400)
     order, labels = np.arange(len(X)), np.sort(y_reference)
-    flows = _training.PairedFlows(X, X_reference, y_reference)
+    flows = PairedFlows(X, X_reference, y_reference)
 
     def bare():
         for first in range(0, len(X), 128):
@@ -155,16 +166,12 @@ def host(args):
             optimizer.step()
 
     def batches():
-        for _ in _training.PairedBatches(flows, 128, seed=0, n_epoch=0):
+        for _ in PairedBatches(flows, 128, seed=0, n_epoch=0):
             pass
 
     def epoch():
-        settings = _training.TrainingSettings(
-            n_epochs=1, batch_size=128, optimizer="sgd", lr=0.0, momentum=0.0, weight_decay=0.0, schedule=None,
-            precision="float32", execution="eager", device="cpu", seed=0, first_epoch=0,
-        )  # fmt: skip
-        with mock.patch.multiple(_training, CompositeLoss=NoLoss):
-            net = _training.make_net(NoNetwork, {}, {}, settings, [])
+        how = settings(optimizer="sgd", lr=0.0, momentum=0.0, weight_decay=0.0, schedule=None)
+        net = make_net(NoNetwork(), NoLoss(), how)
         net.notify("on_train_begin", X=flows, y=None)
         net.fit_loop(flows, epochs=1)
 
@@ -342,7 +349,7 @@ def model(args):
     detector = fitted_on(X)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model"
-        detector.save(path)
+        save_detector(detector, path)
         median = seconds({"load": lambda: load_detector(path)}, 9)["load"]
     print(f"\npickled detector {len(pickle.dumps(detector)) / 1e6:.1f} MB, load_detector {1000 * median:.0f} ms")
 
@@ -387,7 +394,7 @@ def train_steps(args):
         tuple(torch.from_numpy(rows[first : first + 128]) for rows in (X, X_reference, y_reference))
         for first in range(0, len(X), 128)
     ]
-    criterion = _training.CompositeLoss(1.0, 0.1, 10.0, False)
+    criterion = WeightedLosses(descriptiveness=1.0, compactness=0.1, reconstruction=10.0)
     ours = DOCIDSNetwork(320, N_CLASSES, "target")
 
     def apart(target, reference):
@@ -421,7 +428,7 @@ def train_steps(args):
 def score_steps(args):
     X = target_rows(args.folder)
     detector = fitted_on(X)
-    network, folded = detector.network_.eval(), _folding.FoldedNetwork(detector.network_, 320)
+    network, frozen = detector.network_, scoring.FrozenNetwork(detector.network_)
     plain = plain_network(n_classes=N_CLASSES).eval()
 
     def eager():
@@ -431,15 +438,15 @@ def score_steps(args):
                 (network.autoencoder(features) - features).square().mean(1)
 
     def fold(dense_rows, tails):
-        _folding.DENSE_ROWS = _scoring.DENSE_ROWS = dense_rows
-        _folding.FoldedNetwork.parts_of = parts_of if tails else lambda self, X: np.full(len(X), _folding.N_PARTS - 1)
+        folding.DENSE_ROWS = scoring.DENSE_ROWS = dense_rows
+        folding.FoldedNetwork.parts_of = parts_of if tails else lambda self, X: np.full(len(X), folding.N_PARTS - 1)
         try:
-            _scoring.evaluate(_scoring.reconstruction_error_of, network, folded, X)
+            frozen.evaluate(scoring.reconstruction_error_of, X, "cpu")
         finally:
-            _folding.DENSE_ROWS = _scoring.DENSE_ROWS = default
-            _folding.FoldedNetwork.parts_of = parts_of
+            folding.DENSE_ROWS = scoring.DENSE_ROWS = default
+            folding.FoldedNetwork.parts_of = parts_of
 
-    default, parts_of = _folding.DENSE_ROWS, _folding.FoldedNetwork.parts_of
+    default, parts_of = folding.DENSE_ROWS, folding.FoldedNetwork.parts_of
     cases = {
         "plain": lambda: plain_scores(plain, X),
         "+ channels last": eager,
@@ -460,7 +467,6 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=[*PARTS])
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--slow", action="store_true", help="torch.compile and bfloat16 as well")
     parser.add_argument("--folder", type=Path, default=Path(__file__).parents[2] / "shared" / "data")
     args = parser.parse_args()
     warnings.simplefilter("ignore")

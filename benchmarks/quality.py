@@ -1,8 +1,8 @@
 """How well detectors find attacks: all of them on the testbed and, where present, on two real networks.
 
 Every fit leaves a file of scores in the results folder as it ends, and is not repeated: the command can be stopped and
-started again, and run for several studies at a time. ``--report`` makes the tables of docs/benchmarks.md from the
-files.
+started again, and run for several studies at a time. ``--report`` prints tables of all of them; docs/quality.csv holds
+their figures, and docs/benchmarks.md says what they show.
 
     OMP_NUM_THREADS=1 python benchmarks/quality.py --results quality-results
     python benchmarks/quality.py --results quality-results --report

@@ -1,8 +1,8 @@
 """The paper's experiment as one command: DOC-IDS beside its two baselines, Tables 2 to 4 and Figures 2 to 6.
 
     python examples/paper_experiment.py --dataset testbed --seeds 5 --output results
-    python examples/paper_experiment.py --dataset cic-ids-2017 --data-home CIC-IDS-2017 --reference USTC-TFC2016
-    python examples/paper_experiment.py --dataset bos-2018 --data-home BOS_2018 --reference USTC-TFC2016
+    python examples/paper_experiment.py --dataset cic-ids-2017 --folder CIC-IDS-2017 --reference USTC-TFC2016
+    python examples/paper_experiment.py --dataset bos-2018 --folder BOS_2018 --reference USTC-TFC2016
 
 ``testbed`` comes with the package and brings its own reference. The others are as published; their reference is
 USTC-TFC2016, or any folder with a capture per class. Detectors are trained on normal target traffic alone; attacks are
@@ -64,14 +64,15 @@ def load(options):
         return Bunch(
             X_train=testbed.X_train, X_test=testbed.X_test, attack=testbed.attack, DESCR=testbed.DESCR
         ), reference
-    if options.data_home is None or options.reference is None:
-        raise SystemExit(f"--dataset {options.dataset} needs --data-home and --reference: see docs/datasets.md")
+    if options.folder is None or options.reference is None:
+        raise SystemExit(f"--dataset {options.dataset} needs --folder and --reference: see docs/datasets.md")
     settings = {"cache_folder": options.cache_folder, "random_state": options.random_state, "verbose": 1}
     if options.dataset == "cic-ids-2017":
-        data = load_cic_ids_2017(options.data_home, labels=options.labels, attempted=options.attempted, **settings)
+        data = load_cic_ids_2017(options.folder, labels=options.labels, attempted=options.attempted, **settings)
     else:
-        data = load_bos_2018(options.data_home, **settings)
+        data = load_bos_2018(options.folder, **settings)
     published = (Path(options.reference) / "Malware").is_dir()
+    sampler.set_params(fields="no_addresses")  # as the loaders sample the target
     drawn = {"n_per_class": PAPER_REFERENCE_FLOWS, "sampler": sampler, "random_state": options.random_state}
     if published:
         return data, load_ustc_tfc2016(options.reference, cache_folder=options.cache_folder, verbose=1, **drawn)
@@ -307,7 +308,7 @@ def parsed(arguments):
     """Return the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", choices=("testbed", "cic-ids-2017", "bos-2018"), default="testbed")
-    parser.add_argument("--data-home", help="folder of the data set, as published")
+    parser.add_argument("--folder", help="folder of the data set, as published")
     parser.add_argument("--reference", help="folder of USTC-TFC2016, or with a capture per class")
     parser.add_argument("--cache-folder", help="folder for sampled flows, used again next time")
     parser.add_argument("--labels", choices=("corrected", "paper"), default="paper", help="of CIC-IDS-2017")

@@ -1,7 +1,7 @@
 """From captures to scores in one scikit-learn pipeline.
 
-The pipeline's first step reads captures, its second trains on them. ``fit`` sees random addresses, as in the paper;
-``score_samples`` sees the real ones.
+The pipeline's first step reads captures, its second trains on them. Neither ``fit`` nor ``score_samples`` sees MAC or
+IP addresses: `FlowSampler` zeroes them by default.
 """
 
 import tempfile

@@ -7,27 +7,31 @@ The names below load on first use: a worker that only parses captures pays for n
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from sklearn_docids._version import __version__
+
 if TYPE_CHECKING:
     from sklearn_docids._sampler import FlowSampler
     from sklearn_docids.capture import CaptureError, CaptureWarning
-    from sklearn_docids.detectors._autoencoders import AutoencoderDetector, ConvAutoencoderDetector
-    from sklearn_docids.detectors._doc_features import DOCFeatures
-    from sklearn_docids.detectors._docids import DOCIDSDetector
-    from sklearn_docids.detectors._reference import ReferenceData
-    from sklearn_docids.persistence import load_detector
-
-__version__ = "0.1.0"
+    from sklearn_docids.detectors import (
+        AutoencoderDetector,
+        ConvAutoencoderDetector,
+        DOCFeatures,
+        DOCIDSDetector,
+        ReferenceData,
+    )
+    from sklearn_docids.persistence import load_detector, save_detector
 
 _HOME = {
-    "AutoencoderDetector": "sklearn_docids.detectors._autoencoders",
+    "AutoencoderDetector": "sklearn_docids.detectors",
     "CaptureError": "sklearn_docids.capture",
     "CaptureWarning": "sklearn_docids.capture",
-    "ConvAutoencoderDetector": "sklearn_docids.detectors._autoencoders",
-    "DOCFeatures": "sklearn_docids.detectors._doc_features",
-    "DOCIDSDetector": "sklearn_docids.detectors._docids",
+    "ConvAutoencoderDetector": "sklearn_docids.detectors",
+    "DOCFeatures": "sklearn_docids.detectors",
+    "DOCIDSDetector": "sklearn_docids.detectors",
     "FlowSampler": "sklearn_docids._sampler",
-    "ReferenceData": "sklearn_docids.detectors._reference",
+    "ReferenceData": "sklearn_docids.detectors",
     "load_detector": "sklearn_docids.persistence",
+    "save_detector": "sklearn_docids.persistence",
 }
 _SUBMODULES = {
     "aggregation", "capture", "datasets", "detectors", "evaluation", "inspection", "metrics",
@@ -45,6 +49,7 @@ __all__ = [
     "ReferenceData",
     "__version__",
     "load_detector",
+    "save_detector",
 ]
 
 

@@ -16,12 +16,29 @@ from sklearn_docids._thresholds import ROUNDING
 
 
 def is_attack(y_true: Any, pos_label: Any = None) -> np.ndarray:
-    """Return which labels are attacks: -1, or ``pos_label`` where it is given.
+    """Return which labels are attacks.
+
+    Parameters
+    ----------
+    y_true : array-like of shape (n_flows,)
+        +1 for normal, -1 for attack; or any labels, if ``pos_label`` is given.
+    pos_label : object, default=None
+        The label of attacks.
+
+    Returns
+    -------
+    ndarray of bool, shape (n_flows,)
+        True for attacks.
 
     Raises
     ------
     ValueError
         The labels are not +1 and -1 and ``pos_label`` is None, or one of the two kinds is missing.
+
+    Examples
+    --------
+    >>> is_attack([1, -1, 1])
+    array([False,  True, False])
     """
     labels = column_or_1d(y_true)
     if pos_label is None:

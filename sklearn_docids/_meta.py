@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What estimators share: clones with a seed, forgetting an earlier fit, parameters that reach a wrapped ``fit``."""
+"""What detectors that wrap another one share: clones with a seed, and ``fit`` parameters handed to the other."""
 
 from __future__ import annotations
 
@@ -18,12 +18,11 @@ def seeded_clone(estimator: Any, seed: int) -> Any:
 
 
 def forget_fit(estimator: Any) -> None:
-    """Delete what an earlier ``fit`` has set, so that none of it shows through if the next one fails.
+    """Remove what an earlier fit has set, so that it does not show through where the next one is refused.
 
-    The class lists the names in ``_fitted_names``; an attribute that a user has set stays, whatever it is called. What
-    scikit-learn's ``validate_data`` sets goes as well.
+    The class names its attributes in ``_fitted_names``; whatever else a user has set stays.
     """
-    for name in ("n_features_in_", "feature_names_in_", *type(estimator)._fitted_names):
+    for name in ("n_features_in_", "feature_names_in_", *estimator._fitted_names):
         vars(estimator).pop(name, None)
 
 

@@ -13,19 +13,24 @@ import math
 import os
 import shutil
 import uuid
-from collections.abc import Callable
-from contextlib import suppress
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-# A longer header is none of ours: the longest part of it, the history, has 250 bytes per epoch.
+# No header of ours is longer: the longest part of it, the history, has 250 bytes per epoch.
 MAX_HEADER = 4 * 2**20
 UNSEALED = "0" * 64
 DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64", torch.uint8: "U8"}
 SIZES = {"F32": 4, "F64": 8, "I64": 8, "U8": 1}
+
+# Keys of an epoch in a history.
+HISTORY = (
+    "epoch", "pairs", "descriptiveness_loss", "compactness_loss", "reconstruction_loss", "validation_loss",
+)  # fmt: skip
 
 # Names of tensors, each with type and shape as they stand in the header.
 Expected = dict[str, tuple[str, list[int]]]
@@ -41,18 +46,18 @@ def described(tensors: dict[str, torch.Tensor]) -> Expected:
 
 
 def write(path: str, tensors: dict[str, torch.Tensor], config: dict[str, Any]) -> None:
-    """Write a file that `read` will take; one that is there already is replaced as a whole.
+    """Write a file that `opened` will take; one that is there already is replaced as a whole.
 
     Raises
     ------
     OSError
-        The file cannot be written, or what has its name is no file.
+        The file cannot be written, or what has its name is not a file.
     SealedFileError
-        `read` would refuse the file.
+        `opened` would refuse the file.
     """
     path = os.path.realpath(path)  # the file behind a link, not the link
     if os.path.exists(path) and not os.path.isfile(path):
-        raise FileExistsError(f"{path} is there and no file")
+        raise FileExistsError(f"{path} exists and is not a file")
     text = json.dumps(config, allow_nan=False, default=_plain)
     on_host = {name: value.cpu().contiguous() for name, value in tensors.items()}
     _check_finite(on_host)
@@ -86,10 +91,29 @@ def _seal(digest: str) -> bytes:
     return f'"sha256":"{digest}"'.encode()
 
 
-def read(path: str, expected: Callable[[dict[str, Any]], Expected]) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Return JSON object and tensors of a file, the latter finite.
+class SealedFile(NamedTuple):
+    """A file whose header is read."""
 
-    ``expected`` gets the object and returns what tensors go with it, or raises `SealedFileError`.
+    config: dict[str, Any]
+    header: dict[str, Any]
+    seal: str
+    file: Any
+
+    def tensors(self, expected: Expected) -> dict[str, torch.Tensor]:
+        """Return the tensors, all finite, if they are the expected ones and the checksum is right."""
+        with _damage_named():
+            _check_tensors(self.header, expected, os.fstat(self.file.fileno()).st_size - self.file.tell())
+            self.file.seek(0)
+            data = self.file.read()
+            _check_seal(data, self.seal)
+            tensors = safetensors.torch.load(data)
+            _check_finite(tensors)
+        return tensors
+
+
+@contextmanager
+def opened(path: str) -> Iterator[SealedFile]:
+    """Open a file and read its JSON object; tensors are read when their names and shapes are known from it.
 
     Raises
     ------
@@ -98,40 +122,69 @@ def read(path: str, expected: Callable[[dict[str, Any]], Expected]) -> tuple[dic
     SealedFileError
         Anything about its content.
     """
+    with open(path, "rb") as file:
+        with _damage_named():
+            header = _read_header(file, os.fstat(file.fileno()).st_size)
+            metadata = header.pop("__metadata__", None)
+            if not isinstance(metadata, dict) or not isinstance(metadata.get("docids"), str):
+                raise SealedFileError("it has no DOC-IDS metadata")
+            config = _parse_json(metadata["docids"])
+            if not isinstance(config, dict):
+                raise SealedFileError("its metadata is not a JSON object")
+        yield SealedFile(config, header, str(metadata.get("sha256")), file)
+
+
+@contextmanager
+def _damage_named() -> Iterator[None]:
     try:
-        return _read(path, expected)
+        yield
     except (SafetensorError, UnicodeDecodeError, RecursionError, OverflowError) as error:
         raise SealedFileError(str(error)) from None
 
 
-def _read(path: str, expected: Callable[[dict[str, Any]], Expected]) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        header = _read_header(file, size)
-        metadata = header.pop("__metadata__", None)
-        if not isinstance(metadata, dict) or not isinstance(metadata.get("docids"), str):
-            raise SealedFileError("it has no DOC-IDS metadata")
-        config = _parse_json(metadata["docids"])
-        if not isinstance(config, dict):
-            raise SealedFileError("its metadata is no JSON object")
-        _check_tensors(header, expected(config), size - file.tell())
-        file.seek(0)
-        data = file.read()
-    _check_seal(data, str(metadata.get("sha256")))
-    tensors = safetensors.torch.load(data)
-    _check_finite(tensors)
-    return config, tensors
+# Names of fields, each with a predicate that its value must satisfy.
+Checks = dict[str, Callable[[Any], bool]]
+
+
+def check_fields(config: dict[str, Any], keys: set[str], checks: Checks) -> None:
+    """Refuse a config of other keys, or with a value that does not satisfy its predicate; checked in their order."""
+    if set(config) != keys:
+        raise SealedFileError(f"its metadata has other keys than expected: {sorted(set(config) ^ keys)}")
+    for name, is_good in checks.items():
+        if not is_good(config[name]):
+            raise SealedFileError(f"its metadata has an unusable value for {name!r}")
+
+
+def is_count(value: Any) -> bool:
+    """Return whether a value is a whole number from 1 on that fits into 32 bits."""
+    return type(value) is int and 1 <= value < 2**31
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a value is a finite number."""
+    try:
+        return type(value) in (int, float) and math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def is_strings(value: Any) -> bool:
+    """Return whether a value is a list of strings."""
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def is_history(value: Any) -> bool:
+    """Return whether a value is a list of epochs, each a number per name."""
+    return isinstance(value, list) and all(
+        isinstance(epoch, dict) and set(epoch) <= set(HISTORY) and all(map(is_number, epoch.values()))
+        for epoch in value
+    )
 
 
 def _check_finite(tensors: dict[str, torch.Tensor]) -> None:
     for name, tensor in tensors.items():
         if tensor.numel() and not all(math.isfinite(end) for end in tensor.aminmax()):  # NaN is both ends
             raise SealedFileError(f"tensor {name} holds NaN or infinity")
-
-
-def plain_history(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return a history for JSON, which has no infinity: a loss that was switched off may be infinite."""
-    return [{name: v if math.isfinite(v) else None for name, v in epoch.items()} for epoch in history]
 
 
 def _read_header(file: Any, size: int) -> dict[str, Any]:
@@ -141,7 +194,7 @@ def _read_header(file: Any, size: int) -> dict[str, Any]:
         raise SealedFileError("it does not begin like a safetensors file")
     header = _parse_json(file.read(length).decode("utf-8"))
     if not isinstance(header, dict):
-        raise SealedFileError("its header is no JSON object")
+        raise SealedFileError("its header is not a JSON object")
     return header
 
 

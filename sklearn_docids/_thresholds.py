@@ -19,6 +19,16 @@ def contamination_threshold(scores: np.ndarray, share: float) -> float:
         return float(np.percentile(scores, 100 * share))
 
 
+def pooled_threshold(earlier: np.ndarray, n_earlier: int, scores: np.ndarray, n_rows: int, share: float) -> float:
+    """Return the threshold that flags a share of ``n_earlier`` and ``n_rows`` rows, of which samples are scored.
+
+    Each score counts for as many rows as it stands for.
+    """
+    together = np.concatenate([earlier, scores])
+    weights = np.repeat([n_earlier / max(1, len(earlier)), n_rows / len(scores)], [len(earlier), len(scores)])
+    return float(np.quantile(together, share, weights=weights, method="inverted_cdf"))
+
+
 def least_held_out(rate: float) -> int:
     """Return the number of held-out scores below which no threshold holds a false-alarm rate."""
     return math.ceil(min(1 / rate, 1e18) - ROUNDING) - 1  # the reciprocal of the smallest numbers is infinite

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Why a flow is abnormal: the bytes that raise its score, by packet and header field, beside a normal flow."""
+"""Why a flow is abnormal: the bytes that raise its score, by packet and header field, compared with a normal flow."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ class ByteReason(NamedTuple):
     attribution: float
 
 
-def byte_reasons(detector: Any, X: Any, *, n_bytes: int = 16, link_type: int = LINK_ETHERNET) -> list[list[ByteReason]]:
+def byte_reasons(
+    detector: Any, X: Any, *, n_listed: int = 16, n_packets: int | None = None, link_type: int = LINK_ETHERNET
+) -> list[list[ByteReason]]:
     """Return the bytes that matter most to the score of each flow.
 
     Parameters
@@ -45,8 +47,10 @@ def byte_reasons(detector: Any, X: Any, *, n_bytes: int = 16, link_type: int = L
         Fitted detector with ``explain``.
     X : array-like of shape (n_flows, n_columns)
         Flow bytes.
-    n_bytes : int, default=16
-        Most bytes per flow; those without any part in the score are left out.
+    n_listed : int, default=16
+        Most bytes to list per flow; those without any part in the score are left out.
+    n_packets : int or None, default=None
+        Packets of a row, as in the detector's ``explain``.
     link_type : int, default=1
         libpcap's number of the link type: 1 for Ethernet, 101 for IP without link header; those that `FlowSampler`
         reads.
@@ -61,7 +65,7 @@ def byte_reasons(detector: Any, X: Any, *, n_bytes: int = 16, link_type: int = L
     Raises
     ------
     ValueError
-        ``n_bytes`` is no positive whole number, or the detector refuses X.
+        ``n_listed`` is not a positive whole number, or the detector refuses X.
 
     Examples
     --------
@@ -69,24 +73,24 @@ def byte_reasons(detector: Any, X: Any, *, n_bytes: int = 16, link_type: int = L
     >>> from sklearn_docids import AutoencoderDetector
     >>> from sklearn_docids.inspection import byte_reasons
     >>> X = np.tile(np.arange(80, dtype=np.uint8), (20, 1))
-    >>> detector = AutoencoderDetector(n_packets=1, max_epochs=200, random_state=0).fit(X)
+    >>> detector = AutoencoderDetector(max_epochs=200, random_state=0).fit(X)
     >>> strange = X[:1].copy()
     >>> strange[0, 22] = 255
-    >>> byte_reasons(detector, strange, n_bytes=1)[0][0].byte
+    >>> byte_reasons(detector, strange, n_listed=1, n_packets=1)[0][0].byte
     22
     """
-    if not isinstance(n_bytes, Integral) or n_bytes < 1:
-        raise ValueError(f"n_bytes must be a positive whole number, got {n_bytes!r}")
-    attributions = detector.explain(X)
+    if not isinstance(n_listed, Integral) or n_listed < 1:
+        raise ValueError(f"n_listed must be a positive whole number, got {n_listed!r}")
+    attributions = detector.explain(X, n_packets=n_packets)
     n_packets, width = attributions.shape[1:]
     similar: list[Any] = [None] * len(attributions)
     if getattr(detector, "template_flows_", None) is not None:
-        similar = list(detector.template_flows_[detector.nearest_templates(X)])
+        similar = list(detector.template_flows_[detector.most_similar_templates(X)])
     X = np.asarray(X)  # names of columns are the detector's business
     reasons = []
     for row, flat in enumerate(attributions.reshape(len(X), -1)):
         names = [name for packet in X[row].reshape(n_packets, width) for name in field_names(packet, link_type)]
-        order = [column for column in np.argsort(-np.abs(flat), kind="stable")[:n_bytes] if flat[column]]
+        order = [column for column in np.argsort(-np.abs(flat), kind="stable")[:n_listed] if flat[column]]
         reasons.append(
             [
                 ByteReason(

@@ -4,7 +4,8 @@
 References
 ----------
 "DOC-IDS: A Deep Learning-Based Method for Feature Extraction and Anomaly Detection in Network Traffic",
-Sensors 22(12), 4405, 2022.
+Sensors 22(12), 4405, 2022. Numbers of sections, equations, tables and figures, here and in all docstrings, are those of
+the conference paper, "Network Anomaly Detection Using Two-Input Deep Learning Model" (in Japanese).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sklearn_docids._sampler import FlowSampler
-    from sklearn_docids.detectors._docids import DOCIDSDetector
+    from sklearn_docids.detectors import DOCIDSDetector
 
 
 def sampler(**parameters: Any) -> FlowSampler:
@@ -64,13 +65,12 @@ def detector(**parameters: Any) -> DOCIDSDetector:
                    lambda_reconstruction=10.0, lr=5e-05, optimizer='sgd',
                    random_state=0, schedule=None, score_method='reconstruction')
     """
-    from sklearn_docids.detectors._docids import DOCIDSDetector
+    from sklearn_docids.detectors import DOCIDSDetector
 
     stated = {
         "lambda_descriptiveness": 1.0,
         "lambda_compactness": 0.1,
         "lambda_reconstruction": 10.0,
-        "n_packets": 4,
         "score_method": "reconstruction",
         "optimizer": "sgd",
         "lr": 5e-5,
@@ -84,6 +84,5 @@ def detector(**parameters: Any) -> DOCIDSDetector:
         "scale": 255.0,
         "batch_norm": "separate",
         "dense_activation": None,
-        "detach_target": False,
     }
     return DOCIDSDetector(**{**stated, **silent, **parameters})

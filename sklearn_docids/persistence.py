@@ -2,113 +2,171 @@
 """Models as files that cannot execute anything: safetensors with JSON metadata, never pickle.
 
 A model is one safetensors file. Its metadata holds ``docids``, a JSON object with everything but the weights, and
-``sha256``, the checksum of the whole file with zeros in its place. Nothing in the file is used before names, types,
-shapes and size fit the network that the JSON describes.
+``sha256``, the checksum of the whole file with zeros in its place. Reading has two steps: the JSON object is read and
+checked, then the tensors, once their names, types and shapes are known to be those of the network that it describes.
+The checksum shows damage; it is not a signature, and whoever can write the file can make one that fits.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 import os
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from sklearn.pipeline import Pipeline
+from sklearn.utils.validation import check_is_fitted
 
-from sklearn_docids import __version__, _sealed
-from sklearn_docids._sealed import SealedFileError
-from sklearn_docids._training import LOSS_TERMS
-from sklearn_docids.detectors._autoencoders import AutoencoderDetector, ConvAutoencoderDetector
-from sklearn_docids.detectors._docids import DOCIDSDetector
-from sklearn_docids.detectors._trained import FlowDetector
+from sklearn_docids import _sealed, detectors
+from sklearn_docids._sealed import SealedFileError, is_count, is_strings
+from sklearn_docids._version import __version__
+from sklearn_docids._warn import warn_caller
+from sklearn_docids.detectors._trained import TrainedDetector
 
 if TYPE_CHECKING:
     from sklearn_docids._sampler import FlowSampler
 
-FORMAT = 2
-ESTIMATORS: dict[str, Any] = {
-    estimator.__name__: estimator for estimator in (DOCIDSDetector, AutoencoderDetector, ConvAutoencoderDetector)
-}
+__all__ = ["load_detector", "save_detector"]
+
+FORMAT = 1
+# Types of arrays besides the network, as a header calls them.
+KINDS = {"uint8": "U8", "float64": "F64"}
 MAX_LABEL = 1024
 # Epochs of the history that are stored, the last ones.
 MAX_HISTORY = 5000
 MAX_INT = 2**63
+# Columns of a row: weights that do not depend on the width would let a small file ask for any amount of memory.
+MAX_COLUMNS = 2**20
 # Parameters that belong to one machine or session, and are not part of a model.
-NOT_STORED = ("callbacks", "checkpoint_folder")
-HISTORY_KEYS = {"epoch", "pairs", *LOSS_TERMS, "validation_loss"}
+NOT_STORED = ("callbacks", "checkpoint_folder", "device", "n_jobs")
 CONFIG_KEYS = {
-    "format", "estimator", "versions", "parameters", "sampler", "n_features_in", "feature_names_in",
-    "reference_classes", "n_templates", "templates_are_bytes", "offset", "n_iter", "interrupted", "split_seed",
-    "history",
+    "format", "estimator", "steps", "versions", "parameters", "sampler", "n_features_in", "feature_names_in",
+    "classes", "offset", "n_iter", "n_rows_seen", "interrupted", "split_seed", "history", "arrays",
 }  # fmt: skip
 
 
-def save_detector(detector: Any, path: str, sampler: FlowSampler | None) -> None:
-    """Write a fitted detector; see `FlowDetector.save`."""
-    _check_savable(detector, sampler)
+def save_detector(
+    detector: TrainedDetector | Pipeline, path: str | os.PathLike[str], sampler: FlowSampler | None = None
+) -> None:
+    """Write a fitted detector as one safetensors file with JSON metadata; no code is stored.
+
+    Parameters
+    ----------
+    detector : DOCIDSDetector, AutoencoderDetector, ConvAutoencoderDetector or Pipeline
+        The fitted detector, or a fitted pipeline of a `FlowSampler` and such a detector.
+    path : path
+        File to write; an existing one is replaced as a whole.
+    sampler : FlowSampler or None, default=None
+        Sampler whose settings belong to the model; `load_detector` returns it as ``sampler_``. None: the sampler that
+        the detector came with, if it was loaded from a file, and that of the pipeline.
+
+    Raises
+    ------
+    OSError
+        The file cannot be written, or something else than a file has its name.
+    TypeError
+        There is no model file of such an object.
+    ValueError
+        Parameters were changed after the fit, the sampler makes rows of another width, or `load_detector` would refuse
+        the file.
+    sklearn.exceptions.NotFittedError
+        The detector is not fitted.
+
+    See Also
+    --------
+    load_detector : Reads the file.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> import numpy as np
+    >>> from sklearn_docids import AutoencoderDetector, load_detector, save_detector
+    >>> X = np.random.default_rng(0).integers(0, 256, size=(20, 12), dtype=np.uint8)
+    >>> detector = AutoencoderDetector(max_epochs=1, random_state=0).fit(X)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_detector(detector, os.path.join(folder, "model"))
+    ...     load_detector(os.path.join(folder, "model"))
+    AutoencoderDetector(max_epochs=1, random_state=0)
+    """
+    steps = None
+    if isinstance(detector, Pipeline):
+        steps = [name for name, _ in detector.steps]
+        if sampler is not None:
+            raise ValueError("the pipeline has a sampler of its own: leave sampler alone")
+        sampler, detector = _steps_of(detector)
+    check_is_fitted(detector)
+    if type(detector) not in _savable().values():
+        kinds = ", ".join(_savable())
+        raise TypeError(f"a model file holds one of {kinds}, not a subclass of them, {type(detector).__name__}")
+    sampler = detector.sampler_ if sampler is None else sampler
+    _check_unchanged(detector)
+    if sampler is not None:
+        _check_width(sampler, detector)
+    arrays = detector._scorer.arrays()
+    config = _config(detector, steps, sampler, arrays)
     tensors = {f"network.{name}": value for name, value in detector.network_.state_dict().items()}
-    templates = getattr(detector, "templates_", None)
-    if templates is not None:
-        tensors["templates"] = torch.from_numpy(templates)
-        tensors["template_flows"] = torch.from_numpy(_storable_flows(detector.template_flows_))
-    config = _config(detector, sampler)
+    tensors.update({f"arrays.{name}": torch.from_numpy(value) for name, value in arrays.items()})
     try:
-        _skeleton(config)
-        _sealed.write(path, tensors, config)
+        _check(config)
+        _sealed.write(os.fsdecode(path), tensors, config)
     except SealedFileError as error:  # better now than when the model is needed
         raise ValueError(f"this detector cannot be saved: {error}") from None
 
 
-def _check_savable(detector: Any, sampler: FlowSampler | None) -> None:
+def _savable() -> dict[str, type[TrainedDetector]]:
+    """Return the classes of which there are model files, by name: all public detectors with a network."""
+    public = {name: getattr(detectors, name) for name in detectors.__all__}
+    return {name: found for name, found in public.items() if issubclass(found, TrainedDetector)}
+
+
+def _steps_of(pipeline: Pipeline) -> tuple[Any, Any]:
+    from sklearn_docids._sampler import FlowSampler
+
+    steps = [step for _, step in pipeline.steps]
+    if len(steps) != 2 or not isinstance(steps[0], FlowSampler):
+        raise TypeError("a model file holds a pipeline of two steps, a FlowSampler and a detector")
+    return steps[0], steps[1]
+
+
+def _check_unchanged(detector: TrainedDetector) -> None:
     """Refuse what would load as another detector than the one at hand."""
-    if type(detector) not in ESTIMATORS.values():
-        raise TypeError(f"a model file holds one of {', '.join(ESTIMATORS)}, not a subclass {type(detector).__name__}")
-    network = detector.network_
-    settings = detector._network_settings(detector.n_features_in_, getattr(detector, "reference_classes_", None))
-    fitted = {name: getattr(network, name) for name in settings if name in detector.get_params()}
-    if isinstance(detector, DOCIDSDetector):
-        fitted["score_method"] = "reconstruction" if detector.templates_ is None else "knn"
-    changed = [name for name, value in fitted.items() if getattr(detector, name) != value]
+    now = detector.get_params(deep=False)
+    changed = [name for name, value in detector._scorer.settings.items() if now.get(name, value) != value]
     if changed:
         raise ValueError(f"{changed} were changed after fit; fit again before saving")
-    if sampler is not None and sampler.n_packets * sampler.n_bytes != detector.n_features_in_:
-        raise ValueError(_other_width(sampler, detector))
 
 
-def _other_width(sampler: FlowSampler, detector: FlowDetector) -> str:
+def _check_width(sampler: FlowSampler, detector: TrainedDetector) -> None:
     width = sampler.n_packets * sampler.n_bytes
-    return f"the sampler makes rows of {width} columns, the detector takes {detector.n_features_in_}"
+    if width != detector.n_features_in_:
+        raise ValueError(f"the sampler makes rows of {width} columns, the detector takes {detector.n_features_in_}")
 
 
-def _config(detector: Any, sampler: FlowSampler | None) -> dict[str, Any]:
+def _config(
+    detector: Any, steps: list[str] | None, sampler: FlowSampler | None, arrays: dict[str, np.ndarray]
+) -> dict[str, Any]:
     """Return everything but the weights."""
     names = getattr(detector, "feature_names_in_", None)
     classes = getattr(detector, "reference_classes_", None)
-    templates = getattr(detector, "templates_", None)
     return {
         "format": FORMAT,
         "estimator": type(detector).__name__,
+        "steps": steps,
         "versions": {"sklearn_docids": __version__, "torch": str(torch.__version__), "numpy": np.__version__},
         "parameters": _storable(detector.get_params(deep=False)),
         "sampler": None if sampler is None else _storable(sampler.get_params(deep=False)),
         "n_features_in": detector.n_features_in_,
         "feature_names_in": None if names is None else list(names),
-        "reference_classes": None if classes is None else classes.tolist(),
-        "n_templates": None if templates is None else len(templates),
-        "templates_are_bytes": templates is not None and detector.template_flows_.dtype == np.uint8,
+        "classes": None if classes is None else classes.tolist(),
         "offset": detector.offset_,
         "n_iter": detector.n_iter_,
+        "n_rows_seen": detector._n_rows_seen,
         "interrupted": detector.interrupted_,
-        "split_seed": getattr(detector, "_split_seed", 0),
-        "history": _sealed.plain_history(detector.history_[-MAX_HISTORY:]),
+        "split_seed": detector._split_seed,
+        "history": detector.history_[-MAX_HISTORY:],
+        "arrays": {name: [KINDS[value.dtype.name], *value.shape] for name, value in arrays.items()},
     }
-
-
-def _storable_flows(flows: np.ndarray) -> np.ndarray:
-    """Return rows of a type that is stored: bytes as they are, other numbers as float64."""
-    return np.ascontiguousarray(flows if flows.dtype == np.uint8 else flows.astype(np.float64))
 
 
 def _storable(parameters: dict[str, Any]) -> dict[str, Any]:
@@ -118,8 +176,11 @@ def _storable(parameters: dict[str, Any]) -> dict[str, Any]:
     return {**kept, "random_state": seed if isinstance(seed, int | np.integer) else None}
 
 
-def load_detector(path: str | os.PathLike[str]) -> DOCIDSDetector | AutoencoderDetector | ConvAutoencoderDetector:
-    """Return a detector written by its method ``save``; nothing in the file is executed.
+def load_detector(path: str | os.PathLike[str]) -> TrainedDetector | Pipeline:
+    """Return a detector or pipeline written by `save_detector`; nothing in the file is executed.
+
+    Load models of people you trust alone: the checksum shows damage, not who wrote the file, and a model that was made
+    to mislead calls attacks normal.
 
     Parameters
     ----------
@@ -128,16 +189,17 @@ def load_detector(path: str | os.PathLike[str]) -> DOCIDSDetector | AutoencoderD
 
     Returns
     -------
-    DOCIDSDetector, AutoencoderDetector or ConvAutoencoderDetector
+    DOCIDSDetector, AutoencoderDetector, ConvAutoencoderDetector or Pipeline
         The fitted detector; its scores are those of the saved one, bit for bit, on the same machine and versions.
-        ``sampler_`` is the stored `FlowSampler`, or None.
+        ``sampler_`` is the stored `FlowSampler`, or None. What was saved as a pipeline comes back as one. Parameters of
+        one machine or session (``device``, ``callbacks``, ``checkpoint_folder``, ``n_jobs``) have their defaults.
 
     Raises
     ------
     OSError
         The file is missing or cannot be read.
     ValueError
-        The file is no model, or it is damaged.
+        The file is not a model, or it is damaged.
 
     Warns
     -----
@@ -148,109 +210,92 @@ def load_detector(path: str | os.PathLike[str]) -> DOCIDSDetector | AutoencoderD
     --------
     >>> import os, tempfile
     >>> import numpy as np
-    >>> from sklearn_docids import DOCIDSDetector, load_detector
+    >>> from sklearn_docids import DOCIDSDetector, load_detector, save_detector
     >>> X = np.random.default_rng(0).integers(0, 256, size=(20, 12), dtype=np.uint8)
     >>> detector = DOCIDSDetector(lambda_descriptiveness=0, max_epochs=1, random_state=0).fit(X)
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     detector.save(os.path.join(folder, "model"))
+    ...     save_detector(detector, os.path.join(folder, "model"))
     ...     loaded = load_detector(os.path.join(folder, "model"))
     >>> bool((loaded.score_samples(X) == detector.score_samples(X)).all())
     True
     """
     path = os.fspath(path)
     try:
-        with torch.inference_mode(False):
-            return _read(path)
+        with torch.inference_mode(False), _sealed.opened(path) as file:
+            config = file.config
+            detector = _check(config)
+            tensors = file.tensors(_expected_tensors(detector, config))
+            _fill(detector, config, tensors)
+            loaded = _in_pipeline(detector, config["steps"])
     except SealedFileError as error:
-        raise ValueError(f"{path}: not a usable DOC-IDS model: {error}") from None
+        raise ValueError(f"{os.fsdecode(path)}: not a usable DOC-IDS model: {error}") from None
+    _warn_of_versions(os.fsdecode(path), config["versions"])
+    return loaded
 
 
-def _read(path: str) -> Any:
-    made: list[Any] = []
-
-    def expected(config: dict[str, Any]) -> _sealed.Expected:
-        made.extend(_skeleton(config))
-        return _expected_tensors(config, made[1])
-
-    config, tensors = _sealed.read(path, expected)
-    detector, network = made
-    _fill(detector, network, config, tensors)
-    _warn_of_versions(path, config["versions"])
+def _check(config: dict[str, Any]) -> TrainedDetector:
+    """Return the unfitted detector of a config; refuse one of which a field is unusable."""
+    if config.get("format") != FORMAT:
+        raise SealedFileError(f"its format is {config.get('format')!r}, this version reads format {FORMAT}")
+    savable = _savable()
+    _sealed.check_fields(
+        config,
+        CONFIG_KEYS,
+        {
+            "estimator": lambda value: isinstance(value, str) and value in savable,
+            "steps": _are_steps,
+            "versions": lambda value: isinstance(value, dict),
+            "parameters": lambda value: isinstance(value, dict) and not set(NOT_STORED) & set(value),
+            "n_features_in": lambda value: is_count(value) and value <= MAX_COLUMNS,
+            "feature_names_in": lambda value: value is None or _are_names(value, config["n_features_in"]),
+            "classes": lambda value: value is None or _are_classes(value),
+            "offset": _sealed.is_number,
+            "n_iter": lambda value: value == 0 or is_count(value),
+            "n_rows_seen": lambda value: type(value) is int and 0 <= value < MAX_INT,
+            "interrupted": lambda value: type(value) is bool,
+            "split_seed": lambda value: type(value) is int and 0 <= value < 2**32,
+            "history": _sealed.is_history,
+            "arrays": lambda value: isinstance(value, dict) and all(map(_is_array, value.values())),
+        },
+    )
+    detector: TrainedDetector = _make(savable[config["estimator"]], config["parameters"])
+    if config["classes"] is not None and "reference_classes_" not in detector._fitted_names:
+        raise SealedFileError(f"a {config['estimator']} has no reference")
     return detector
 
 
-def _skeleton(config: dict[str, Any]) -> tuple[Any, Any]:
-    """Return an unfitted detector and a network without memory, made from a checked config."""
-    if config.get("format") != FORMAT:
-        raise SealedFileError(f"its format is {config.get('format')!r}, this version reads format {FORMAT}")
-    if set(config) != CONFIG_KEYS:
-        raise SealedFileError(f"its metadata has other keys than expected: {sorted(set(config) ^ CONFIG_KEYS)}")
-    if not isinstance(config["estimator"], str) or config["estimator"] not in ESTIMATORS:
-        raise SealedFileError(f"it holds a {config['estimator']!r}")
-    _check_fields(config)
-    detector = _make(ESTIMATORS[config["estimator"]], config["parameters"])
-    detector.n_features_in_ = config["n_features_in"]
-    # As objects: an array of strings has the width of its longest one everywhere.
-    labels = config["reference_classes"]
-    classes = None if labels is None else np.array(labels, dtype=object)
-    if isinstance(detector, DOCIDSDetector):
-        detector.reference_classes_ = classes
-    elif classes is not None or config["n_templates"] is not None:
-        raise SealedFileError(f"{config['estimator']} has neither a reference nor templates")
-    with torch.device("meta"):
-        network = detector._network_class(**detector._network_settings(detector.n_features_in_, classes))
-    return detector, network
+def _is_array(value: Any) -> bool:
+    """Return whether a value is kind, rows and columns of an array."""
+    return isinstance(value, list) and len(value) == 3 and value[0] in KINDS.values() and all(map(is_count, value[1:]))
 
 
-def _check_fields(config: dict[str, Any]) -> None:
-    """Check types and ranges of the fields that are not parameters."""
-
-    def is_count(value: Any) -> bool:
-        return type(value) is int and 1 <= value < 2**31
-
-    def is_strings(value: Any) -> bool:
-        return isinstance(value, list) and all(isinstance(item, str) for item in value)
-
-    names, classes = config["feature_names_in"], config["reference_classes"]
-    labels_alike = isinstance(classes, list) and len({type(c) for c in classes}) == 1
-    same_kind = labels_alike and type(classes[0]) in (str, int, bool)
-    if same_kind and isinstance(classes[0], str):
-        same_kind = max(map(len, classes)) <= MAX_LABEL
-    checks = {
-        "n_features_in": is_count(config["n_features_in"]),
-        "n_iter": type(config["n_iter"]) is int and config["n_iter"] >= 0,
-        "interrupted": type(config["interrupted"]) is bool,
-        "split_seed": type(config["split_seed"]) is int and 0 <= config["split_seed"] < 2**32,
-        "n_templates": config["n_templates"] is None or is_count(config["n_templates"]),
-        "templates_are_bytes": type(config["templates_are_bytes"]) is bool,
-        "offset": type(config["offset"]) in (int, float) and math.isfinite(config["offset"]),
-        "history": isinstance(config["history"], list) and all(map(_is_epoch, config["history"])),
-        "versions": isinstance(config["versions"], dict),
-        "parameters": isinstance(config["parameters"], dict) and not set(NOT_STORED) & set(config["parameters"]),
-        "feature_names_in": names is None or (is_strings(names) and len(names) == config["n_features_in"]),
-        "reference_classes": classes is None or (same_kind and len(classes) >= 2 and _ascend(classes)),
-    }
-    wrong = [name for name, good in checks.items() if not good]
-    if wrong:
-        raise SealedFileError(f"its metadata has unusable values for {wrong}")
+def _are_steps(value: Any) -> bool:
+    if value is None:
+        return True
+    return is_strings(value) and len(set(value)) == len(value) == 2 and all(name and "__" not in name for name in value)
 
 
-def _is_epoch(entry: Any) -> bool:
-    """Return whether an entry of the history is one: numbers, and None for a loss that was infinite."""
-    numbers = (int, float, type(None))
-    return isinstance(entry, dict) and set(entry) <= HISTORY_KEYS and all(type(v) in numbers for v in entry.values())
+def _are_names(value: Any, n_columns: int) -> bool:
+    return is_strings(value) and len(value) == n_columns
 
 
-def _ascend(classes: list[Any]) -> bool:
-    """Return whether labels are sorted, different, and fit into an array."""
-    fit = isinstance(classes[0], str) or -MAX_INT <= classes[0] <= classes[-1] < (MAX_INT if classes[0] < 0 else 2**64)
-    return fit and all(a < b for a, b in itertools.pairwise(classes))
+def _are_classes(value: Any) -> bool:
+    """Return whether labels are of one kind, sorted, different, and fit into an array."""
+    if not isinstance(value, list) or len(value) < 2 or len({type(label) for label in value}) > 1:
+        return False
+    if type(value[0]) is str:
+        fit = max(map(len, value)) <= MAX_LABEL
+    elif type(value[0]) in (int, bool):
+        fit = -MAX_INT <= value[0] <= value[-1] < (MAX_INT if value[0] < 0 else 2**64)
+    else:
+        return False
+    return fit and all(a < b for a, b in itertools.pairwise(value))
 
 
 def _make(estimator: Any, parameters: Any) -> Any:
     """Return an estimator with checked parameters."""
     if not isinstance(parameters, dict):
-        raise SealedFileError(f"the parameters of {estimator.__name__} are no JSON object")
+        raise SealedFileError(f"the parameters of {estimator.__name__} are not a JSON object")
     if any(isinstance(value, int) and abs(value) >= MAX_INT for value in parameters.values()):
         raise SealedFileError(f"a parameter of {estimator.__name__} is too large a number")
     try:
@@ -261,67 +306,48 @@ def _make(estimator: Any, parameters: Any) -> Any:
     return made
 
 
-def _expected_tensors(config: dict[str, Any], network: Any) -> _sealed.Expected:
+def _settings(detector: Any, config: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of the network."""
+    return dict(detector._network_settings(config["n_features_in"], config["classes"]))
+
+
+def _expected_tensors(detector: TrainedDetector, config: dict[str, Any]) -> _sealed.Expected:
+    settings = _settings(detector, config)
+    network = detector._network_class.without_memory(settings)
     expected = {f"network.{name}": entry for name, entry in _sealed.described(network.state_dict()).items()}
-    if config["n_templates"] is not None:
-        expected["templates"] = ("F64", [config["n_templates"], network.h_c.out_features])
-        kind = "U8" if config["templates_are_bytes"] else "F64"
-        expected["template_flows"] = (kind, [config["n_templates"], config["n_features_in"]])
+    for name, (kind, *shape) in config["arrays"].items():
+        expected[f"arrays.{name}"] = (kind, shape)
     return expected
 
 
-def _fill(detector: Any, network: Any, config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
-    templates, flows = tensors.pop("templates", None), tensors.pop("template_flows", None)
-    if any(bool((t < 0).any()) for name, t in tensors.items() if name.endswith("running_var")):
+def _fill(detector: Any, config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    """Give a detector what a fit would have given it."""
+    weights = {name.removeprefix("network."): t.numpy() for name, t in tensors.items() if name.startswith("network.")}
+    if any(bool((value < 0).any()) for name, value in weights.items() if name.endswith("running_var")):
         raise SealedFileError("a running variance is negative")
-    network.load_state_dict({name.removeprefix("network."): t for name, t in tensors.items()}, assign=True)
-    if isinstance(detector, DOCIDSDetector):
-        _fill_paired(detector, network, config, templates, flows)
-    detector.network_ = network.to(_available_device(detector)).eval()
+    arrays = {name.removeprefix("arrays."): t.numpy() for name, t in tensors.items() if name.startswith("arrays.")}
+    detector.n_features_in_ = config["n_features_in"]
+    if config["feature_names_in"] is not None:
+        detector.feature_names_in_ = np.array(config["feature_names_in"], dtype=object)
+    detector.network_ = detector._network_class.restored(_settings(detector, config), weights)
     detector.offset_ = float(config["offset"])
     detector.n_iter_ = config["n_iter"]
     detector.interrupted_ = config["interrupted"]
     detector.history_ = config["history"]
-    if config["feature_names_in"] is not None:
-        detector.feature_names_in_ = np.array(config["feature_names_in"], dtype=object)
-    detector.sampler_ = _load_sampler(config["sampler"])
-    if detector.sampler_ and detector.sampler_.n_packets * detector.sampler_.n_bytes != detector.n_features_in_:
-        raise SealedFileError(_other_width(detector.sampler_, detector))
-
-
-def _fill_paired(
-    detector: DOCIDSDetector,
-    network: Any,
-    config: dict[str, Any],
-    templates: torch.Tensor | None,
-    flows: torch.Tensor | None,
-) -> None:
-    """Set what only the detector with two inputs has."""
-    if (templates is None) != (detector.score_method != "knn"):
-        raise SealedFileError(f"score_method={detector.score_method!r} does not fit its templates")
-    network.g.to(memory_format=torch.channels_last)
-    if detector.reference_classes_ is not None:
-        detector.reference_classes_ = np.array(detector.reference_classes_.tolist())
-    detector.templates_ = None if templates is None else templates.numpy()
-    detector.template_flows_ = None if flows is None else flows.numpy()
-    detector._split_seed = config["split_seed"]
-
-
-def _available_device(detector: FlowDetector) -> str:
-    """Return the device of the detector, or the CPU where that device is missing."""
+    detector.callbacks_ = []
+    detector._split_seed, detector._n_rows_seen, detector._moments = config["split_seed"], config["n_rows_seen"], None
+    detector.sampler_ = _load_sampler(config["sampler"], detector)
+    if "reference_classes_" in detector._fitted_names:
+        detector.reference_classes_ = None if config["classes"] is None else np.array(config["classes"])
     try:
-        device = detector._device()
-    except ValueError as error:
-        raise SealedFileError(str(error)) from None
-    try:
-        torch.zeros(1, device=device)
-    except (AssertionError, RuntimeError, NotImplementedError):
-        warnings.warn(f"device {device!r} of the model is not available here, the CPU is used", stacklevel=5)
-        return "cpu"
-    return device
+        detector._scorer = detector._make_scorer(detector.network_, arrays)
+    except (KeyError, ValueError) as error:
+        raise SealedFileError(f"its arrays {sorted(arrays)} do not fit its parameters: {error}") from None
+    if set(detector._scorer.arrays()) != set(arrays):
+        raise SealedFileError(f"its arrays {sorted(arrays)} do not fit its parameters")
 
 
-def _load_sampler(parameters: Any) -> FlowSampler | None:
+def _load_sampler(parameters: Any, detector: TrainedDetector) -> FlowSampler | None:
     from sklearn_docids._sampler import FlowSampler
 
     if parameters is None:
@@ -329,16 +355,22 @@ def _load_sampler(parameters: Any) -> FlowSampler | None:
     if isinstance(parameters, dict) and isinstance(parameters.get("protocols"), list):
         parameters = {**parameters, "protocols": tuple(parameters["protocols"])}
     try:
-        return _make(FlowSampler, parameters).fit([])
+        sampler: FlowSampler = _make(FlowSampler, parameters).fit([])
+        _check_width(sampler, detector)
     except (TypeError, ValueError) as error:
         raise SealedFileError(f"FlowSampler refuses its parameters: {error}") from None
+    return sampler
+
+
+def _in_pipeline(detector: TrainedDetector, steps: list[str] | None) -> TrainedDetector | Pipeline:
+    if steps is None:
+        return detector
+    if detector.sampler_ is None:
+        raise SealedFileError("it is a pipeline without a sampler")
+    return Pipeline(list(zip(steps, (detector.sampler_, detector), strict=True)))
 
 
 def _warn_of_versions(path: str, saved: dict[str, Any]) -> None:
     for package, now in (("sklearn_docids", __version__), ("torch", str(torch.__version__))):
         if saved.get(package) != now:
-            warnings.warn(
-                f"{path} was saved with {package} {saved.get(package)}, this is {now}: scores may differ",
-                UserWarning,
-                stacklevel=4,
-            )
+            warn_caller(f"{path} was saved with {package} {saved.get(package)}, this is {now}: scores may differ")

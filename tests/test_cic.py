@@ -80,7 +80,7 @@ def test_monday_trains_and_the_other_days_test(home):
     )
     np.testing.assert_array_equal(data.y_test, np.where(data.attack == "", 1, -1))
     assert (data.attempted == -1).all()
-    assert np.bincount(data.groups).tolist() == [0, 4, 3, 4, 4]
+    assert np.bincount(data.capture_test).tolist() == [0, 4, 3, 4, 4]
     assert [path.name for path in data.captures.values()] == [f"{day}-WorkingHours.pcap" for day in DAYS]
 
 
@@ -109,7 +109,7 @@ def test_addresses_are_random_on_monday_alone(home):
 )
 def test_policies(home, policy, n_rows, n_attacks):
     data = load_cic_ids_2017(home, **policy)
-    assert len(data.X_test) == len(data.attack) == len(data.attempted) == len(data.groups) == n_rows
+    assert len(data.X_test) == len(data.attack) == len(data.attempted) == len(data.capture_test) == n_rows
     assert np.sum(data.y_test == -1) == n_attacks
     if policy.get("labels") == "paper":
         assert SCAN_INSIDE not in data.attack
@@ -175,7 +175,7 @@ def test_a_stray_date_does_not_refuse_a_day(home):
     many += connection(5.0, HOME_HOST, 9, ABROAD, 9)
     data = pcap([packet for _, packet in many], times=[time for time, _ in many])
     path.write_bytes(path.read_bytes() + data[24:])
-    assert np.sum(load_cic_ids_2017(home).groups == 1) == 4 + 1501
+    assert np.sum(load_cic_ids_2017(home).capture_test == 1) == 4 + 1501
 
 
 def test_flows_split_by_direction_are_refused(home):
@@ -260,7 +260,7 @@ def test_cached_flows_are_the_same_and_read_once(home, tmp_path, reads):
     for n_reads in (5, 5):
         cached = load_cic_ids_2017(home, random_state=0, cache_folder=tmp_path / "cache")
         assert len(reads) == n_reads
-        for name in ("X_train", "X_test", "attack", "groups"):
+        for name in ("X_train", "X_test", "attack", "capture_test"):
             np.testing.assert_array_equal(cached[name], plain[name])
     assert len(list((tmp_path / "cache").iterdir())) == 5
 
@@ -401,7 +401,7 @@ def experiment(dataset, home, tmp_path):
         packets = [tcp(sport=1000 + i, dport=53 + number, payload=bytes([i]) * 40) for i in range(8)]
         (reference / f"{name}.pcap").write_bytes(pcap(packets))
     main = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "paper_experiment.py"))["main"]
-    options = ["--dataset", dataset, "--data-home", str(home), "--reference", str(reference), "--max-epochs", "1"]
+    options = ["--dataset", dataset, "--folder", str(home), "--reference", str(reference), "--max-epochs", "1"]
     return main([*options, "--cache-folder", str(tmp_path / "cache"), "--output", str(tmp_path / "out")])
 
 
@@ -450,7 +450,7 @@ def test_levels_2_7_and_8_are_train_and_test(bos, tmp_path, capsys):
     assert data.X_train.shape == (3, 320)
     assert data.attack.tolist() == ["", "progress 7", "progress 8", ""]
     assert data.y_test.tolist() == [1, -1, -1, 1]
-    assert data.groups.tolist() == [0, 0, 1, 1]
+    assert data.capture_test.tolist() == [0, 0, 1, 1]
     assert [path.name for path in data.captures] == ["level_7.pcapng", "lv8-b.pcap"]
     assert "progress 7: 1 (12051)" in data.DESCR
     assert data.DESCR in capsys.readouterr().out

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from captures import pcap, udp
 
-from sklearn_docids import FlowSampler, load_detector
+from sklearn_docids import AutoencoderDetector, FlowSampler, load_detector, save_detector
 from sklearn_docids.capture import FlowTable
 from sklearn_docids.cli import main
 from sklearn_docids.datasets import make_traffic
@@ -110,9 +110,9 @@ def test_unusable_input_gives_one_line_and_status_one(model, traffic, tmp_path, 
         (["fit", str(traffic.train), "--reference", str(tmp_path / "empty"), "--model", "m"], "holds no captures"),
         (["fit", str(text), "--reference", reference, "--model", "m"], "not a capture"),
         (["fit", "missing.pcap", "--reference", reference, "--model", "/nowhere/m"], "folder of --model /nowhere/m"),
-        (["fit", "missing.pcap", "--reference", reference, "--model", str(tmp_path)], "is no name of a file"),
-        (["fit", "missing.pcap", "--reference", reference, "--model", ""], "is no name of a file"),
-        (["fit", "missing.pcap", "--reference", reference, "--model", "/dev/null"], "is no name of a file"),
+        (["fit", "missing.pcap", "--reference", reference, "--model", str(tmp_path)], "is not a file name"),
+        (["fit", "missing.pcap", "--reference", reference, "--model", ""], "is not a file name"),
+        (["fit", "missing.pcap", "--reference", reference, "--model", "/dev/null"], "is not a file name"),
         (["fit", "missing.pcap", "--reference", reference, "--model", "m", "--max-epochs", "0"], "max_epochs"),
         (
             ["fit", "missing.pcap", "--reference", reference, "--model", "m", "--checkpoint-folder", str(text)],
@@ -128,7 +128,7 @@ def test_unusable_input_gives_one_line_and_status_one(model, traffic, tmp_path, 
 
 def test_a_talkative_sampler_does_not_spoil_the_table(model, traffic, tmp_path, capsys):
     detector = load_detector(model)
-    detector.save(tmp_path / "m", sampler=detector.sampler_.set_params(verbose=1))
+    save_detector(detector, tmp_path / "m", sampler=detector.sampler_.set_params(verbose=1))
     assert main(["score", str(traffic.test), "--model", str(tmp_path / "m")]) == 0
     assert capsys.readouterr().out.startswith("capture,time_first,")
 
@@ -137,20 +137,29 @@ def test_ctrl_c_gives_one_line(model, monkeypatch, capsys):
     def interrupted(path):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sklearn_docids.load_detector", interrupted, raising=False)
+    monkeypatch.setattr("sklearn_docids.persistence.load_detector", interrupted)
     assert main(["score", "x.pcap", "--model", str(model)]) == 130
     assert capsys.readouterr().err == "docids: interrupted\n"
 
 
-def test_a_model_without_sampler_cannot_read_captures(model, traffic, tmp_path, capsys):
-    load_detector(model).save(tmp_path / "bare")
+def test_a_model_without_sampler_cannot_read_captures(traffic, tmp_path, capsys):
+    X = FlowSampler().transform(traffic.train)
+    bare = AutoencoderDetector(max_epochs=1).fit(X)
+    save_detector(bare, tmp_path / "bare")
     assert main(["score", str(traffic.test), "--model", str(tmp_path / "bare")]) == 1
     assert "holds no sampler" in capsys.readouterr().err
 
 
+def test_a_model_that_was_loaded_and_saved_again_scores_captures(model, traffic, tmp_path, capsys):
+    save_detector(load_detector(model), tmp_path / "again")
+    assert main(["score", str(traffic.test), "--model", str(tmp_path / "again")]) == 0
+    assert capsys.readouterr().out.startswith("capture,time_first,")
+
+
 @pytest.fixture
 def short_demo(monkeypatch):
-    from sklearn_docids import _demo, datasets
+    from sklearn_docids import datasets
+    from sklearn_docids.cli import _demo
 
     def thinned(sampler):
         testbed = datasets.load_testbed(sampler=sampler)
@@ -184,6 +193,18 @@ def test_demo_without_matplotlib_says_so_and_succeeds(short_demo, tmp_path, caps
     assert main(["demo", "--output", str(tmp_path)]) == 0
     assert "No picture: matplotlib is not installed" in capsys.readouterr().out
     assert not (tmp_path / "demo.png").exists()
+
+
+def test_a_missing_extra_is_one_line_with_a_way_out(model, traffic, tmp_path, capsys, monkeypatch):
+    packed = tmp_path / "flows.pcap.zst"
+    packed.write_bytes(bytes.fromhex("28b52ffd") + bytes(20))
+    monkeypatch.setitem(sys.modules, "backports", None)
+    monkeypatch.setitem(sys.modules, "backports.zstd", None)
+    assert main(["sample", str(packed), "--output", str(tmp_path / "x.npy")]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("docids: error: ")
+    assert "zstd" in error
+    assert error.count("\n") == 1
 
 
 def test_version_and_help(capsys):

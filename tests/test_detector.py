@@ -3,7 +3,6 @@
 import itertools
 import pickle
 import warnings
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,11 +12,14 @@ from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.utils.estimator_checks import check_estimator, parametrize_with_checks
 from sklearn.utils.validation import check_is_fitted
+from skorch.callbacks import Callback
 
 from sklearn_docids import DOCIDSDetector, ReferenceData, paper
-from sklearn_docids._folding import DENSE_ROWS, FoldedNetwork
+from sklearn_docids._network.folding import DENSE_ROWS
+from sklearn_docids._network.scoring import NeighborScorer
 from sklearn_docids._thresholds import conformal_threshold
-from sklearn_docids._training import PairedFlows
+from sklearn_docids._training.run import n_epochs
+from sklearn_docids.detectors._reference import checked_reference
 
 NO_REFERENCE = "ignore:fit without a reference:UserWarning"
 
@@ -77,9 +79,9 @@ def test_knn_scores_are_distances_to_templates_and_find_far_rows():
     assert detector.templates_.shape == (20, 3)
     assert scores == pytest.approx(-np.sort(distances, axis=1)[:, :5].mean(axis=1), rel=1e-4)
     for n_neighbors, among in ((1, 1), (50, 20)):
-        scores = detector.set_params(n_neighbors=n_neighbors).score_samples(far)
-        assert scores == pytest.approx(-np.sort(distances, axis=1)[:, :among].mean(axis=1), rel=1e-4)
-    detector.set_params(n_neighbors=5)
+        other = NeighborScorer(detector.network_, detector.template_flows_, n_neighbors)
+        expected = -np.sort(distances, axis=1)[:, :among].mean(axis=1)
+        assert other.score(far, "cpu") == pytest.approx(expected, rel=1e-4)
     assert np.median(scores) < np.quantile(detector.score_samples(X), 0.01)
 
 
@@ -93,18 +95,19 @@ def test_templates_are_fewer_than_half_of_the_rows_and_set_no_threshold():
     assert detector.offset_ == pytest.approx(np.percentile(scores[scores < 0], 1))
 
 
-def test_trimming_leaves_out_the_templates_farthest_from_the_other_rows():
-    X, reference, far = blobs(n=400)
-    X = np.concatenate([X, far[:12]])
-    settings = {"max_epochs": 10, "batch_size": 16, "random_state": 0}
-    whole = DOCIDSDetector(**settings).fit(X, reference=reference)
-    trimmed = DOCIDSDetector(**settings, trim=0.1).fit(X, reference=reference)
-    n = len(whole.templates_)
-    assert len(trimmed.templates_) == n - int(0.1 * n)
-    kept = (whole.template_flows_[:, None] == trimmed.template_flows_[None]).all(axis=2).any(axis=1)
-    strange = (whole.template_flows_[:, None] == far[:12][None]).all(axis=2).any(axis=1)
-    assert strange.any()
-    assert not kept[strange].any()
+def test_templates_score_by_the_nearest_of_the_others(fitted):
+    distances = np.linalg.norm(fitted.templates_[:, None] - fitted.templates_[None], axis=2)
+    np.fill_diagonal(distances, np.inf)
+    expected = -np.sort(distances, axis=1)[:, :5].mean(axis=1)
+    assert fitted._scorer.score_templates() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("changed", [{"n_neighbors": 20}, {"score_method": "reconstruction"}, {"scale": 1.0}])
+def test_parameters_changed_after_fit_move_neither_score_nor_verdict(fitted, changed):
+    X, _, far = blobs()
+    detector = pickle.loads(pickle.dumps(fitted)).set_params(**changed)
+    assert (detector.score_samples(far) == fitted.score_samples(far)).all()
+    assert (detector.predict(X) == fitted.predict(X)).all()
 
 
 def test_explain_is_the_gradient_of_the_abnormality_by_the_bytes_where_there_are_no_templates():
@@ -122,8 +125,8 @@ def test_explain_is_the_gradient_of_the_abnormality_by_the_bytes_where_there_are
         assert attribution.reshape(3, 24)[:, byte] == pytest.approx(
             rise / 0.1, rel=0.1, abs=0.03 * np.abs(attribution).max()
         )
-    with pytest.raises(ValueError, match="score_method='reconstruction' keeps no templates"):
-        detector.nearest_templates(far)
+    with pytest.raises(ValueError, match="fitted with score_method='reconstruction', which keeps no templates"):
+        detector.most_similar_templates(far)
 
 
 def test_explain_attributes_the_score_to_bytes_that_no_template_has():
@@ -134,7 +137,7 @@ def test_explain_attributes_the_score_to_bytes_that_no_template_has():
     for flow, column in zip(flows, columns, strict=True):
         flow[column : column + 4] = 255 - flow[column : column + 4] // 2 * 2  # odd
     attribution = detector.explain(flows).reshape(30, 24)
-    nearest = detector.template_flows_[detector.nearest_templates(flows)]
+    nearest = detector.template_flows_[detector.most_similar_templates(flows)]
     similar = [(detector.template_flows_ == flow).sum(axis=1) for flow in flows]
     assert [(row == flow).sum() for row, flow in zip(nearest, flows, strict=True)] == [row.max() for row in similar]
     unseen = np.array([[value not in detector.template_flows_[:, c] for c, value in enumerate(row)] for row in flows])
@@ -152,43 +155,42 @@ def test_a_flow_of_seen_bytes_is_explained_from_its_nearest_template():
     templates = detector.template_flows_
     mixed = np.array([[templates[(i * 7 + c) % len(templates), c] for c in range(24)] for i in range(10)])
     attribution = detector.explain(mixed).reshape(10, 24)
-    nearest = templates[detector.nearest_templates(mixed)]
+    nearest = templates[detector.most_similar_templates(mixed)]
     assert (attribution[mixed == nearest] == 0).all()
     assert (np.abs(attribution).sum(axis=1) > 0).all()
 
 
 def test_explain_needs_columns_that_divide_into_packets(fitted):
-    detector = pickle.loads(pickle.dumps(fitted)).set_params(n_packets=5)
-    with pytest.raises(ValueError, match="24 columns, which do not divide into n_packets=5"):
-        detector.explain(blobs()[0])
+    flows = blobs()[0][:2]
+    assert fitted.explain(flows, n_packets=3).shape == (2, 3, 8)
+    for n_packets in (5, 0):
+        with pytest.raises(ValueError, match=f"24 columns, which do not divide into n_packets={n_packets}"):
+            fitted.explain(flows, n_packets=n_packets)
 
 
-def interrupt_at(step, monkeypatch):
-    """Press Ctrl-C when a batch is drawn."""
-    pair, n_pairs = PairedFlows.pair, [0]
+class Interrupting(Callback):
+    """Presses Ctrl-C when a step begins."""
 
-    def interrupted(*args):
-        n_pairs[0] += 1
-        if n_pairs[0] == step:
+    def __init__(self, step):
+        self.step = step
+
+    def on_batch_begin(self, net, **kwargs):
+        self.step -= 1
+        if self.step == 0:
             raise KeyboardInterrupt
-        return pair(*args)
-
-    monkeypatch.setattr(PairedFlows, "pair", interrupted)
 
 
-def test_a_fit_that_is_interrupted_before_its_first_step_leaves_nothing(monkeypatch):
+def test_a_fit_that_is_interrupted_before_its_first_step_leaves_nothing():
     X, reference, _ = blobs()
-    detector = DOCIDSDetector(max_epochs=1)
-    interrupt_at(1, monkeypatch)
+    detector = DOCIDSDetector(max_epochs=1, callbacks=[Interrupting(1)])
     with pytest.raises(KeyboardInterrupt):
         detector.fit(X, reference=reference)
     assert not hasattr(detector, "offset_")
 
 
-def test_an_interrupted_fit_is_usable_and_says_so(monkeypatch):
+def test_an_interrupted_fit_is_usable_and_says_so():
     X, reference, _ = blobs()
-    detector = DOCIDSDetector(max_epochs=50, batch_size=16, random_state=0)
-    interrupt_at(30, monkeypatch)
+    detector = DOCIDSDetector(max_epochs=50, batch_size=16, random_state=0, callbacks=[Interrupting(30)])
     with (
         pytest.warns(ConvergenceWarning, match="training was interrupted; the weights of step 29 are kept"),
         pytest.raises(KeyboardInterrupt, match="fitted as far as it came"),
@@ -197,8 +199,7 @@ def test_an_interrupted_fit_is_usable_and_says_so(monkeypatch):
     assert detector.interrupted_
     assert (detector.n_iter_, sum(epoch["pairs"] for epoch in detector.history_)) == (8, 7 * 60 + 16)
     assert (detector.predict(X) == -1).sum() == 1  # the threshold is that of these weights: 1 % of 60 rows
-    monkeypatch.undo()
-    assert not detector.fit(X, reference=reference).interrupted_
+    assert not detector.set_params(callbacks=None).fit(X, reference=reference).interrupted_
 
 
 def test_decision_is_score_minus_offset_and_predict_its_sign(fitted):
@@ -328,21 +329,10 @@ def test_history_has_the_three_losses_of_each_epoch(fitted):
     assert fitted.history_[0]["pairs"] == 60
 
 
-@pytest.mark.parametrize(("n_rows", "batch_size", "n_epochs"), [(100, 50, 250), (1000, 2, 1), (300, 100, 167)])
-def test_max_epochs_auto_gives_about_500_steps(monkeypatch, n_rows, batch_size, n_epochs):
-    from sklearn_docids import _training
-
-    asked = []
-    original = _training.make_net
-
-    def one_epoch(network_class, network, losses, settings, callbacks):
-        asked.append(settings.n_epochs)
-        return original(network_class, network, losses, replace(settings, n_epochs=1), callbacks)
-
-    monkeypatch.setattr(_training, "make_net", one_epoch)
-    X = np.zeros((n_rows, 1), np.uint8)
-    DOCIDSDetector(lambda_descriptiveness=0, batch_size=batch_size).fit(X)
-    assert asked == [n_epochs]
+@pytest.mark.parametrize(("n_rows", "batch_size", "expected"), [(100, 50, 250), (1000, 2, 1), (300, 100, 167)])
+def test_max_epochs_auto_gives_about_500_steps(n_rows, batch_size, expected):
+    assert n_epochs("auto", n_rows, batch_size) == expected
+    assert n_epochs(7, n_rows, batch_size) == 7
 
 
 def test_verbose_prints_the_losses(capsys):
@@ -499,7 +489,7 @@ def test_every_small_input_fits_or_names_the_argument(batch_size, parameters):
         ("batch_size", 1), ("max_epochs", 0), ("lr", 0), ("lambda_compactness", -1), ("contamination", 0.6),
         ("optimizer", "adam"), ("score_method", "error"), ("batch_norm", "shared"), ("dense_activation", "tanh"),
         ("schedule", "cosine"), ("n_templates", 0),
-        ("n_iter_no_change", 0), ("tol", -1.0), ("precision", "float16"), ("execution", "fast"), ("callbacks", 5),
+        ("n_iter_no_change", 0), ("tol", -1.0), ("callbacks", 5),
         ("checkpoint_folder", 5), ("warm_start", "yes"), ("early_stopping", "no"),
         ("false_alarm_rate", 0.6), ("validation_fraction", 1.0), ("scale", 0), ("momentum", 1.0), ("weight_decay", -1),
     ],
@@ -595,8 +585,8 @@ def test_large_integers_of_another_type_keep_their_class():
     X, (X_reference, _), _ = blobs()
     labels = np.array([2**60, 2**60 + 1, 2**60 + 2]).repeat(60)
     detector = fit(X, (X_reference, labels))
-    numbers = detector._checked_rows(X, (X_reference, labels.astype(np.uint64)), goes_on=True).labels
-    assert np.bincount(numbers).tolist() == [60, 60, 60]
+    given = checked_reference(detector, (X_reference, labels.astype(np.uint64)), 60, True, detector.reference_classes_)
+    assert np.bincount(given["labels"]).tolist() == [60, 60, 60]
 
 
 @pytest.mark.parametrize(
@@ -686,6 +676,7 @@ def test_the_folded_network_computes_the_same_scores(dense_activation, n_columns
     )
     detector.fit(X, reference=(X_reference, y_reference))
     shuffle_norms(detector.network_)
+    detector._scorer = detector._make_scorer(detector.network_, {})
     rows = np.concatenate([X, far])
     for end in range(0, n_columns + 1, max(1, n_columns // 9)):
         cut = rows.copy()
@@ -695,21 +686,26 @@ def test_the_folded_network_computes_the_same_scores(dense_activation, n_columns
         assert deviation.max() < 2e-6
 
 
-def test_the_folded_network_follows_the_network_and_is_not_pickled(fitted):
+def test_scores_are_those_of_the_end_of_fit_and_pickles_hold_no_tensors(monkeypatch):
     X, reference, _ = blobs()
     detector = DOCIDSDetector(max_epochs=1, batch_size=16, random_state=0).fit(X, reference=reference)
     before = detector.score_samples(X)
+
+    def stored(*args):
+        raise AssertionError("a tensor is pickled: where it was on a graphics card, it cannot be read without one")
+
+    monkeypatch.setattr(torch.storage.UntypedStorage, "__reduce__", stored)
+    monkeypatch.setattr(torch.Tensor, "__reduce_ex__", stored)
+    pickled = pickle.dumps(detector)
+    monkeypatch.undo()
+    assert len(pickled) < 24e6
     with torch.no_grad():
         detector.network_.g[0].weight.mul_(2)
-    np.testing.assert_allclose(detector.score_samples(X), eager_scores(detector, X), rtol=1e-5)
-    detector.network_.g[2].weight = torch.nn.Parameter(torch.randn(32))
-    np.testing.assert_allclose(detector.score_samples(X), eager_scores(detector, X), rtol=1e-5)
-    detector.network_.load_state_dict(fitted.network_.state_dict())
-    assert not np.allclose(detector.score_samples(X), before)
-    np.testing.assert_allclose(detector.score_samples(X), eager_scores(detector, X), rtol=1e-5)
-    assert isinstance(detector._folded, FoldedNetwork)
-    assert "_folded" not in pickle.loads(pickle.dumps(detector)).__dict__
-    assert len(pickle.dumps(detector)) < 24e6
+    assert (detector.score_samples(X) == before).all()
+    again = pickle.loads(pickled)
+    assert (again.score_samples(X) == before).all()
+    assert again.network_.g[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert all(parameter.requires_grad for parameter in again.network_.parameters())
 
 
 def test_rows_that_end_in_zeros_score_alike_alone_and_among_others(fitted):

@@ -1,5 +1,7 @@
 """DOCFeatures and the simple baselines: scikit-learn's checks, what is trained and what is frozen, scores by hand."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -80,6 +82,11 @@ def test_one_class_classifiers_stand_behind_it(classifier):
     pipeline.fit(X, docfeatures__reference=REFERENCE)
     assert set(pipeline.predict(X)) <= {1, -1}
     assert np.isfinite(pipeline.score_samples(X)).all()
+
+
+def test_no_training_flow_stays_in_it():
+    pickled = pickle.dumps(DOCFeatures(max_epochs=1, random_state=0, pretrain_epochs=1).fit(X, reference=REFERENCE))
+    assert not any(flow.tobytes() in pickled for flow in (*X, *X_REFERENCE))
 
 
 def test_pretraining_without_a_reference_raises():

@@ -556,7 +556,7 @@ def test_scores_come_with_three_rankings(traffic, model, tmp_path, capsys):
         (["score", "--output", "/nowhere/scores.csv"], "the folder of --output /nowhere/scores.csv does not exist"),
         (["score", "--output", "{tmp}/s.csv", "--calibration", "{empty}"], "--calibration .*there is no flow in it"),
         (["evaluate", "--output", "/nowhere/r.html"], "the folder of --output /nowhere/r.html does not exist"),
-        (["evaluate", "--csv", "{tmp}"], "--csv .* is no name of a file"),
+        (["evaluate", "--csv", "{tmp}"], "--csv .* is not a file name"),
         (["evaluate", "--train", "{empty}"], "--train .*0 flows are too few to train on"),
     ],
 )

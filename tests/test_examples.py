@@ -51,7 +51,7 @@ def test_paper_experiment_on_the_testbed_prints_its_tables_and_writes_its_figure
 
 
 def test_paper_experiment_says_what_published_data_needs():
-    with pytest.raises(SystemExit, match="needs --data-home and --reference"):
+    with pytest.raises(SystemExit, match="needs --folder and --reference"):
         main_of("paper_experiment.py")(["--dataset", "bos-2018"])
 
 

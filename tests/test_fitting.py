@@ -15,7 +15,10 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from skorch.callbacks import Callback, EarlyStopping, GradientNormClipping, LRScheduler
 
-from sklearn_docids import DOCIDSDetector, _checkpoint, _scoring, _sealed, _training, load_detector
+from sklearn_docids import AutoencoderDetector, DOCIDSDetector, _sealed, load_detector, save_detector
+from sklearn_docids._training import callbacks, checkpoint, net
+from sklearn_docids._training.net import PairedNet, WeightedLosses
+from sklearn_docids.detectors._templates import draw_templates
 
 
 def rows(n=40, n_columns=12, seed=0):
@@ -67,8 +70,8 @@ def test_the_held_out_loss_is_that_of_its_definition():
     rng = np.random.RandomState(fitted._split_seed)
     held_out = X[np.sort(rng.permutation(60)[:12])]
     with torch.no_grad():
-        output = fitted.network_.eval()(torch.from_numpy(held_out))
-        total, _ = _training.CompositeLoss(1.0, 0.1, 1.0, False)(output, None)
+        output = fitted.network_(torch.from_numpy(held_out))
+        total, _ = WeightedLosses(compactness=0.1, reconstruction=1.0)(output, None)
     assert fitted.history_[0]["validation_loss"] == pytest.approx(float(total), rel=1e-5)
 
 
@@ -100,7 +103,7 @@ def test_warm_start_goes_on_from_weights_and_moments():
 def test_moments_are_kept_for_a_warm_start_alone():
     X, reference = rows()
     kept, dropped = (detector(warm_start=warm).fit(X, reference=reference) for warm in (True, False))
-    assert not hasattr(dropped, "_moments")
+    assert dropped._moments is None
     assert len(pickle.dumps(kept)) > 2.9 * len(pickle.dumps(dropped))
     going_on = pickle.loads(pickle.dumps(kept))
     assert torch.equal(weights(going_on.fit(X, reference=reference)), weights(kept.fit(X, reference=reference)))
@@ -116,25 +119,60 @@ def test_without_warm_start_a_fit_begins_anew():
 
 def test_partial_fit_is_an_epoch_of_a_fit_at_a_constant_rate():
     X, reference = rows()
-    partly = detector(warm_start=True)
+    partly = detector()
     for _ in range(3):
         partly.partial_fit(X, reference=reference)
     assert torch.equal(weights(partly), weights(detector(schedule=None).fit(X, reference=reference)))
     assert [epoch["epoch"] for epoch in partly.history_] == [1, 2, 3]
 
 
-def test_partial_fit_sets_threshold_and_templates_by_its_own_rows():
-    X, reference = rows(80)
-    fitted = detector(n_neighbors=1, contamination=0.25).partial_fit(X[:40], reference=reference)
-    fitted.partial_fit(X[40:], reference=reference)
-    assert np.mean(fitted.predict(X[40:]) == -1) == 0.25
-    assert np.sum(fitted.score_samples(X[40:]) == 0) == len(fitted.templates_)
+def test_partial_fit_keeps_the_templates_of_earlier_rows():
+    X, reference = rows(310)
+    fitted = detector().fit(X[:300], reference=reference)
+    before = {flow.tobytes() for flow in fitted.template_flows_}
+    fitted.partial_fit(X[300:], reference=reference)
+    after = {flow.tobytes() for flow in fitted.template_flows_}
+    new = {flow.tobytes() for flow in X[300:]}
+    assert len(before) == 149
+    assert 149 <= len(after) <= 154
+    assert after <= before | new
+    assert len(after & new) <= 4  # fewer than half of the new rows: the others set the threshold
+
+
+def test_partial_fit_goes_on_flagging_the_share_asked_for_of_all_rows_seen():
+    X, reference = rows(800)
+    strange = (X[400:].astype(int) + 40).astype(np.uint8)  # a second service
+    fitted = detector(contamination=0.1, max_epochs=1)
+    for _ in range(3):
+        fitted.partial_fit(X[:400], reference=reference).partial_fit(strange, reference=reference)
+    flagged = [np.mean(fitted.predict(part) == -1) for part in (X[:400], strange)]
+    assert np.mean(flagged) == pytest.approx(0.1, abs=0.06)
+    assert max(flagged) < 0.3  # neither is forgotten
+
+
+def test_a_reservoir_holds_every_row_with_the_same_probability():
+    counts = np.zeros(60)
+    for seed in range(400):
+        rng = np.random.RandomState(seed)
+        templates, n_seen = None, 0
+        for first in (0, 20, 40):
+            X = np.arange(first, first + 20)[:, None]
+            drawn = draw_templates(X, 8, rng, templates, n_seen)
+            templates, n_seen = drawn.templates, n_seen + 20
+            assert len(templates) == 8
+            assert set(drawn.others[:, 0]) | set(templates[drawn.n_kept :, 0]) == set(X[:, 0])
+        counts[templates[:, 0]] += 1
+    expected = 400 * 8 / 60
+    assert np.abs(counts.reshape(3, 20).mean(axis=1) / expected - 1).max() < 0.06
+    assert (
+        (counts - expected) ** 2 / expected
+    ).sum() < 95  # chi square of 59 degrees of freedom: beyond 95 once in 500
 
 
 def test_partial_fit_of_a_loaded_detector_goes_on(tmp_path):
     X, reference = rows()
     fitted = detector().fit(X, reference=reference)
-    fitted.save(tmp_path / "model")
+    save_detector(fitted, tmp_path / "model")
     loaded = load_detector(tmp_path / "model").partial_fit(X, reference=reference)
     assert torch.equal(weights(loaded), weights(fitted.partial_fit(X, reference=reference)))
     assert loaded.n_iter_ == 4
@@ -166,7 +204,7 @@ def test_another_optimizer_begins_with_moments_of_its_own():
     X, reference = rows()
     fitted = detector(warm_start=True).fit(X, reference=reference).set_params(optimizer="sgd")
     assert np.isfinite(fitted.fit(X, reference=reference).offset_)
-    assert {kind.partition(".")[2] for kind in fitted._moments[1]} == {"momentum_buffer"}
+    assert {kind.partition(".")[2] for kind in fitted._moments} == {"momentum_buffer"}
 
 
 # Checkpoints
@@ -176,18 +214,25 @@ class Killed(BaseException):
     """Stands for the end of the process: nothing in the package may catch it."""
 
 
+class Fault(Callback):
+    """Raises at an epoch or step, if `at` says so; a class attribute, because `fit` calls copies."""
+
+    at = None
+
+    def on_epoch_begin(self, net, **kwargs):
+        if self.at == ("epoch", net.n_epochs_run):
+            raise Killed
+
+    def on_batch_begin(self, net, **kwargs):
+        if self.at == ("step", len(net.losses.sizes)):
+            raise KeyboardInterrupt
+
+
 @contextmanager
 def killed_at(epoch):
     """End the process, as it were, when an epoch begins."""
-    begin = _training.EpochLosses.__init__
-
-    def killed(self, n_epoch):
-        if n_epoch == epoch:
-            raise Killed
-        begin(self, n_epoch)
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_training.EpochLosses, "__init__", killed)
+        patch.setattr(Fault, "at", ("epoch", epoch))
         with pytest.raises(Killed):
             yield
 
@@ -203,11 +248,11 @@ def killed_at(epoch):
     ],
 )
 def test_a_resumed_fit_equals_an_uninterrupted_one_bit_for_bit(tmp_path, monkeypatch, parameters):
-    monkeypatch.setattr(_checkpoint, "SECONDS_BETWEEN_CHECKPOINTS", 0)
+    monkeypatch.setattr(checkpoint, "SECONDS_BETWEEN_CHECKPOINTS", 0)
     X, reference = rows(100)
     parameters = {"max_epochs": 5, **parameters}
     uninterrupted = detector(**parameters).fit(X, reference=reference)
-    resumed = detector(checkpoint_folder=tmp_path, **parameters)
+    resumed = detector(checkpoint_folder=tmp_path, callbacks=[Fault()], **parameters)
     for epoch in (2, 2, 4):  # the second comes before anything new is written
         with killed_at(epoch):
             resumed.fit(X, reference=reference)
@@ -222,12 +267,12 @@ def test_a_resumed_fit_equals_an_uninterrupted_one_bit_for_bit(tmp_path, monkeyp
 
 
 def test_a_warm_start_is_resumed_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(_checkpoint, "SECONDS_BETWEEN_CHECKPOINTS", 0)
+    monkeypatch.setattr(checkpoint, "SECONDS_BETWEEN_CHECKPOINTS", 0)
     X, reference = rows()
     fits = [detector(warm_start=True).fit(X, reference=reference) for _ in range(2)]
     fits[0].fit(X, reference=reference)
     with killed_at(5):
-        fits[1].set_params(checkpoint_folder=tmp_path).fit(X, reference=reference)
+        fits[1].set_params(checkpoint_folder=tmp_path, callbacks=[Fault()]).fit(X, reference=reference)
     fits[1].fit(X, reference=reference)
     assert torch.equal(weights(fits[0]), weights(fits[1]))
     assert fits[0].history_ == fits[1].history_
@@ -245,25 +290,25 @@ def test_a_warm_start_is_resumed_too(tmp_path, monkeypatch):
     ],
 )
 def test_another_fit_does_not_find_the_checkpoint(tmp_path, monkeypatch, change):
-    monkeypatch.setattr(_checkpoint, "SECONDS_BETWEEN_CHECKPOINTS", 0)
+    monkeypatch.setattr(checkpoint, "SECONDS_BETWEEN_CHECKPOINTS", 0)
     X, (X_reference, y) = rows()
     with killed_at(2):
-        detector(checkpoint_folder=tmp_path).fit(X, reference=(X_reference, y))
+        detector(checkpoint_folder=tmp_path, callbacks=[Fault()]).fit(X, reference=(X_reference, y))
     if change == "rows":
         X[0, 0] ^= 1
     if change == "labels":
         y[0] = 1
-    parameters = change if isinstance(change, dict) else {}
+    parameters = {"callbacks": [Fault()], **(change if isinstance(change, dict) else {})}
     fitted = detector(checkpoint_folder=tmp_path, **parameters).fit(X, reference=(X_reference, y))
     assert torch.equal(weights(fitted), weights(detector(**parameters).fit(X, reference=(X_reference, y))))
     assert len(os.listdir(tmp_path)) == 1
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(_checkpoint, "SECONDS_BETWEEN_CHECKPOINTS", 0)
+    monkeypatch.setattr(checkpoint, "SECONDS_BETWEEN_CHECKPOINTS", 0)
     X, reference = rows()
     with killed_at(2):
-        detector(checkpoint_folder=tmp_path).fit(X, reference=reference)
+        detector(checkpoint_folder=tmp_path, callbacks=[Fault()]).fit(X, reference=reference)
     (path,) = tmp_path.iterdir()
     data = bytearray(path.read_bytes())
     for place in np.random.default_rng(0).integers(0, len(data), 20):
@@ -271,7 +316,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path, monkeypatch):
         flipped[place] ^= 16
         path.write_bytes(flipped)
         with pytest.raises(ValueError, match=f"{path.name}: not a usable checkpoint: .*remove the file"):
-            detector(checkpoint_folder=tmp_path).fit(X, reference=reference)
+            detector(checkpoint_folder=tmp_path, callbacks=[Fault()]).fit(X, reference=reference)
 
 
 def test_a_checkpoint_needs_a_folder_and_a_seed(tmp_path):
@@ -293,9 +338,9 @@ def test_checkpoints_are_seldom_written(tmp_path, monkeypatch):
 def test_a_killed_process_leaves_a_checkpoint_to_go_on_from(tmp_path):
     code = f"""
         import sys; sys.path.insert(0, {os.path.dirname(__file__)!r})
-        from sklearn_docids import _checkpoint
+        from sklearn_docids._training import checkpoint
         from test_fitting import detector, rows
-        _checkpoint.SECONDS_BETWEEN_CHECKPOINTS = 0
+        checkpoint.SECONDS_BETWEEN_CHECKPOINTS = 0
         X, reference = rows()
         print("begun", flush=True)
         detector(checkpoint_folder={str(tmp_path)!r}, max_epochs=80).fit(X, reference=reference)
@@ -319,26 +364,25 @@ def test_a_killed_process_leaves_a_checkpoint_to_go_on_from(tmp_path):
 
 
 def test_a_checkpoint_is_there_until_the_fit_is_done(tmp_path, monkeypatch):
-    monkeypatch.setattr(_checkpoint, "SECONDS_BETWEEN_CHECKPOINTS", 0)
+    monkeypatch.setattr(checkpoint, "SECONDS_BETWEEN_CHECKPOINTS", 0)
     X, reference = rows()
 
-    def interrupted(*args):
-        raise KeyboardInterrupt
+    class Interrupting(Callback):
+        def on_train_end(self, net, **kwargs):  # training is done, the threshold is not set
+            raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:  # while the threshold is set
-        patch.setattr(_scoring, "evaluate", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            detector(checkpoint_folder=tmp_path).fit(X, reference=reference)
+    with pytest.raises(KeyboardInterrupt):
+        detector(checkpoint_folder=tmp_path, callbacks=[Interrupting()]).fit(X, reference=reference)
     assert len(os.listdir(tmp_path)) == 1
     with pytest.warns(ConvergenceWarning, match="not finite"):
         detector(checkpoint_folder=tmp_path, optimizer="sgd", lr=1e12, schedule=None).fit(X, reference=reference)
     assert len(os.listdir(tmp_path)) == 1
     detector(checkpoint_folder=tmp_path).fit(X, reference=reference)
-    assert os.listdir(tmp_path) == []
+    assert len(os.listdir(tmp_path)) == 1  # the one of the fit that was interrupted
 
 
 def test_a_full_disk_costs_the_checkpoint_not_the_training(tmp_path, monkeypatch):
-    monkeypatch.setattr(_checkpoint, "SECONDS_BETWEEN_CHECKPOINTS", 0)
+    monkeypatch.setattr(checkpoint, "SECONDS_BETWEEN_CHECKPOINTS", 0)
     X, reference = rows()
     monkeypatch.setattr(os, "fsync", lambda number: (_ for _ in ()).throw(OSError("No space left on device")))
     with pytest.warns(UserWarning, match="no checkpoint could be written, training goes on: No space left"):
@@ -347,31 +391,39 @@ def test_a_full_disk_costs_the_checkpoint_not_the_training(tmp_path, monkeypatch
     assert os.listdir(tmp_path) == []
 
 
-def test_a_checkpoint_that_another_process_has_removed_is_none(tmp_path):
-    early_stopping = None
-    checkpoint = _checkpoint.Checkpoint(str(tmp_path), "0" * 64, early_stopping, 1)
-    checkpoint.remove()
-    assert checkpoint.resume(net=None) is None
+def test_a_checkpoint_that_another_process_has_removed_is_the_beginning(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "SECONDS_BETWEEN_CHECKPOINTS", 0)
+    X, reference = rows()
+
+    class Removing(Callback):
+        def on_train_end(self, net, **kwargs):
+            for path in tmp_path.iterdir():
+                path.unlink()
+
+    fitted = detector(checkpoint_folder=tmp_path, callbacks=[Removing()]).fit(X, reference=reference)
+    assert torch.equal(weights(fitted), weights(detector().fit(X, reference=reference)))
+
+
+class Diverging(Fault):
+    """Makes a weight infinite in the sixth epoch."""
+
+    def on_batch_end(self, net, **kwargs):
+        if net.n_epochs_run == 6:
+            with torch.no_grad():
+                net.module_.h_c.bias[0] = torch.inf
 
 
 def test_a_resumed_fit_that_diverges_ends_at_the_weights_of_an_uninterrupted_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(_checkpoint, "SECONDS_BETWEEN_CHECKPOINTS", 0)
-    monkeypatch.setattr(_training, "STEPS_BETWEEN_SNAPSHOTS", 5)
-    fetch = _training.EpochLosses.fetch
-
-    def diverging(self):
-        if self.n_epoch == 6:
-            raise _training.NonFiniteLossError("the loss is not finite in epoch 6, batch 1")
-        fetch(self)
-
-    monkeypatch.setattr(_training.EpochLosses, "fetch", diverging)
+    monkeypatch.setattr(checkpoint, "SECONDS_BETWEEN_CHECKPOINTS", 0)
+    monkeypatch.setattr(callbacks, "STEPS_BETWEEN_SNAPSHOTS", 5)
     X, reference = rows()
-    with pytest.warns(ConvergenceWarning, match="the weights of step 15 are kept"):
-        uninterrupted = detector(max_epochs=8).fit(X, reference=reference)
-    resumed = detector(max_epochs=8, checkpoint_folder=tmp_path)
+    message = r"not finite in epoch 6, batch 2 .*the weights of step 15 are kept"
+    with pytest.warns(ConvergenceWarning, match=message):
+        uninterrupted = detector(max_epochs=8, callbacks=[Diverging()]).fit(X, reference=reference)
+    resumed = detector(max_epochs=8, checkpoint_folder=tmp_path, callbacks=[Diverging()])
     with killed_at(5):
         resumed.fit(X, reference=reference)
-    with pytest.warns(ConvergenceWarning, match="the weights of step 15 are kept"):
+    with pytest.warns(ConvergenceWarning, match=message):
         resumed.fit(X, reference=reference)
     assert torch.equal(weights(resumed), weights(uninterrupted))
 
@@ -381,7 +433,7 @@ def test_a_resumed_fit_that_diverges_ends_at_the_weights_of_an_uninterrupted_one
 
 def ctrl_c_in_held_out_loss(monkeypatch, n_calls=3):
     calls = []
-    original = _training.held_out_loss
+    original = PairedNet.held_out_loss
 
     def interrupted(*args):
         calls.append(args)
@@ -389,15 +441,15 @@ def ctrl_c_in_held_out_loss(monkeypatch, n_calls=3):
             raise KeyboardInterrupt
         return original(*args)
 
-    monkeypatch.setattr(_training, "held_out_loss", interrupted)
+    monkeypatch.setattr(PairedNet, "held_out_loss", interrupted)
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
-@pytest.mark.parametrize("callbacks", [None, [Callback()]])
-def test_ctrl_c_while_held_out_rows_are_looked_at_is_an_interruption(monkeypatch, callbacks):
+@pytest.mark.parametrize("called", [None, [Callback()]])
+def test_ctrl_c_while_held_out_rows_are_looked_at_is_an_interruption(monkeypatch, called):
     ctrl_c_in_held_out_loss(monkeypatch)
     X, reference = rows()
-    fitted = detector(early_stopping=True, callbacks=callbacks, max_epochs=20)
+    fitted = detector(early_stopping=True, callbacks=called, max_epochs=20)
     with pytest.raises(KeyboardInterrupt, match="fitted as far as it came"):
         fitted.fit(X, reference=reference)
     assert fitted.interrupted_
@@ -433,14 +485,15 @@ def test_a_loss_can_be_switched_on_later(name, optimizer):
 
 
 def test_fits_that_go_on_hold_out_the_same_rows():
+    class Seen(Callback):
+        def on_train_begin(self, net, X=None, **kwargs):
+            self.rows = {flow.tobytes() for flow in X.arrays[0]}
+
     X, reference = rows(100)
-    fitted = detector(warm_start=True, false_alarm_rate=0.1, random_state=None)
-    held_out = {
-        fitted._checked_rows(X, reference, goes_on=hasattr(fitted, "network_")).threshold.tobytes()
-        for _ in range(3)
-        if fitted.fit(X, reference=reference)
-    }
-    assert len(held_out) == 1
+    fitted = detector(warm_start=True, false_alarm_rate=0.1, random_state=None, callbacks=[Seen()])
+    trained_on = [fitted.fit(X, reference=reference).callbacks_[0].rows for _ in range(3)]
+    assert len(trained_on[0]) == 80
+    assert trained_on == [trained_on[0]] * 3
 
 
 def test_weights_that_leave_nothing_to_train_are_refused():
@@ -455,23 +508,47 @@ def test_weights_that_leave_nothing_to_train_are_refused():
 def test_an_infinite_loss_of_held_out_rows_stops_training(monkeypatch, tmp_path):
     X, reference = rows()
     losses = iter([1.0, np.inf])
-    monkeypatch.setattr(_training, "held_out_loss", lambda *args: next(losses))
+    monkeypatch.setattr(PairedNet, "held_out_loss", lambda *args: next(losses))
     with pytest.warns(ConvergenceWarning, match="the loss of held-out rows is not finite in epoch 2; training stops"):
         fitted = detector(early_stopping=True, max_epochs=5).fit(X, reference=reference)
-    fitted.save(tmp_path / "model")
+    save_detector(fitted, tmp_path / "model")
 
 
-def test_a_switched_off_loss_may_be_infinite_and_the_detector_saved(tmp_path):
+@pytest.mark.parametrize("name", ["descriptiveness", "compactness", "reconstruction"])
+def test_a_loss_of_weight_0_is_not_computed_and_the_history_says_0(name, monkeypatch):
+    def computed(*args):
+        raise AssertionError(f"{name} was computed")
+
+    monkeypatch.setattr(net, f"{name}_loss", computed)
     X, reference = rows()
-    fitted = detector(lambda_reconstruction=0.0).fit(X, reference=reference)
-    fitted.history_[0]["reconstruction_loss"] = np.inf
-    fitted.save(tmp_path / "model")
-    assert load_detector(tmp_path / "model").history_[0]["reconstruction_loss"] is None
+    fitted = detector(**{f"lambda_{name}": 0.0}).fit(X, reference=reference)
+    assert [epoch[f"{name}_loss"] for epoch in fitted.history_] == [0.0] * 3
 
 
 def test_no_gradients_stay_behind():
     X, reference = rows()
     assert all(parameter.grad is None for parameter in detector().fit(X, reference=reference).network_.parameters())
+
+
+# The other detectors
+
+
+def test_the_autoencoders_share_all_of_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "SECONDS_BETWEEN_CHECKPOINTS", 0)
+    X, reference = rows(100)
+    settings = {"max_epochs": 4, "batch_size": 16, "random_state": 0}
+    plain = AutoencoderDetector(**settings).fit(X)
+    assert torch.equal(weights(AutoencoderDetector(**settings).fit(X, reference=reference)), weights(plain))
+    going_on = AutoencoderDetector(**{**settings, "max_epochs": 2}, schedule=None, warm_start=True).fit(X).fit(X)
+    assert torch.equal(weights(going_on), weights(AutoencoderDetector(**settings, schedule=None).fit(X)))
+    stopped = AutoencoderDetector(**settings, early_stopping=True, callbacks=[Counting()]).fit(X)
+    assert set(stopped.history_[0]) == {"epoch", "pairs", "reconstruction_loss", "validation_loss"}
+    assert stopped.callbacks_[0].heard == ["epoch"] * 4 + ["end"]
+    resumed = AutoencoderDetector(**settings, checkpoint_folder=tmp_path, callbacks=[Fault()])
+    with killed_at(3):
+        resumed.fit(X)
+    assert torch.equal(weights(resumed.fit(X)), weights(plain))
+    assert plain.partial_fit(X).n_iter_ == 5
 
 
 # What the caller has told torch
@@ -480,7 +557,7 @@ def test_no_gradients_stay_behind():
 def test_types_and_modes_of_the_caller_do_not_matter(tmp_path):
     X, reference = rows()
     expected = detector().fit(X, reference=reference)
-    expected.save(tmp_path / "model")
+    save_detector(expected, tmp_path / "model")
     torch.set_default_dtype(torch.float64)
     try:
         fitted = detector().fit(X, reference=reference)
@@ -545,10 +622,48 @@ def test_a_skorch_callback_can_stop_training_which_is_no_interruption():
 def test_a_callback_of_a_users_own_can_stop_training():
     class StopAtTwo(Callback):
         def on_epoch_end(self, net, **kwargs):
-            net.stopping = len(net.history) == 2
+            if len(net.history) == 2:
+                net.stop_training()
 
     X, reference = rows()
     assert detector(callbacks=[StopAtTwo()], max_epochs=9).fit(X, reference=reference).n_iter_ == 2
+
+
+class Counting(Callback):
+    """As most callbacks are written: state set in the constructor, none of it a parameter."""
+
+    def __init__(self):
+        self.heard = []
+
+    def on_epoch_end(self, net, **kwargs):
+        self.heard.append("epoch")
+
+    def on_train_end(self, net, **kwargs):
+        self.heard.append("end")
+
+
+def test_an_ordinary_callback_is_called_and_what_it_recorded_is_there():
+    X, reference = rows()
+    given = Counting()
+    fitted = detector(callbacks=[given], max_epochs=2).fit(X, reference=reference)
+    assert [callback.heard for callback in fitted.callbacks_] == [["epoch", "epoch", "end"]]
+    assert given.heard == []
+    assert fitted.partial_fit(X, reference=reference).callbacks_[0].heard == ["epoch", "end"]
+    assert detector().fit(X, reference=reference).callbacks_ == []
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_callbacks_are_told_of_the_end_of_training_that_was_interrupted(monkeypatch):
+    X, reference = rows()
+    heard = []
+    monkeypatch.setattr(Counting, "on_train_end", lambda self, net, **kwargs: heard.append(net.n_epochs_run))
+    monkeypatch.setattr(Fault, "at", ("step", 2))
+    with pytest.raises(KeyboardInterrupt):
+        detector(callbacks=[Counting(), Fault()]).fit(X, reference=reference)
+    monkeypatch.setattr(Fault, "at", ("epoch", 2))
+    with pytest.raises(Killed):
+        detector(callbacks=[Counting(), Fault()]).fit(X, reference=reference)
+    assert heard == [1, 2]
 
 
 def test_partial_fit_calls_callbacks_too():
@@ -570,7 +685,8 @@ def test_callbacks_that_cannot_work_are_refused():
 
 def test_a_model_file_has_no_callbacks(tmp_path):
     X, reference = rows()
-    detector(callbacks=[Recorder()], checkpoint_folder=tmp_path).fit(X, reference=reference).save(tmp_path / "m")
+    fitted = detector(callbacks=[Recorder()], checkpoint_folder=tmp_path).fit(X, reference=reference)
+    save_detector(fitted, tmp_path / "m")
     loaded = load_detector(tmp_path / "m")
     assert (loaded.callbacks, loaded.checkpoint_folder) == (None, None)
 
@@ -625,6 +741,24 @@ def test_scikit_learn_callbacks_hear_the_end_of_a_fit_that_diverged():
     assert ended == [("epoch", 0), ("fit", 0)]
 
 
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_scikit_learn_callbacks_hear_the_end_of_a_fit_that_was_interrupted(monkeypatch):
+    X, reference = rows()
+    tasks = Tasks()
+    monkeypatch.setattr(Fault, "at", ("step", 2))
+    with pytest.raises(KeyboardInterrupt):
+        detector(callbacks=[Fault()]).set_callbacks(tasks).fit(X, reference=reference)
+    assert [call[1:3] for call in tasks.calls if call[0] == "end"] == [("epoch", 0), ("fit", 0)]
+
+
+def test_scikit_learn_callbacks_are_called_in_partial_fit():
+    X, reference = rows()
+    tasks = Tasks()
+    fitted = detector().set_callbacks(tasks).partial_fit(X, reference=reference)
+    assert [call[:2] for call in tasks.calls if call[0] == "end"] == [("end", "epoch"), ("end", "fit")]
+    assert (tasks.calls[-2][3].score_samples(X) == fitted.score_samples(X)).all()
+
+
 def test_looking_at_a_half_trained_detector_changes_nothing():
     X, reference = rows()
     watched = detector().set_callbacks(Tasks()).fit(X, reference=reference)
@@ -649,28 +783,12 @@ def test_scoring_monitor_logs_a_score_per_epoch():
 # The training step
 
 
-def test_bfloat16_trains_to_nearly_the_same_losses():
-    X, reference = rows()
-    single = detector(max_epochs=1).fit(X, reference=reference)
-    half = detector(max_epochs=1, precision="bfloat16").fit(X, reference=reference)
-    assert half.network_.h_c.weight.dtype == torch.float32
-    assert half.history_[0]["reconstruction_loss"] == pytest.approx(single.history_[0]["reconstruction_loss"], rel=0.15)
-    assert not torch.equal(weights(half), weights(single))
-
-
-def test_cuda_graphs_need_a_cuda_device():
-    X, reference = rows()
-    with pytest.raises(ValueError, match="execution='cuda_graph' needs a CUDA device, the device is 'cpu'"):
-        detector(execution="cuda_graph", device="cpu").fit(X, reference=reference)
-
-
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("execution", ["eager", "cuda_graph"])
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_a_graphics_card_computes_nearly_the_same(execution, optimizer):
+def test_a_graphics_card_computes_nearly_the_same(optimizer):
     X, reference = rows()
     on_cpu = detector(device="cpu", optimizer=optimizer).fit(X, reference=reference)
-    on_card = detector(device="cuda", optimizer=optimizer, execution=execution).fit(X, reference=reference)
+    on_card = detector(device="cuda", optimizer=optimizer).fit(X, reference=reference)
     assert on_card.history_[0]["reconstruction_loss"] == pytest.approx(
         on_cpu.history_[0]["reconstruction_loss"], rel=1e-2
     )
@@ -687,14 +805,14 @@ def test_the_one_cycle_rate_is_that_of_torch(n_steps):
         expected.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         schedule.step()
-    ours = [_training.one_cycle(step, n_steps, 1e-3) for step in range(n_steps - 1)]
+    ours = [callbacks.one_cycle(step, n_steps, 1e-3) for step in range(n_steps - 1)]
     # Ours takes the middle of each step, torch the beginning: at most a step of the steep side apart.
     assert ours == pytest.approx(expected, abs=1e-3 * 6 / n_steps)
     assert 0 < min(ours) <= max(ours) <= 1e-3
 
 
 def test_a_single_step_trains_at_a_rate_worth_the_name():
-    assert _training.one_cycle(0, 1, 1e-3) > 5e-4
+    assert callbacks.one_cycle(0, 1, 1e-3) > 5e-4
 
 
 def test_losses_that_overflow_after_a_while_are_reported_with_their_place():

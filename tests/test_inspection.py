@@ -78,10 +78,10 @@ def flows():
 
 
 def test_reasons_name_byte_value_and_the_nearest_normal_flow(flows):
-    detector = DOCIDSDetector(n_packets=1, lambda_descriptiveness=0, max_epochs=20, random_state=0).fit(flows)
+    detector = DOCIDSDetector(lambda_descriptiveness=0, max_epochs=20, random_state=0).fit(flows)
     strange = flows[:2].copy()
     strange[1, 22] = 7
-    first, second = byte_reasons(detector, strange, n_bytes=63)
+    first, second = byte_reasons(detector, strange, n_listed=63, n_packets=1)
     assert len(first) <= len(second) <= 63
     (ttl,) = [reason for reason in second if reason.byte == 22]
     assert (ttl.packet, ttl.field, ttl.value, ttl.nearest_value) == (0, "IP TTL", 7, 64)
@@ -94,12 +94,12 @@ def test_a_frame_with_names_is_taken_as_it_is(flows):
     pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame(flows, columns=[f"byte {number}" for number in range(flows.shape[1])])
     # Warnings of scikit-learn about lost names are errors here.
-    detector = AutoencoderDetector(n_packets=1, max_epochs=1).fit(frame)
-    assert byte_reasons(detector, frame[:1])[0][0].nearest_value is None
+    detector = AutoencoderDetector(max_epochs=1).fit(frame)
+    assert byte_reasons(detector, frame[:1], n_packets=1)[0][0].nearest_value is None
 
 
-@pytest.mark.parametrize("n_bytes", [0, -1, 2.5])
-def test_a_number_of_bytes_that_is_none_is_refused(flows, n_bytes):
-    detector = AutoencoderDetector(n_packets=1, max_epochs=1).fit(flows)
-    with pytest.raises(ValueError, match="n_bytes must be a positive whole number"):
-        byte_reasons(detector, flows, n_bytes=n_bytes)
+@pytest.mark.parametrize("n_listed", [0, -1, 2.5])
+def test_an_unusable_number_of_bytes_is_refused(flows, n_listed):
+    detector = AutoencoderDetector(max_epochs=1).fit(flows)
+    with pytest.raises(ValueError, match="n_listed must be a positive whole number"):
+        byte_reasons(detector, flows, n_listed=n_listed)

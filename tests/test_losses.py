@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from sklearn_docids._losses import compactness_loss, descriptiveness_loss, reconstruction_loss
+from sklearn_docids._network.losses import compactness_loss, descriptiveness_loss, reconstruction_loss
 
 SCORES = arrays(
     np.float64, st.tuples(st.integers(2, 12), st.integers(1, 8)), elements=st.floats(-100, 100, allow_subnormal=False)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from sklearn_docids._network import DOCIDSNetwork, FlattenPositions, pooled_length
+from sklearn_docids._network.table1 import DOCIDSNetwork, FlattenPositions, pooled_length
 
 
 def n_parameters(module):

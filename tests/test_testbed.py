@@ -131,14 +131,17 @@ def test_a_sampler_that_wants_more_than_there_is_is_refused():
     for settings in ({"n_packets": 9}, {"n_bytes": 161}):
         with pytest.raises(ValueError, match="captures hold 8 packets of 160 bytes"):
             load_testbed(sampler=FlowSampler(**settings))
-    wide = load_testbed(sampler=FlowSampler(8, 160, fields="raw"))
+    wide = load_testbed(sampler=FlowSampler(8, 160))
     assert wide.X_test.shape[1] == 1280
     np.testing.assert_array_equal(wide.X_test.reshape(-1, 8, 160)[:, :4, :80], load_testbed().X_test.reshape(-1, 4, 80))
 
 
 def test_field_policy_of_training_holds_for_reference_and_training_rows(testbed):
     sampled = load_testbed(sampler=FlowSampler(fields="paper", random_state=0))
+    raw = load_testbed(sampler=FlowSampler(fields="raw"))
     addresses = slice(26, 34)
+    assert (testbed.X_train[:, addresses] == 0).all()
+    testbed = raw
     assert (sampled.X_train[:, addresses] != testbed.X_train[:, addresses]).any(axis=1).all()
     assert (sampled.X_reference[:, addresses] != testbed.X_reference[:, addresses]).any(axis=1).all()
     np.testing.assert_array_equal(sampled.X_test, testbed.X_test)

@@ -29,7 +29,7 @@ LEVEL = re.compile(r"(?:progress|level|lv)[ _.-]?(\d+)", re.IGNORECASE)
 
 
 def load_bos_2018(
-    data_home: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
     *,
     c2_addresses: Sequence[str] | None = None,
     levels: dict[str, int] | None = None,
@@ -47,17 +47,17 @@ def load_bos_2018(
 
     Parameters
     ----------
-    data_home : path
+    folder : path
         Folder with the captures, at any depth. The level of a capture is the number in the part of its path that reads
         like ``progress2``, ``level_7`` or ``lv8``; there must not be two that differ.
     c2_addresses : sequence of str or None, default=None
-        Addresses of the command-and-control servers; None: the lines of ``c2_addresses.txt`` in ``data_home``, where
+        Addresses of the command-and-control servers; None: the lines of ``c2_addresses.txt`` in ``folder``, where
         what follows a ``#`` is skipped.
     levels : dict of str to int or None, default=None
-        Level of each capture by its path below ``data_home``, for other layouts; None: by the names.
+        Level of each capture by its path below ``folder``, for other layouts; None: by the names.
     sampler : FlowSampler, default=None
-        Sampler to use; None: `sklearn_docids.paper.sampler`. Level 2 is sampled as training data: by default, its
-        addresses are random.
+        Sampler to use; None: `sklearn_docids.paper.sampler` with ``fields="no_addresses"``, room for all flows, and no
+        flow split. Level 2 is sampled as training data: with ``fields="paper"``, its addresses are random.
     cache_folder : path or None, default=None
         Folder for sampled flows, as in `load_cic_ids_2017`.
     random_state : int, RandomState instance or None, default=None
@@ -69,19 +69,19 @@ def load_bos_2018(
     -------
     Bunch
         ``X_train``, ``X_test``: ndarray of uint8, shape (n_flows, n_packets * n_bytes); ``y_test``: ndarray of int64,
-        +1 normal and -1 attack; ``attack``: ndarray of str, ``"progress 7"``, ``"progress 8"`` or ""; ``groups``:
-        ndarray of int64, number of the capture of each test flow; ``captures``: paths of the test captures;
-        ``DESCR``: flows here and in the paper as text.
+        +1 normal and -1 attack; ``attack``: ndarray of str, ``"progress 7"``, ``"progress 8"`` or ""; ``capture_test``:
+        ndarray of int64, number of the capture of each test flow; ``captures``: paths of the test captures; ``DESCR``:
+        flows here and in the paper as text.
 
     Raises
     ------
     FileNotFoundError
         There is no capture of a level, or no list of addresses.
     ValueError
-        An address is none, a path has two levels, a capture of level 2 has flows with a command-and-control server,
+        An address is invalid, a path has two levels, a capture of level 2 has flows with a command-and-control server,
         those of levels 7 and 8 have none, or ``levels`` names a capture that is not there.
     CaptureError
-        A file is no capture.
+        A file is not a capture.
 
     References
     ----------
@@ -92,10 +92,12 @@ def load_bos_2018(
     >>> from sklearn_docids.datasets import load_bos_2018
     >>> data = load_bos_2018("BOS_2018", c2_addresses=["192.0.2.10"], random_state=0)  # doctest: +SKIP
     """
-    home = Path(data_home)
+    home = Path(folder)
     servers = _addresses(home, c2_addresses)
     by_level = captures_by_level(home, levels)
-    sampler = paper.sampler(max_live_flows=MOST_LIVE_FLOWS) if sampler is None else clone(sampler)
+    sampler = (
+        paper.sampler(fields="no_addresses", max_live_flows=MOST_LIVE_FLOWS) if sampler is None else clone(sampler)
+    )
     sampler.set_params(verbose=verbose)
     seed = int(check_random_state(random_state).randint(2**31 - 1))
     train: list[np.ndarray] = []
@@ -120,7 +122,7 @@ def load_bos_2018(
         X_test=np.concatenate(rows),
         y_test=np.where(attack == "", 1, -1),
         attack=attack,
-        groups=np.repeat(np.arange(len(rows)), [len(part) for part in rows]),
+        capture_test=np.repeat(np.arange(len(rows)), [len(part) for part in rows]),
         captures=captures,
     )
     data.DESCR = _described(data)
@@ -139,7 +141,7 @@ def _addresses(home: Path, given: Sequence[str] | None) -> list[str]:
                 f"{path} is missing: write the addresses of the command-and-control servers into it, one a line, or "
                 f"give c2_addresses; they come with the MWS Datasets ({HOME})"
             )
-        # Bytes that are no text make no address, and are named as such below.
+        # Bytes that are not text make no address, and are named as such below.
         text = path.read_text(encoding="utf-8-sig", errors="replace")
         lines = [line for line in (line.partition("#")[0].strip() for line in text.splitlines()) if line]
     if isinstance(lines, str) or not len(lines):
@@ -181,7 +183,7 @@ def captures_by_level(home: Path, levels: dict[str, int] | None) -> dict[int, li
 
 
 def level_of(name: str) -> int | None:
-    """Return the level in a path, None if there is none.
+    """Return the level in a path, or None.
 
     Raises
     ------

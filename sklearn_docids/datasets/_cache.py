@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 from sklearn.base import clone
 
-from sklearn_docids import __version__
 from sklearn_docids._sampler import FlowSampler
+from sklearn_docids._version import __version__
 from sklearn_docids.capture import CaptureWarning
 from sklearn_docids.capture import fields as field_policies
 from sklearn_docids.capture.table import FlowTable
@@ -55,7 +55,7 @@ def captured_flows(
     OSError
         The capture or the folder cannot be read or written.
     CaptureError
-        The file is no capture, or is damaged and the sampler's ``on_error`` is ``"raise"``.
+        The file is not a capture, or is damaged and the sampler's ``on_error`` is ``"raise"``.
 
     Warns
     -----
@@ -120,7 +120,7 @@ def _parts_digest(path: Path, n_bytes: int) -> str:
 
 
 def _sample_into(folder: Path, captures: list[Path], sampler: FlowSampler, described: dict[str, Any]) -> FlowTable:
-    """Sample captures into a folder beside, which takes its name when it is whole."""
+    """Sample captures into a folder next to it, which takes its name when it is whole."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix="docids-", dir=folder.parent))
     try:

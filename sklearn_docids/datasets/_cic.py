@@ -62,7 +62,7 @@ CORRECTED_COUNTS = {
 
 
 def load_cic_ids_2017(
-    data_home: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
     *,
     labels: str = "corrected",
     attempted: str = "ignore",
@@ -78,7 +78,7 @@ def load_cic_ids_2017(
 
     Parameters
     ----------
-    data_home : path
+    folder : path
         Folder with one capture per day, named as published (``Monday-WorkingHours.pcap``): the name begins with the
         day and ends in ``.pcap`` or ``.pcapng``. They are pcapng whatever they are called, and may be packed. Where a
         checksum lies beside (``Monday-WorkingHours.md5``), it is checked before a capture is sampled.
@@ -90,10 +90,10 @@ def load_cic_ids_2017(
         What becomes of flows of attacks that were only attempted: left out, normal, or attacks. With
         ``labels="paper"`` they are attacks whatever is said here.
     sampler : FlowSampler, default=None
-        Sampler to use; None: with ``labels="paper"`` `sklearn_docids.paper.sampler`, otherwise `FlowSampler`, both with
-        ``duplicate_window=9999`` and ``reorder_window=10000``, because the captures hold packets twice and out of
-        order, and room for all flows of a day. Monday is sampled as training data: with ``fields="paper"``, its
-        addresses are random.
+        Sampler to use; None: with ``labels="paper"`` `sklearn_docids.paper.sampler` with ``fields="no_addresses"``,
+        otherwise `FlowSampler`, both with ``duplicate_window=9999`` and ``reorder_window=10000``, because the captures
+        hold packets twice and out of order, and room for all flows of a day. Monday is sampled as training data: with
+        ``fields="paper"``, its addresses are random.
     cache_folder : path or None, default=None
         Folder for sampled flows, made where needed: about 350 bytes a flow. They are used again only for the same
         captures and the same settings. None keeps nothing.
@@ -106,10 +106,10 @@ def load_cic_ids_2017(
     -------
     Bunch
         ``X_train``: ndarray of uint8, shape (n_flows, n_packets * n_bytes), Monday; ``X_test``: the other days;
-        ``y_test``: ndarray of int64, +1 normal and -1 attack; ``attack``: ndarray of str, the attack of each test
-        flow, "" where it counts as normal; ``attempted``: ndarray of int64, category of an attempt, -1 otherwise;
-        ``groups``: ndarray of int64, 1 for Tuesday to 4 for Friday; ``captures``: paths by day; ``counts``: list of
-        dict, per attack the flows carried out and attempted beside those of the paper and of [2]_; ``DESCR``: the
+        ``y_test``: ndarray of int64, +1 normal and -1 attack; ``attack``: ndarray of str, the attack of each test flow,
+        "" where it counts as normal; ``attempted``: ndarray of int64, category of an attempt, -1 otherwise;
+        ``capture_test``: ndarray of int64, 1 for Tuesday to 4 for Friday; ``captures``: paths by day; ``counts``: list
+        of dict, per attack the flows carried out and attempted, next to those of the paper and of [2]_; ``DESCR``: the
         same as text.
 
     Raises
@@ -117,10 +117,10 @@ def load_cic_ids_2017(
     FileNotFoundError
         The captures of some days are missing; the message names them and where to get them.
     ValueError
-        A parameter is none, the sampler splits flows by direction, there are two captures of a day, or a capture is of
-        another day, not whole, or has another checksum than the one beside it.
+        A parameter is invalid, the sampler splits flows by direction, there are two captures of a day, or a capture is
+        of another day, not whole, or has another checksum than the one beside it.
     CaptureError
-        A file is no capture.
+        A file is not a capture.
 
     Warns
     -----
@@ -143,7 +143,7 @@ def load_cic_ids_2017(
     """
     _check_choice("labels", labels, ("corrected", "paper"))
     _check_choice("attempted", attempted, ("ignore", "benign", "attack"))
-    captures = day_captures(Path(data_home))
+    captures = day_captures(Path(folder))
     sampler = _own_sampler(labels) if sampler is None else clone(sampler)
     sampler.set_params(verbose=verbose)
     if not sampler.bidirectional:
@@ -156,7 +156,7 @@ def load_cic_ids_2017(
         check_whole_day(flows, day, capture, rules)
         days.append(_labelled_day(flows, number, rules, sampler, seed))
     data = Bunch(X_train=days[0].X)
-    for name in ("X", "attack", "attempted", "groups"):
+    for name in ("X", "attack", "attempted", "capture_test"):
         data["X_test" if name == "X" else name] = np.concatenate([day.pop(name) for day in days[1:]])
     _apply_policy(data, labels, attempted)
     data.captures = captures
@@ -174,7 +174,7 @@ def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
 def _own_sampler(labels: str) -> FlowSampler:
     repairs: dict[str, Any] = {"duplicate_window": DUPLICATE_WINDOW, "reorder_window": REORDER_WINDOW}
     repairs["max_live_flows"] = MOST_LIVE_FLOWS
-    return paper.sampler(**repairs) if labels == "paper" else FlowSampler(**repairs)
+    return paper.sampler(fields="no_addresses", **repairs) if labels == "paper" else FlowSampler(**repairs)
 
 
 def day_captures(home: Path) -> dict[str, Path]:
@@ -188,7 +188,7 @@ def day_captures(home: Path) -> dict[str, Path]:
         A day has two.
     """
     if not home.is_dir():
-        raise FileNotFoundError(f"{home} is no folder; it must hold the five captures, see {HOME}")
+        raise FileNotFoundError(f"{home} is not a folder; it must hold the five captures, see {HOME}")
     found: dict[str, list[Path]] = {day: [] for day in DAYS}
     for path in sorted(home.iterdir()):
         for day in DAYS:
@@ -266,7 +266,7 @@ def _labelled_day(flows: FlowTable, number: int, rules: list[Rule], sampler: Flo
         X=as_sampled(flows, sampler, training=number == 0, seed=seed),
         attack=np.where(labels == NORMAL, "", labels),
         attempted=attempted,
-        groups=np.full(len(flows), number),
+        capture_test=np.full(len(flows), number),
     )
 
 
@@ -279,7 +279,7 @@ def _apply_policy(data: Bunch, labels: str, attempted: str) -> None:
     elif attempted == "benign":
         data.attack[tried] = ""
     elif attempted == "ignore":
-        for name in ("X_test", "attack", "attempted", "groups"):
+        for name in ("X_test", "attack", "attempted", "capture_test"):
             data[name] = data[name][~tried]
     data.y_test = np.where(data.attack == "", 1, -1)
 
@@ -299,7 +299,7 @@ def _counts(attack: np.ndarray, tried: np.ndarray) -> list[dict[str, Any]]:
 
 
 def _described(data: Bunch, labels: str, attempted: str) -> str:
-    """Return the counts as a table, beside those of the paper and of the corrected tables."""
+    """Return the counts as a table, next to those of the paper and of the corrected tables."""
     policy = f"labels={labels!r}" + ("" if labels == "paper" else f", attempted={attempted!r}")
     text = f"CIC-IDS-2017, {policy}: flows here, in the paper's Table 4, in the corrected tables of CNS 2022.\n\n"
     line = "{:26} {:>11} {:>10} {:>10} {:>11} {:>10}\n"

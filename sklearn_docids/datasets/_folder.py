@@ -22,7 +22,7 @@ def class_captures(folder: str | os.PathLike[str]) -> tuple[list[Path], list[str
     Raises
     ------
     OSError
-        The folder is missing or is no folder.
+        The folder is missing or is not a folder.
     ValueError
         It has no entries.
     """
@@ -63,12 +63,12 @@ def load_class_folder(
         Folder whose entries are captures (``dns.pcap``, ``tls.pcapng.gz``: class ``dns``, class ``tls``) or folders of
         captures (their name is the class). Names that begin with a dot are skipped.
     sampler : FlowSampler, default=None
-        Sampler to use; None: ``FlowSampler(random_state=random_state)``. Rows are training data
-        (`FlowSampler.sample`): with the default field policy, addresses are random.
+        Sampler to use; None: ``FlowSampler(random_state=random_state)``, which zeroes addresses. Rows are training data
+        (`FlowSampler.sample`): with ``fields="paper"``, addresses are random.
     n_per_class : int or None, default=None
         Most flows of a class, drawn at random; None: all.
     random_state : int, RandomState instance or None, default=None
-        Source of the drawing, and of random addresses where no sampler is given.
+        Source of the drawing.
     return_X_y : bool, default=False
         Whether to return ``(X, y)`` instead of a Bunch: what `DOCIDSDetector.fit` takes as ``reference``.
 
@@ -76,8 +76,8 @@ def load_class_folder(
     -------
     Bunch or tuple
         ``X``: ndarray of uint8, shape (n_flows, n_packets * n_bytes); ``y``: ndarray of str, the class of each flow;
-        ``groups``: ndarray of int64, the number of the capture of each flow; ``captures``: their paths;
-        ``target_names``: the classes, sorted; ``DESCR``: flows per class as text.
+        ``groups``: ndarray of int64, the number of the capture of each flow, for scikit-learn's group splitters;
+        ``captures``: their paths; ``target_names``: the classes, sorted; ``DESCR``: flows per class as text.
 
     Raises
     ------

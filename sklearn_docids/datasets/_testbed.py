@@ -42,7 +42,7 @@ def load_testbed(*, sampler: FlowSampler | None = None) -> Bunch:
     ----------
     sampler : FlowSampler, default=None
         Sampler to use, for at most 8 packets of 160 bytes, which is what the captures hold of a flow; None:
-        ``FlowSampler(fields="raw")``. Reference and training rows are sampled as training data
+        ``FlowSampler()``, which zeroes addresses. Reference and training rows are sampled as training data
         (`FlowSampler.sample`), the others as they are scored.
 
     Returns
@@ -52,7 +52,7 @@ def load_testbed(*, sampler: FlowSampler | None = None) -> Bunch:
         n_bytes); ``y_reference``: ndarray of str, the service; ``y_validation``, ``y_test``: ndarray of int64, +1
         normal and -1 abnormal; ``attack_validation``, ``attack``: ndarray of str, the kind of each abnormal flow of
         validation and test, "" for normal ones; ``tempo_validation``, ``tempo``: "quick", "slow" or ""; ``groups``:
-        ndarray of int64, the number of the host that began each training flow, for cross-validation across hosts;
+        ndarray of int64, the number of the host that began each training flow, for scikit-learn's group splitters;
         ``flows_validation``, ``flows_test``: their `FlowTable`; ``captures``: paths by part; ``DESCR``: flows per
         class as text.
 
@@ -78,7 +78,7 @@ def load_testbed(*, sampler: FlowSampler | None = None) -> Bunch:
     >>> sorted(set(testbed.attack.tolist()))[1:4]
     ['beacon_http', 'beacon_tcp', 'beacon_tls']
     """
-    sampler = FlowSampler(fields="raw") if sampler is None else sampler
+    sampler = FlowSampler() if sampler is None else sampler
     if sampler.n_packets > MOST_PACKETS or sampler.n_bytes > MOST_BYTES:
         raise ValueError(
             f"the testbed's captures hold {MOST_PACKETS} packets of {MOST_BYTES} bytes of a flow, but the sampler asks "

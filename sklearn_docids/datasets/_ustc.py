@@ -45,7 +45,7 @@ MAGIC = b"\xd4\xc3\xb2\xa1"
 
 
 def load_ustc_tfc2016(
-    data_home: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
     *,
     n_per_class: int | None = 5000,
     sampler: FlowSampler | None = None,
@@ -60,7 +60,7 @@ def load_ustc_tfc2016(
 
     Parameters
     ----------
-    data_home : path
+    folder : path
         Folder with ``Benign`` and ``Malware``, as published. A class is one or more captures (``SMB-1.pcap``,
         ``SMB-2.pcap``) or 7z archives of them; archives are unpacked one at a time into a temporary folder, which
         needs ``py7zr`` (``pip install 'sklearn-docids[archives]'``). Archives of a class that has a capture beside them
@@ -68,7 +68,8 @@ def load_ustc_tfc2016(
     n_per_class : int or None, default=5000
         Most flows of a class, drawn at random (paper: 5,000); None: all.
     sampler : FlowSampler, default=None
-        Sampler to use; None: `sklearn_docids.paper.sampler`, whose flows are never split by time, like sessions.
+        Sampler to use; None: `sklearn_docids.paper.sampler` with ``fields="no_addresses"``; its flows are never split
+        by time, like sessions.
     cache_folder : path or None, default=None
         Folder for sampled flows, as in `load_cic_ids_2017`: archives need not be unpacked again.
     random_state : int, RandomState instance or None, default=None
@@ -93,7 +94,7 @@ def load_ustc_tfc2016(
     ValueError
         A file belongs to no class of the set, an archive is damaged or holds no capture.
     CaptureError
-        A file is no capture.
+        A file is not a capture.
 
     References
     ----------
@@ -111,9 +112,9 @@ def load_ustc_tfc2016(
     check_n_per_class(n_per_class)
     rng = check_random_state(random_state)
     seed = int(rng.randint(2**31 - 1))
-    sampler = paper.sampler() if sampler is None else clone(sampler)
+    sampler = paper.sampler(fields="no_addresses") if sampler is None else clone(sampler)
     sampler.set_params(verbose=verbose)
-    found = published_files(Path(data_home))
+    found = published_files(Path(folder))
     parts: list[np.ndarray] = []
     for _, path in found:
         flows = captured_flows(path, sampler, cache_folder, unpacked)
@@ -217,7 +218,7 @@ def load_ustc_tk2016(
     n_per_class : int or None, default=5000
         Most flows of a class, drawn at random (paper: 5,000); None: all.
     sampler : FlowSampler, default=None
-        Sampler to use; None: `sklearn_docids.paper.sampler`.
+        Sampler to use; None: `sklearn_docids.paper.sampler` with ``fields="no_addresses"``.
     random_state : int, RandomState instance or None, default=None
         Source of the drawing, and of random addresses where no sampler is given.
     return_X_y : bool, default=False
@@ -233,7 +234,7 @@ def load_ustc_tk2016(
     FileNotFoundError
         A file is missing; the message names it and where to get it.
     ValueError
-        A file is no idx file, does not fit the other, or its images are not of sessions with all layers.
+        A file is not an idx file, does not fit the other, or its images are not of sessions with all layers.
 
     References
     ----------
@@ -249,7 +250,7 @@ def load_ustc_tk2016(
     check_n_per_class(n_per_class)
     rng = check_random_state(random_state)
     if sampler is None:
-        sampler = paper.sampler(random_state=int(rng.randint(2**31 - 1)))
+        sampler = paper.sampler(fields="no_addresses", random_state=int(rng.randint(2**31 - 1)))
     stem = "t10k" if subset == "test" else "train"
     images = read_idx(Path(folder) / f"{stem}-images-idx3-ubyte", 3).reshape(-1, IMAGE_BYTES)
     numbers = read_idx(Path(folder) / f"{stem}-labels-idx1-ubyte", 1)

@@ -3,31 +3,33 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from numbers import Integral
 from typing import Any, ClassVar
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
-from sklearn.utils import check_array
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from sklearn_docids._network import N_FEATURES_G
+from sklearn_docids._meta import forget_fit
+from sklearn_docids._network.scoring import FrozenNetwork, features_of
+from sklearn_docids._network.table1 import N_FEATURES_G, DOCIDSNetwork
+from sklearn_docids._network.tensors import resolved_device
+from sklearn_docids._training.net import TrainingSettings, WeightedLosses
+from sklearn_docids._training.pairs import PairedFlows
+from sklearn_docids._training.run import Trained, fit_network, n_epochs
+from sklearn_docids._warn import warn_caller
 from sklearn_docids.detectors._base import check_range
-from sklearn_docids.detectors._docids import DOCIDSDetector
-from sklearn_docids.detectors._reference import ReferenceData, check_kind
+from sklearn_docids.detectors._docids import DOCIDSDetector, network_settings
+from sklearn_docids.detectors._reference import checked_reference
+from sklearn_docids.detectors._rows import check_losses
 
-
-class _Trainer(DOCIDSDetector):
-    """DOC-IDS whose first layers can be kept as they are."""
-
-    n_frozen = 0  # modules of g
-
-    def _make_net(self, *args: Any) -> Any:
-        net = super()._make_net(*args)
-        for layer in list(net.module_.g)[: self.n_frozen]:
-            layer.requires_grad_(False)
-        return net
+# The first layers of g that ``freeze="all_but_last_4"`` keeps: convolution, ReLU, normalisation, pooling.
+N_FROZEN = 4
 
 
 class DOCFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -43,16 +45,17 @@ class DOCFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     lambda_descriptiveness : float, default=1.0
         Weight of the descriptiveness loss.
     lambda_compactness : float, default=0.1
-        Weight of the compactness loss (paper and [1]_).
+        Weight of the compactness loss (paper, section 2.3, equation 2; [1]_).
     pretrain_epochs : int, default=0
-        Passes over the reference alone, by the descriptiveness loss, before the target is seen (paper, section 2.3;
-        [1]_ starts from a network trained on ImageNet).
+        Passes over the reference alone, by the descriptiveness loss, before the target is seen. The paper (section 2.3)
+        starts from a trained CNN and does not say on what; [1]_ starts from a network trained on ImageNet).
     freeze : {"none", "all_but_last_4"}, default="none"
         Layers that keep their weights after pretraining. ``"all_but_last_4"``, as in [1]_: of the five layers with
         weights in g and h_c, the first convolution, and the normalisation behind it; running statistics still follow
         the target.
     max_epochs : "auto" or int, default="auto"
-        Passes over the target. "auto": as many as give about 500 steps, at least 1. More harm: [1]_ stops after two.
+        Passes over the target. "auto": as many as give about 500 steps, at least 1. More passes hurt: [1]_ stops after
+        two.
     batch_size, optimizer, lr, momentum, weight_decay, schedule, scale, batch_norm, dense_activation, device : object
         As in `DOCIDSDetector`, and with its defaults.
     random_state : int, RandomState instance or None, default=None
@@ -98,8 +101,14 @@ class DOCFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     (32,)
     """
 
+    network_: Any
+
     # scikit-learn's metadata routing: fit takes the reference without being asked to.
     __metadata_request__fit: ClassVar[dict[str, bool]] = {"reference": True}
+
+    _fitted_names: ClassVar[tuple[str, ...]] = (
+        "network_", "history_", "n_iter_", "reference_classes_", "_frozen"
+    )  # fmt: skip
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **{
@@ -154,7 +163,7 @@ class DOCFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         self.verbose = verbose
 
     def fit(self, X: Any, y: Any = None, *, reference: Any = None) -> DOCFeatures:
-        """Train on normal target traffic beside a labelled reference.
+        """Train on normal target traffic and a labelled reference.
 
         Parameters
         ----------
@@ -186,27 +195,55 @@ class DOCFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             A loss was not finite; training stopped and recent finite weights are kept.
         """
         self._validate_params()
+        forget_fit(self)
         X = check_range(validate_data(self, X, ensure_min_samples=2))
         if self.pretrain_epochs and reference is None:
             raise ValueError(f"pretrain_epochs={self.pretrain_epochs} needs a reference")
-        check_kind(reference)
-        trainer, n_pretrained = self._trainer(), 0
-        if self.pretrain_epochs:
-            _pretrain(trainer, reference, self.pretrain_epochs, X.shape[1])
-            n_pretrained = trainer.n_iter_
-        if self.freeze == "all_but_last_4":
-            trainer.n_frozen = 4  # convolution, ReLU, normalisation, pooling
-        trainer.fit(X, reference=reference)
-        self.network_ = trainer.network_
-        self.reference_classes_ = trainer.reference_classes_
-        self.n_iter_ = trainer.n_iter_ - n_pretrained
-        self.history_ = [
-            {name: value for name, value in epoch.items() if name != "reconstruction_loss"}
-            for epoch in trainer.history_[n_pretrained:]
-        ]
-        trainer.__dict__.pop("_moments", None)
-        self._trained = trainer
+        given = checked_reference(self, reference, len(X), False, None)
+        trained, n_pretrained = self._trained(X, **given)
+        if trained.ended_early:
+            warn_caller(trained.ended_early, ConvergenceWarning)
+        if trained.interrupted:
+            raise KeyboardInterrupt("training was interrupted")
+        self.network_ = trained.network
+        self.reference_classes_ = given["classes"]
+        self.n_iter_ = trained.n_epochs - n_pretrained
+        self.history_ = trained.history[len(trained.history) - self.n_iter_ :]
+        self._frozen = FrozenNetwork(self.network_)
         return self
+
+    def _trained(
+        self, X: np.ndarray, reference: np.ndarray | None, labels: np.ndarray | None, classes: np.ndarray | None
+    ) -> tuple[Trained, int]:
+        """Return what training leaves, and the number of epochs that were pretraining."""
+        build = partial(DOCIDSNetwork, **network_settings(self, X.shape[1], classes))
+        losses = WeightedLosses(descriptiveness=self.lambda_descriptiveness, compactness=self.lambda_compactness)
+        check_losses(losses, reference is not None)
+        settings = self._training_settings(len(X))
+        start = None
+        if self.pretrain_epochs and reference is not None:
+            # By the descriptiveness loss alone: the reference is target and reference at once.
+            alone = WeightedLosses(descriptiveness=self.lambda_descriptiveness)
+            check_losses(alone, True)
+            pairs = PairedFlows(reference, reference, labels, settings.device)
+            start = fit_network(build, alone, pairs, replace(settings, n_epochs=self.pretrain_epochs))
+            if start.interrupted:
+                return start, start.n_epochs
+            if start.ended_early:
+                warn_caller(start.ended_early, ConvergenceWarning)
+            start = replace(start, moments=None)  # they are of another loss
+        frozen = N_FROZEN if self.freeze == "all_but_last_4" else 0
+        pairs = PairedFlows(X, reference, labels, settings.device)
+        return fit_network(build, losses, pairs, settings, start=start, frozen=frozen), start.n_epochs if start else 0
+
+    def _training_settings(self, n_rows: int) -> TrainingSettings:
+        names = ("batch_size", "optimizer", "lr", "momentum", "weight_decay", "schedule", "verbose")
+        return TrainingSettings(
+            **{name: getattr(self, name) for name in names},
+            n_epochs=n_epochs(self.max_epochs, n_rows, self.batch_size),
+            device=resolved_device(self.device),
+            seed=int(check_random_state(self.random_state).randint(2**31 - 1, size=2)[1]),
+        )
 
     def transform(self, X: Any) -> np.ndarray:
         """Return the features g.
@@ -222,26 +259,9 @@ class DOCFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             Features.
         """
         check_is_fitted(self)
-        return self._trained.embed(np.asarray(validate_data(self, X, reset=False)))
+        X = check_range(validate_data(self, X, reset=False))
+        return self._frozen.evaluate(features_of, X, resolved_device(self.device))
 
     @property
     def _n_features_out(self) -> int:
         return N_FEATURES_G
-
-    def _trainer(self) -> _Trainer:
-        own = ("pretrain_epochs", "freeze")
-        shared = {name: value for name, value in self.get_params(deep=False).items() if name not in own}
-        # It goes on from the pretrained weights.
-        return _Trainer(**shared, lambda_reconstruction=0, warm_start=self.pretrain_epochs > 0)
-
-
-def _pretrain(trainer: _Trainer, reference: Any, n_epochs: int, n_columns: int) -> None:
-    """Train by the descriptiveness loss alone: the reference is target and reference at once."""
-    X_reference, y_reference = (reference.X, reference.y) if isinstance(reference, ReferenceData) else reference
-    reference = ReferenceData(check_array(X_reference, input_name="reference X"), y_reference)
-    if reference.X.shape[1] != n_columns:
-        raise ValueError(f"reference X has {reference.X.shape[1]} columns, but the target X has {n_columns}")
-    chosen = {name: getattr(trainer, name) for name in ("max_epochs", "lambda_compactness")}
-    trainer.set_params(max_epochs=n_epochs, lambda_compactness=0).fit(reference.X, reference=reference)
-    trainer.set_params(**chosen)
-    trainer.__dict__.pop("_moments", None)  # of other losses; a loss that was not finite has left none

@@ -7,6 +7,11 @@ from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
+from sklearn.utils import check_array
+from sklearn.utils.validation import check_consistent_length
+
+from sklearn_docids._warn import warn_caller
+from sklearn_docids.detectors._base import check_range
 
 # Types of labels that do not mix; a bool is an Integral, too, and an Integral a Real.
 LABEL_KINDS = (str, (bool, np.bool_), Integral, Real)
@@ -42,13 +47,56 @@ class ReferenceData:
 
 
 def check_kind(reference: Any) -> None:
-    """Refuse what is no reference, before anything else can go wrong with it."""
+    """Refuse what is not a reference, before anything else can go wrong with it."""
     is_pair = isinstance(reference, tuple) and len(reference) == 2
     if reference is not None and not is_pair and not isinstance(reference, ReferenceData):
         raise ValueError(
             f"reference must be ReferenceData or a tuple (X_reference, y_reference), got {type(reference).__name__}; "
             "if cross-validation has cut a tuple, give ReferenceData"
         )
+
+
+def checked_reference(
+    detector: Any, reference: Any, n_target: int, goes_on: bool, classes: np.ndarray | None
+) -> dict[str, np.ndarray | None]:
+    """Return rows, class numbers and classes of a reference: the given classes where a fit goes on from another."""
+    check_kind(reference)
+    if reference is None:
+        if detector.lambda_descriptiveness > 0:
+            warn_caller(
+                "fit without a reference: there is no descriptiveness loss, and features may collapse to a constant; "
+                "give reference=(X_reference, y_reference), or lambda_descriptiveness=0 if this is meant"
+            )
+        return {"reference": None, "labels": None, "classes": classes}
+    if isinstance(reference, tuple) and n_target == len(reference):
+        raise ValueError(
+            "reference is a tuple and X has 2 rows: in cross-validation, scikit-learn would take the two for rows of "
+            "one table; give ReferenceData(X_reference, y_reference)"
+        )
+    X, y = _checked_pair(detector, *unpacked(reference))
+    found, numbers = np.unique(y, return_inverse=True)
+    if goes_on:
+        return {"reference": X, "labels": numbers_among(found, classes)[numbers], "classes": classes}
+    if len(found) < 2:
+        raise ValueError(f"reference y needs at least 2 classes, got only {found.tolist()}")
+    return {"reference": X, "labels": numbers, "classes": found}
+
+
+def unpacked(reference: Any) -> tuple[Any, Any]:
+    """Return rows and labels of a reference."""
+    return (reference.X, reference.y) if isinstance(reference, ReferenceData) else reference
+
+
+def _checked_pair(detector: Any, X: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
+    names = getattr(detector, "feature_names_in_", None)
+    if names is not None and hasattr(X, "columns") and list(X.columns) != list(names):
+        raise ValueError("reference X has other column names than the target X, or another order of them")
+    X = check_range(check_array(X, input_name="reference X", estimator=detector))
+    y = check_labels(y)
+    check_consistent_length(X, y)
+    if X.shape[1] != detector.n_features_in_:
+        raise ValueError(f"reference X has {X.shape[1]} columns, but the target X has {detector.n_features_in_}")
+    return X, y
 
 
 def numbers_among(found: np.ndarray, classes: np.ndarray | None) -> np.ndarray:

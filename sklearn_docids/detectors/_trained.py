@@ -1,48 +1,91 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What all detectors of this package share: verdicts, thresholds, held-out rows, devices."""
+"""The base of the detectors with a network: one way of fitting them, whatever the network and its score are.
+
+A fit checks and splits its rows, has `fit_network` train, makes a scorer of the network, and sets a threshold. A child
+says what its network, its losses and its scorer are.
+"""
 
 from __future__ import annotations
 
+import math
 import os
+from abc import abstractmethod
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
-import torch
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from sklearn_docids._thresholds import (
-    AUTO_CONTAMINATION,
-    conformal_threshold,
-    contamination_threshold,
-    least_held_out,
-)
+from sklearn_docids._meta import forget_fit
+from sklearn_docids._network.tensors import StoredNetwork, resolved_device
+from sklearn_docids._training.net import TrainingSettings, WeightedLosses
+from sklearn_docids._training.pairs import PairedFlows
+from sklearn_docids._training.run import Trained, fit_network, n_epochs
+from sklearn_docids._warn import warn_caller
 from sklearn_docids.detectors._base import ScoringDetector, check_range
+from sklearn_docids.detectors._callbacks import CallbackSupportMixin, FitTasks, with_callbacks
+from sklearn_docids.detectors._rows import FitRows, checked_callbacks, split, threshold
+from sklearn_docids.detectors._templates import Drawn
 
 if TYPE_CHECKING:
     from sklearn_docids._sampler import FlowSampler
 
-# "auto" trains for about as many steps as the prototypes needed, whatever the size of the target.
-AUTO_STEPS = 500
-DEVICES = ("cpu", "cuda", "mps", "xpu")
+# Packets of a row where nothing says otherwise (paper, section 3.2).
+N_PACKETS = 4
 
 
-class FlowDetector(ScoringDetector):
+def _takes_more(detector: TrainedDetector) -> bool:
+    if detector.early_stopping:
+        raise AttributeError("early_stopping=True compares epochs, and partial_fit has but one")
+    return True
+
+
+class TrainedDetector(CallbackSupportMixin, ScoringDetector):
     """Base of the detectors with a network, which `fit` trains."""
+
+    # scikit-learn's metadata routing: fit takes the reference without being asked to.
+    __metadata_request__fit: ClassVar[dict[str, bool]] = {"reference": True}
+    __metadata_request__partial_fit: ClassVar[dict[str, bool]] = {"reference": True}
+
+    _network_class: ClassVar[type[StoredNetwork]]
+    _fitted_names: ClassVar[tuple[str, ...]] = (
+        "network_", "offset_", "history_", "n_iter_", "interrupted_", "callbacks_", "sampler_", "_scorer", "_moments",
+        "_split_seed", "_n_rows_seen",
+    )  # fmt: skip
 
     contamination: str | float
     false_alarm_rate: float | None
     validation_fraction: float
     max_epochs: str | int
+    batch_size: int
+    schedule: str | None
+    early_stopping: bool
+    warm_start: bool
+    checkpoint_folder: str | os.PathLike[str] | None
+    callbacks: list[Any] | None
     device: str
-    n_packets: int
+    random_state: Any
+    verbose: int
+
     network_: Any
     n_features_in_: int
+    n_iter_: int
+    history_: list[dict[str, Any]]
+    interrupted_: bool
+    callbacks_: list[Any]
+    sampler_: FlowSampler | None
+    _scorer: Any
+    _moments: dict[str, np.ndarray] | None
+    _split_seed: int
+    _n_rows_seen: int
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        "n_packets": [Interval(Integral, 1, None, closed="left")],
         "contamination": [StrOptions({"auto"}), Interval(Real, 0, 0.5, closed="right")],
         "false_alarm_rate": [Interval(Real, 0, 0.5, closed="right"), None],
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
@@ -54,91 +97,248 @@ class FlowDetector(ScoringDetector):
         "weight_decay": [Interval(Real, 0, None, closed="left")],
         "schedule": [StrOptions({"one_cycle"}), None],
         "scale": [Interval(Real, 0, None, closed="neither")],
+        "early_stopping": ["boolean"],
+        "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
+        "tol": [Interval(Real, 0, None, closed="left")],
+        "warm_start": ["boolean"],
+        "checkpoint_folder": [str, os.PathLike, None],
+        "callbacks": [list, None],
         "device": [str],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
     }
 
-    def save(self, path: str | os.PathLike[str], *, sampler: FlowSampler | None = None) -> None:
-        """Write the fitted detector as one safetensors file with JSON metadata; no code is stored.
+    @with_callbacks
+    def fit(self, X: Any, y: Any = None, *, reference: Any = None) -> Self:
+        """Train on normal target traffic, `DOCIDSDetector` with a labelled reference next to it.
 
         Parameters
         ----------
-        path : path
-            File to write; an existing one is replaced as a whole.
-        sampler : FlowSampler, default=None
-            Sampler whose settings belong to the model; `load_detector` returns it as ``sampler_``.
+        X : array-like of shape (n_flows, n_columns)
+            Target flows, unlabelled and normal; at least 2. uint8 stays uint8, other numbers become float32 batch by
+            batch. Values outside 0..255 are accepted.
+        y : object, default=None
+            Not used for training; handed to scikit-learn's callbacks.
+        reference : ReferenceData or tuple (X_reference, y_reference), default=None
+            Labelled reference flows with the columns of X and at least two classes. None trains without the
+            descriptiveness loss. The paper's two baselines accept and ignore it.
 
-        See Also
-        --------
-        sklearn_docids.load_detector : Reads the file.
+        Returns
+        -------
+        self : object
+            The fitted detector.
+
+        Raises
+        ------
+        ValueError
+            A parameter, X or the reference is unusable; the message names it. With ``warm_start=True`` the detector
+            stays as it was.
+        OSError
+            ``checkpoint_folder`` is not a folder that can be written to.
+        KeyboardInterrupt
+            Ctrl-C was pressed during training; the detector is usable and says ``interrupted_``.
+
+        Warns
+        -----
+        UserWarning
+            There is no reference, although the descriptiveness loss has a weight.
+        ConvergenceWarning
+            A loss was not finite, or Ctrl-C was pressed; training stopped and recent finite weights are kept.
         """
-        from sklearn_docids.persistence import save_detector
+        self._validate_params()
+        return self._fit(X, y, reference, goes_on=self.warm_start and hasattr(self, "network_"))
 
-        check_is_fitted(self)
-        save_detector(self, os.fsdecode(path), sampler)
+    @available_if(_takes_more)
+    @with_callbacks
+    def partial_fit(self, X: Any, y: Any = None, *, reference: Any = None) -> Self:
+        """Train for one pass over more target traffic, from the weights and the optimiser's moments there are.
 
-    def _threshold(
-        self,
-        score: Callable[[np.ndarray], np.ndarray],
-        held_out: np.ndarray | None,
-        others: np.ndarray,
-        target: np.ndarray,
-    ) -> float:
-        """Return the threshold by held-out rows, or by a share of training rows: of ``others`` with "auto"."""
-        if held_out is not None and self.false_alarm_rate is not None:
-            return conformal_threshold(score(held_out), self.false_alarm_rate)
-        if self.contamination == "auto":
-            return contamination_threshold(score(others), AUTO_CONTAMINATION)
-        return contamination_threshold(score(target), float(self.contamination))
+        The learning rate is ``lr`` throughout, since the number of steps to come is not known. Templates
+        (`DOCIDSDetector` with ``score_method="knn"``) remain a random sample of all rows seen so far, and with
+        ``contamination`` the threshold counts them for the rows they stand for. Without templates, or with
+        ``false_alarm_rate``, it is set by the rows of this call, because earlier rows are not kept.
 
-    def _n_epochs(self, steps_per_epoch: int) -> int:
-        if self.max_epochs == "auto":
-            return max(1, round(AUTO_STEPS / steps_per_epoch))
-        return int(self.max_epochs)
+        Parameters
+        ----------
+        X : array-like of shape (n_flows, n_columns)
+            Target flows, unlabelled and normal; at least 2.
+        y : object, default=None
+            Not used for training; handed to scikit-learn's callbacks.
+        reference : ReferenceData or tuple (X_reference, y_reference), default=None
+            Labelled reference flows; the first call sets the classes, later ones may lack some of them.
 
-    def _device(self) -> str:
-        if self.device == "auto":
-            return "cuda" if torch.cuda.is_available() else "cpu"
-        if self.device.partition(":")[0] not in DEVICES:
-            raise ValueError(f"device must be 'auto' or one of {DEVICES}, perhaps with a number, got {self.device!r}")
-        try:
-            torch.device(self.device)
-        except RuntimeError as error:
-            raise ValueError(f"device={self.device!r} is none: {error}") from None
-        return self.device
+        Returns
+        -------
+        self : object
+            The fitted detector.
 
-    def _hold_out_for_threshold(self, X: np.ndarray, rng: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
-        """Return other rows, and rows to set the threshold with, as many as ``false_alarm_rate`` needs."""
-        if self.contamination != "auto":
-            raise ValueError("contamination and false_alarm_rate both set the threshold: give one of them")
-        n_needed = least_held_out(float(self.false_alarm_rate or 1))
-        others, held_out = self._hold_out(X, rng)
-        if len(held_out) < n_needed or len(others) < 2:
-            raise ValueError(
-                f"false_alarm_rate={self.false_alarm_rate} needs at least {n_needed} held-out rows and 2 rows to train "
-                f"on, but validation_fraction={self.validation_fraction} of {len(X)} rows holds out {len(held_out)}"
+        Raises
+        ------
+        ValueError
+            A parameter, X or the reference is unusable; the detector stays as it was.
+        AttributeError
+            ``early_stopping`` is on: one pass has no epochs to compare.
+        KeyboardInterrupt
+            As in `fit`.
+
+        Warns
+        -----
+        UserWarning, ConvergenceWarning
+            As in `fit`.
+        """
+        self._validate_params()
+        return self._fit(X, y, reference, goes_on=hasattr(self, "network_"), is_partial=True)
+
+    def _fit(self, X: Any, y: Any, reference: Any, *, goes_on: bool, is_partial: bool = False) -> Self:
+        """Check, train, make the scorer, set the threshold; from an earlier fit if this one goes on from it."""
+        if not goes_on:
+            forget_fit(self)
+        rows = self._checked_rows(X, reference, goes_on)
+        settings = self._training_settings(rows, is_partial)
+        learned = partial(self._learned, rows=rows, adds_up=is_partial and goes_on)
+        with self._tasks(X, y, settings.n_epochs, learned) as on_epoch:
+            trained = fit_network(
+                partial(self._network_class, **self._network_settings(rows.training.shape[1], rows.classes)),
+                self._losses(),
+                PairedFlows(rows.training, rows.reference, rows.labels, settings.device),
+                settings,
+                start=self._as_trained() if goes_on else None,
+                held_out=rows.stopping,
+                callbacks=checked_callbacks(self.callbacks, settings.schedule),
+                checkpoint=self._checked_folder(),
+                on_epoch=on_epoch,
             )
-        return others, held_out
+            fitted = learned(trained)
+        if not math.isfinite(fitted["offset_"]):
+            raise ValueError("scores of the training rows are not finite; lower lr, or look for extreme values in X")
+        for name, value in fitted.items():
+            setattr(self, name, value)
+        self._moments = trained.moments if self.warm_start or is_partial else None
+        if trained.checkpoint is not None and (self.warm_start or not trained.interrupted):
+            trained.checkpoint.remove()
+        self._say_how_it_ended(trained)
+        return self
 
-    def _hold_out(self, X: np.ndarray, rng: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
-        """Return other rows and held-out rows, ``validation_fraction`` of all, both in their order."""
-        n_held_out = round(self.validation_fraction * len(X))
-        order = rng.permutation(len(X))
-        return X[np.sort(order[n_held_out:])], X[np.sort(order[:n_held_out])]
+    def _checked_rows(self, X: Any, reference: Any, goes_on: bool) -> FitRows:
+        """Return the input of a fit, checked and split."""
+        X = check_range(validate_data(self, X, reset=not goes_on, ensure_min_samples=2))
+        given = self._checked_reference(reference, len(X), goes_on)
+        return split(self, X, self._split_seed if goes_on else None)._replace(**given)
 
-    def _packets_of(self, by_byte: np.ndarray) -> np.ndarray:
-        """Return values per column as (n_flows, n_packets, bytes of a packet)."""
-        return by_byte.reshape(len(by_byte), self.n_packets, -1)
+    def _checked_reference(self, reference: Any, n_rows: int, goes_on: bool) -> dict[str, Any]:
+        """Return ``reference``, ``labels`` and ``classes`` of `FitRows`; nothing where no reference is used."""
+        return {}
 
-    def _check_packets(self, X: np.ndarray) -> None:
-        if X.shape[1] % self.n_packets:
-            raise ValueError(f"X has {X.shape[1]} columns, which do not divide into n_packets={self.n_packets} packets")
+    def _training_settings(self, rows: FitRows, is_partial: bool) -> TrainingSettings:
+        names = (
+            "batch_size", "optimizer", "lr", "momentum", "weight_decay", "n_iter_no_change", "tol", "verbose"
+        )  # fmt: skip
+        return TrainingSettings(
+            **{name: getattr(self, name) for name in names},
+            n_epochs=1 if is_partial else n_epochs(self.max_epochs, len(rows.training), self.batch_size),
+            schedule=None if is_partial else self.schedule,
+            device=resolved_device(self.device),
+            seed=rows.seed,
+        )
+
+    def _tasks(
+        self, X: Any, y: Any, n_epochs: int, learned: Callable[[Trained], dict[str, Any]]
+    ) -> AbstractContextManager[FitTasks | None]:
+        """Return what tells scikit-learn's callbacks of the fit, where it has callbacks."""
+        if not hasattr(self, "_init_callback_context"):
+            return nullcontext()
+        return FitTasks(self, X, y, n_epochs, learned)
+
+    def _checked_folder(self) -> str | None:
+        if self.checkpoint_folder is None:
+            return None
+        if not isinstance(self.random_state, Integral):
+            raise ValueError("checkpoint_folder needs an int as random_state: else no fit draws what another one drew")
+        return os.fsdecode(self.checkpoint_folder)
+
+    def _as_trained(self) -> Trained:
+        """Return the fit before, to go on from."""
+        return Trained(self.network_, self.history_, self.n_iter_, moments=self._moments)
+
+    @abstractmethod
+    def _network_settings(self, n_columns: int, classes: np.ndarray | None) -> dict[str, Any]:
+        """Return the arguments of the network."""
+
+    @abstractmethod
+    def _losses(self) -> WeightedLosses:
+        """Return what training minimises."""
+
+    def _draw_templates(self, rows: FitRows, adds_up: bool) -> Drawn:
+        """Return the templates of a scorer that has any; ``adds_up``: those of earlier rows count, too."""
+        return Drawn(None, 0, rows.target)
+
+    @abstractmethod
+    def _make_scorer(self, network: Any, arrays: dict[str, np.ndarray]) -> Any:
+        """Return what scores with a network, and with arrays that it holds besides: those of its ``arrays()``."""
+
+    def _learned(self, trained: Trained, rows: FitRows, adds_up: bool) -> dict[str, Any]:
+        """Return the fitted attributes."""
+        drawn = self._draw_templates(rows, adds_up)
+        n_seen = self._n_rows_seen if adds_up else 0
+        scorer = self._make_scorer(
+            trained.network, {} if drawn.templates is None else {"template_flows": drawn.templates}
+        )
+        kept = (scorer.score_templates()[: drawn.n_kept], n_seen) if drawn.n_kept else None
+        score = partial(scorer.score, device=resolved_device(self.device))
+        return {
+            "network_": trained.network,
+            "offset_": threshold(self, score, rows, drawn.others, kept),
+            "history_": trained.history,
+            "n_iter_": trained.n_epochs,
+            "interrupted_": trained.interrupted,
+            "callbacks_": list(trained.callbacks),
+            "sampler_": getattr(self, "sampler_", None),
+            "_scorer": scorer,
+            "_split_seed": rows.split_seed,
+            "_n_rows_seen": n_seen + len(rows.target),
+            **({"reference_classes_": rows.classes} if "reference_classes_" in self._fitted_names else {}),
+        }
+
+    def _say_how_it_ended(self, trained: Trained) -> None:
+        try:
+            if trained.ended_early:
+                warn_caller(trained.ended_early, ConvergenceWarning)
+        finally:  # even where the warning is an error
+            if trained.interrupted:
+                # Usable from here on, and the search or script around it ends as its user wants.
+                raise KeyboardInterrupt("training was interrupted; the detector is fitted as far as it came")
+
+    def score_samples(self, X: Any) -> np.ndarray:
+        """Return how normal flows are: the lower, the more abnormal.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_flows, n_columns)
+            Flow bytes.
+
+        Returns
+        -------
+        ndarray of float64, shape (n_flows,)
+            Opposite of the reconstruction error (`reconstruction_error`), or, from `DOCIDSDetector` with
+            ``score_method="knn"``, of the mean distance to the nearest templates; at most 0.
+        """
+        X = self._checked_for_scoring(X)
+        return np.asarray(self._scorer.score(X, resolved_device(self.device)))
+
+    def _checked_for_scoring(self, X: Any) -> np.ndarray:
+        check_is_fitted(self)
+        return check_range(validate_data(self, X, reset=False))
+
+    def _packet_shape(self, n_packets: int | None) -> tuple[int, int]:
+        """Return the number of packets of a row, and of bytes of each."""
+        if n_packets is None:
+            n_packets = N_PACKETS if self.sampler_ is None else self.sampler_.n_packets
+        if n_packets < 1 or self.n_features_in_ % n_packets:
+            raise ValueError(
+                f"X has {self.n_features_in_} columns, which do not divide into n_packets={n_packets} packets"
+            )
+        return n_packets, self.n_features_in_ // n_packets
 
     def __sklearn_is_fitted__(self) -> bool:
         """Return whether there is a fit; a refused one leaves the number of columns behind."""
         return hasattr(self, "offset_")
-
-    def _check_rows(self, X: Any) -> np.ndarray:
-        check_is_fitted(self)
-        return check_range(validate_data(self, X, reset=False))

@@ -11,9 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sklearn_docids._folding import FoldedNetwork
-from sklearn_docids._network import DOCIDSNetwork
-from sklearn_docids._scoring import FeatureFunction
+from sklearn_docids._network.scoring import Scorer
 
 # Rows to trace with; the graph takes any number.
 N_TRACED = 3
@@ -22,19 +20,18 @@ N_TRACED = 3
 class Scores(nn.Module):
     """Scores of flow bytes by the folded network, (n, n_columns) uint8 -> (n,) float32."""
 
-    def __init__(self, network: DOCIDSNetwork, folded: FoldedNetwork, abnormality: FeatureFunction):
+    def __init__(self, scorer: Scorer):
         super().__init__()
-        self.network = network
-        self.folded = folded
-        self.abnormality = abnormality
+        self.g, self.h_c, self.autoencoder = scorer.modules
+        self.abnormality = scorer.abnormality
 
     def forward(self, flows: Tensor) -> Tensor:
         """Return one score per flow."""
-        return -self.abnormality(self.network, self.folded.features_of_whole_rows(flows)).float()
+        return -self.abnormality(self, self.g.features_of_whole_rows(flows)).float()
 
 
-def export(scores: Scores, path: str, metadata: dict[str, Any]) -> None:
-    """Write the graph with metadata of its own.
+def export(scorer: Scorer, path: str, metadata: dict[str, Any]) -> None:
+    """Write the graph of a scorer with metadata of its own.
 
     Raises
     ------
@@ -44,12 +41,12 @@ def export(scores: Scores, path: str, metadata: dict[str, Any]) -> None:
     for package in ("onnx", "onnxscript"):
         if importlib.util.find_spec(package) is None:
             raise ImportError(f"to_onnx needs {package}: pip install 'sklearn-docids[onnx]'")
-    flows = torch.from_numpy(np.zeros((N_TRACED, scores.folded.n_columns), np.uint8))
+    flows = torch.from_numpy(np.zeros((N_TRACED, scorer.modules.g.n_columns), np.uint8))
     with warnings.catch_warnings():
         # torch warns of what its own exporter does.
         warnings.simplefilter("ignore", FutureWarning)
         program = torch.onnx.export(
-            scores.eval(),
+            Scores(scorer).eval(),
             (flows,),
             input_names=["flows"],
             output_names=["score"],

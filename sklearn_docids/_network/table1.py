@@ -3,23 +3,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import batch_norm
 
+from sklearn_docids._network.losses import LOSSES
+from sklearn_docids._network.tensors import StoredNetwork
+
 N_FEATURES_G = 256
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 class PairOutput(NamedTuple):
-    """What one pair of mini-batches yields."""
+    """What one pair of mini-batches yields; None for what no loss looks at."""
 
     target_features: Tensor  # (n, 256)
-    target_class_scores: Tensor  # (n, n_classes)
-    reconstruction: Tensor  # (n, 256)
-    reference_class_scores: Tensor | None  # (n, n_classes); None without a reference
+    target_class_scores: Tensor | None  # (n, n_classes)
+    reconstruction: Tensor | None  # (n, 256)
+    reference_class_scores: Tensor | None  # (n, n_classes)
 
 
 def pooled_length(n_columns: int) -> int:
@@ -82,7 +86,7 @@ class Autoencoder(nn.Sequential):
         )
 
 
-class DOCIDSNetwork(nn.Module):
+class DOCIDSNetwork(StoredNetwork):
     """The two-input network: reference and target share g and h_c, the autoencoder sees the target alone."""
 
     def __init__(
@@ -94,13 +98,24 @@ class DOCIDSNetwork(nn.Module):
         scale: float = 255.0,
     ):
         super().__init__()
+        self.settings = {
+            "n_columns": n_columns,
+            "n_classes": n_classes,
+            "batch_norm": batch_norm,
+            "dense_activation": dense_activation,
+            "scale": scale,
+        }
         self.batch_norm = batch_norm
-        self.dense_activation = dense_activation
         self.scale = scale
         self.g = FeatureExtractor(n_columns, dense_activation)
         self.h_c = nn.Linear(N_FEATURES_G, n_classes)
         self.autoencoder = Autoencoder()
         self.float()  # whatever torch's default type is
+
+    def freeze(self, n_layers: int) -> None:
+        """Let the first layers of g keep their weights in training; running statistics still follow."""
+        for layer in list(self.g)[:n_layers]:
+            layer.requires_grad_(False)
 
     def scaled(self, flows: Tensor) -> Tensor:
         """Return flow bytes, (n, n_columns) of any number type, as g takes them."""
@@ -111,14 +126,20 @@ class DOCIDSNetwork(nn.Module):
         """Return g of flow bytes, (n, n_columns) of any number type -> (n, 256)."""
         return self.g(self.scaled(flows))
 
-    def forward(self, target: Tensor, reference: Tensor | None = None) -> PairOutput:
-        """Return features and class scores of both inputs, and the reconstruction of the target's features."""
+    def forward(self, target: Tensor, reference: Tensor | None = None, losses: Collection[str] = LOSSES) -> PairOutput:
+        """Return features of the target, and of the rest what the named losses look at."""
+        reference_scores = class_scores = reconstruction = None
         if reference is None:
-            features, reference_scores = self.features(target), None
+            features = self.features(target)
         else:
             features, reference_features = self._paired_features(target, reference)
-            reference_scores = self.h_c(reference_features)
-        return PairOutput(features, self.h_c(features), self.autoencoder(features), reference_scores)
+            if "descriptiveness" in losses:
+                reference_scores = self.h_c(reference_features)
+        if "compactness" in losses:
+            class_scores = self.h_c(features)
+        if "reconstruction" in losses:
+            reconstruction = self.autoencoder(features)
+        return PairOutput(features, class_scores, reconstruction, reference_scores)
 
     def _paired_features(self, target: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
         """Return g of both inputs, normalised as ``batch_norm`` says."""

@@ -9,9 +9,13 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn.functional import cross_entropy, mse_loss
 
+LOSSES = ("descriptiveness", "compactness", "reconstruction")
+
 
 def descriptiveness_loss(class_scores: Tensor, labels: Tensor) -> Tensor:
     r"""Return the cross-entropy of reference flows: how well the features tell reference classes apart.
+
+    Paper, sections 2.1 and 3.3.1.
 
     .. math:: l_D = -\frac{1}{n} \sum_i \log \mathrm{softmax}(h_c(x_i))_{y_i}
 
@@ -37,7 +41,7 @@ def descriptiveness_loss(class_scores: Tensor, labels: Tensor) -> Tensor:
 
 
 def compactness_loss(class_scores: Tensor) -> Tensor:
-    r"""Return the leave-one-out spread of a mini-batch of target flows (paper, equation 1).
+    r"""Return the leave-one-out spread of a mini-batch of target flows (paper, section 2.2, equation 1).
 
     .. math:: l_C = \frac{1}{nk} \sum_i \lVert x_i - m_i \rVert^2
               \quad\text{with}\quad m_i = \frac{1}{n-1} \sum_{j \ne i} x_j
@@ -78,7 +82,7 @@ def compactness_loss(class_scores: Tensor) -> Tensor:
 
 
 def reconstruction_loss(reconstruction: Tensor, features: Tensor) -> Tensor:
-    r"""Return the mean squared error of the autoencoder's copy of target features.
+    r"""Return the mean squared error of the autoencoder's copy of target features (paper, section 3.3.2).
 
     .. math:: l_R = \frac{1}{256 n} \sum_i \lVert \hat g(x_i) - g(x_i) \rVert^2
 

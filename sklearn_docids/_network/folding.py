@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, channels_last, nn
 from torch.nn.functional import conv2d, linear
 
-from sklearn_docids._network import DOCIDSNetwork
+from sklearn_docids._network.table1 import DOCIDSNetwork
 
 # Parts of a row at whose ends the zeros may begin.
 N_PARTS = 4
@@ -26,6 +26,8 @@ N_PARTS = 4
 # convolutions; in the dense layers, whose weights are read once per chunk, smaller ones read more often.
 CONVOLUTION_ROWS = 64
 DENSE_ROWS = 192
+# What is kept of the second dense layer where an activation stands before it.
+SECOND = ("matrix_2", "summand_2", "factor_4", "summand_4")
 
 
 def affine_of(norm: Any) -> tuple[Tensor, Tensor]:
@@ -61,37 +63,31 @@ class Pooled:
         return torch.maximum(x[..., 0:even:2], x[..., 1:even:2])
 
 
-def state_of(network: DOCIDSNetwork) -> list[tuple[Tensor, int]]:
-    """Return weights and running statistics, each with the number of times it was changed.
+class FoldedNetwork(nn.Module):
+    """g of a `DOCIDSNetwork` in evaluation, as it is now: later changes of the network are not followed."""
 
-    Changes behind autograd's back, through ``.data`` or NumPy, are not counted.
-    """
-    values = network.state_dict(keep_vars=True).values()
-    return [(value, 0 if value.is_inference() else value._version) for value in values]
+    conv_1: Tensor
+    bias_1: Tensor
+    factor_1: Tensor
+    summand_1: Tensor
+    conv_2: Tensor
+    bias_2: Tensor
+    matrix: Tensor
 
-
-def same_state(first: list[tuple[Tensor, int]], second: list[tuple[Tensor, int]]) -> bool:
-    """Return whether two states are of the same tensors, unchanged in between."""
-    return all(a is b and m == n for (a, m), (b, n) in zip(first, second, strict=True))
-
-
-class FoldedNetwork:
-    """g of a `DOCIDSNetwork` in evaluation."""
-
-    def __init__(self, network: DOCIDSNetwork, n_columns: int):
+    def __init__(self, network: DOCIDSNetwork):
+        super().__init__()
         layers: Any = network.g
         conv_1, _, norm_1, _, conv_2, _, norm_2, _, _, dense_1, active, norm_3, dense_2, _, norm_4 = layers
-        self.n_columns = n_columns
-        self.state = state_of(network)
-        self.dtype, self.device = dense_1.weight.dtype, dense_1.weight.device
+        self.n_columns = network.settings["n_columns"]
+        self.dtype = dense_1.weight.dtype
         with torch.no_grad():
             self.pool_1, self.pool_2 = Pooled(norm_1), Pooled(norm_2)
-            self.conv_1 = self._stored(exact(conv_1.weight) / network.scale, channels_last)
-            self.bias_1 = self._stored(conv_1.bias)
-            self.factor_1 = self._stored(self.pool_1.factor[:, None, None])
-            self.summand_1 = self._stored(self.pool_1.summand[:, None, None])
-            self.conv_2 = self._stored(conv_2.weight, channels_last)
-            self.bias_2 = self._stored(conv_2.bias)
+            self._store("conv_1", exact(conv_1.weight) / network.scale, channels_last)
+            self._store("bias_1", conv_1.bias)
+            self._store("factor_1", self.pool_1.factor[:, None, None])
+            self._store("summand_1", self.pool_1.summand[:, None, None])
+            self._store("conv_2", conv_2.weight, channels_last)
+            self._store("bias_2", conv_2.bias)
             matrix = exact(dense_1.weight).reshape(dense_1.out_features, -1, conv_2.out_channels)
             summand = exact(dense_1.bias) + (matrix * self.pool_2.summand).sum((1, 2))
             matrix = (matrix * self.pool_2.factor).flatten(1)
@@ -99,19 +95,21 @@ class FoldedNetwork:
             second = exact(dense_2.weight) * factor_3
             second_summand = exact(dense_2.bias) + exact(dense_2.weight) @ summand_3
             factor_4, summand_4 = affine_of(norm_4)
-            self.second: tuple[Tensor, ...] | None = None
-            if isinstance(active, nn.Identity):
+            self.has_second = not isinstance(active, nn.Identity)
+            if self.has_second:
+                for name, value in zip(SECOND, (second, second_summand, factor_4, summand_4), strict=True):
+                    self._store(name, value)
+            else:
                 matrix, summand = second @ matrix, second @ summand + second_summand
                 matrix, summand = matrix * factor_4[:, None], summand * factor_4 + summand_4
-            else:
-                self.second = tuple(map(self._stored, (second, second_summand, factor_4, summand_4)))
-            self.matrix = self._stored(matrix)
+            self._store("matrix", matrix)
             self._set_parts(matrix, summand)
 
-    def _stored(self, value: Tensor, layout: torch.memory_format = torch.contiguous_format) -> Tensor:
+    def _store(self, name: str, value: Tensor, layout: torch.memory_format = torch.contiguous_format) -> None:
+        """Keep a value on the CPU, where it can be pickled and from where it is copied to another device."""
         # Filled anew: with a dimension of length 1, a tensor can pass for both layouts and keep the one it has.
-        stored = torch.empty(value.shape, dtype=self.dtype, device=self.device, memory_format=layout)
-        return stored.copy_(value)
+        stored = torch.empty(value.shape, dtype=self.dtype, device="cpu", memory_format=layout)
+        self.register_buffer(name, stored.copy_(value))
 
     def _set_parts(self, matrix: Tensor, summand: Tensor) -> None:
         """Compute, for each length at which the zeros may begin, what they contribute."""
@@ -121,11 +119,10 @@ class FoldedNetwork:
         n_positions = matrix.shape[1] // n_channels
         # Position j of the second pooling sees bytes 4j - 15 to 4j + 3.
         self.positions = [min((end + 15 + 3) // 4, n_positions) for end in self.ends[:-1]] + [n_positions]
-        zeros = self._convolve(torch.zeros(1, n_columns, dtype=self.dtype, device=self.device))[0].cpu().double()
-        self.summands = []
-        for n in self.positions:
+        zeros = self._convolve(torch.zeros(1, n_columns, dtype=self.dtype, device="cpu"))[0].double()
+        for part, n in enumerate(self.positions):
             beyond = matrix[:, n * n_channels :] @ zeros.flatten()[n * n_channels :]
-            self.summands.append(self._stored(summand + beyond))
+            self._store(f"summand_of_part_{part}", summand + beyond)
 
     def _convolve(self, flows: Tensor) -> Tensor:
         """Return (n, positions, channels) behind the second pooling, without its affine map."""
@@ -151,10 +148,10 @@ class FoldedNetwork:
         return self._dense(self._convolve(flows.to(self.dtype)).flatten(1), N_PARTS - 1)
 
     def _dense(self, x: Tensor, part: int) -> Tensor:
-        g = linear(x, self.matrix[:, : x.shape[1]], self.summands[part])
-        if self.second is None:
+        g = linear(x, self.matrix[:, : x.shape[1]], self.get_buffer(f"summand_of_part_{part}"))
+        if not self.has_second:
             return g
-        matrix, summand, factor_4, summand_4 = self.second
+        matrix, summand, factor_4, summand_4 = map(self.get_buffer, SECOND)
         return torch.addcmul(summand_4, torch.relu_(linear(torch.relu_(g), matrix, summand)), factor_4)
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from sklearn_docids import __version__
-from sklearn_docids._report import format_flows, format_groups, format_reasons, printable, write_scores
+from sklearn_docids._version import __version__
+from sklearn_docids.cli._text import format_flows, format_groups, format_reasons, printable, write_scores
 
 N_LISTED = 10
 
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             args.command(args)
         except BrokenPipeError:  # the reader of our output has seen enough
             sys.stderr.close()
-        except (OSError, ValueError) as error:
+        except (ImportError, OSError, ValueError) as error:
             print(f"docids: error: {printable(error)}", file=sys.stderr)
             return 1
         except KeyboardInterrupt:
@@ -132,7 +132,7 @@ def _add_evaluate(commands: Any) -> None:
         "--attacks", required=True, metavar="DIR", help="one capture, or folder of captures, per attack, named after it"
     )
     evaluate.add_argument(
-        "--train", nargs="+", metavar="CAPTURE", help="the traffic of fit: puts simple detectors trained on it beside"
+        "--train", nargs="+", metavar="CAPTURE", help="the traffic of fit: compares with simple detectors"
     )
     evaluate.add_argument("--output", metavar="HTML", help="write the tables and pictures as one HTML page")
     evaluate.add_argument("--csv", metavar="CSV", help="write every measure: one line per detector and attack")
@@ -155,7 +155,7 @@ def _add_level_options(parser: argparse.ArgumentParser) -> None:
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no positive whole number")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
     return int(text)
 
 
@@ -171,13 +171,13 @@ def _epochs(text: str) -> int | str:
 
 
 def _demo(args: argparse.Namespace) -> None:
-    from sklearn_docids import _demo
+    from sklearn_docids.cli import _demo
 
     _demo.run(args.output, args.seed)
 
 
 def _sample(args: argparse.Namespace) -> None:
-    from sklearn_docids import FlowSampler
+    from sklearn_docids._sampler import FlowSampler
 
     sampler = FlowSampler(
         fields=args.fields, tunnels=args.tunnels, duplicate_window=args.duplicate_window, n_jobs=args.jobs, verbose=2
@@ -187,8 +187,10 @@ def _sample(args: argparse.Namespace) -> None:
 
 
 def _fit(args: argparse.Namespace) -> None:
-    from sklearn_docids import DOCIDSDetector, FlowSampler, ReferenceData
+    from sklearn_docids._sampler import FlowSampler
     from sklearn_docids.datasets import load_class_folder
+    from sklearn_docids.detectors import DOCIDSDetector, ReferenceData
+    from sklearn_docids.persistence import save_detector
 
     sampler = FlowSampler(fields=args.fields, random_state=args.seed, verbose=1)
     detector = DOCIDSDetector(
@@ -199,11 +201,11 @@ def _fit(args: argparse.Namespace) -> None:
     detector._validate_params()
     _check_writable("--model", args.model, is_replaced=True)
     if args.checkpoint_folder is not None and not Path(args.checkpoint_folder).is_dir():
-        raise NotADirectoryError(f"--checkpoint-folder {args.checkpoint_folder} is no existing folder")
+        raise NotADirectoryError(f"--checkpoint-folder {args.checkpoint_folder} is not an existing folder")
     X_reference, y_reference = load_class_folder(args.reference, sampler=sampler, return_X_y=True)
     X, _, _ = sampler.sample(sources(args.captures))
     detector.fit(X, reference=ReferenceData(X_reference, y_reference))
-    detector.save(args.model, sampler=sampler.set_params(verbose=0))
+    save_detector(detector, args.model, sampler=sampler.set_params(verbose=0))
     print(f"{len(X)} flows and {len(X_reference)} reference flows learned, model written to {args.model}")
     if args.false_alarm_rate is None:
         print(
@@ -218,7 +220,7 @@ def _check_writable(option: str, path: str, *, is_replaced: bool = False) -> Non
         raise FileNotFoundError(f"the folder of {option} {path} does not exist")
     # A device, such as /dev/stdout, can be written to as well, but must not be replaced.
     if not path or Path(path).is_dir() or (is_replaced and Path(path).exists() and not Path(path).is_file()):
-        raise FileExistsError(f"{option} {path or repr('')} is no name of a file")
+        raise FileExistsError(f"{option} {path or repr('')} is not a file name")
     if not os.access(path if Path(path).exists() and not is_replaced else folder, os.W_OK):
         raise PermissionError(f"{option} {path} cannot be written to")
 
@@ -230,7 +232,7 @@ def sources(captures: Sequence[str]) -> list[Any]:
 
 def _loaded(path: str) -> Any:
     """Return a detector that knows how its captures were read."""
-    from sklearn_docids import load_detector
+    from sklearn_docids.persistence import load_detector
 
     detector = load_detector(path)
     if detector.sampler_ is None:
@@ -316,7 +318,7 @@ def _explained(detector: Any, flows: Any, n_flows: int, n_bytes: int) -> list[tu
     for row in np.argsort(scores, kind="stable")[:n_flows].tolist():
         flow = flows[row]
         (line,) = format_flows(flow, scores[row : row + 1])
-        reasons = byte_reasons(detector, flow.X, n_bytes=n_bytes, link_type=int(flow.link_type[0]))
+        reasons = byte_reasons(detector, flow.X, n_listed=n_bytes, link_type=int(flow.link_type[0]))
         explained.append((line.strip(), reasons[0]))
     return explained
 
@@ -356,7 +358,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     if args.csv is not None:
         Evaluation.joined(found.values()).write_csv(args.csv)
     if args.output is not None:
-        from sklearn_docids._html import write_report
+        from sklearn_docids.cli._html import write_report
 
         explained = [flow for flows in attacks.values() for flow in _explained(detector, flows, 1, 16)]
         write_report(args.output, found, title=f"docids evaluate: {printable(args.model)}", explained=explained)

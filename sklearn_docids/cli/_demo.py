@@ -12,12 +12,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.svm import OneClassSVM
 
-from sklearn_docids._report import format_flows
 from sklearn_docids._sampler import FlowSampler
 from sklearn_docids.capture.table import FlowTable
+from sklearn_docids.cli._text import format_flows
 from sklearn_docids.datasets import load_testbed
-from sklearn_docids.detectors._autoencoders import AutoencoderDetector
-from sklearn_docids.detectors._docids import DOCIDSDetector
+from sklearn_docids.detectors import AutoencoderDetector, DOCIDSDetector
 from sklearn_docids.metrics import attack_average_precision_score, attack_roc_auc_score
 
 N_LISTED = 10

@@ -112,7 +112,6 @@ def _figures(evaluation: Evaluation) -> list[Any]:
         RocDisplay,
         ScoreByClassDisplay,
         ScoreHistogramDisplay,
-        _verbatim,
     )
 
     first: dict[str, Any] = {}
@@ -133,7 +132,7 @@ def _figures(evaluation: Evaluation) -> list[Any]:
         of_all, by_class = figure.subplots(1, 2)
         ScoreHistogramDisplay.from_predictions(y, scores, ax=of_all)
         ScoreByClassDisplay.from_predictions(classes, scores, ax=by_class)
-        figure.suptitle(_verbatim(name))
+        figure.suptitle(name, parse_math=False)
         figures.append(figure)
     left.set_title("ROC: all attacks among normal traffic")
     right.set_title("precision and recall; dotted: guessing")
