@@ -341,6 +341,16 @@ def test_wrong_clocks_do_not_hold_back_a_stream(write):
     assert described(groups + stream.flush()) == described(expected)
 
 
+def test_a_window_is_over_when_most_of_nine_flows_are_in_the_next_but_one(tmp_path):
+    windows = np.repeat([0, 1, 2], 9)
+    flows = sampled(tmp_path / "c.pcap", [tcp(sport=5000 + n) for n in range(27)], windows * 60 + np.arange(27.0))
+    stream = FlowAggregator(window=60, false_alarm_rate=None).fit(flows, np.zeros(27)).stream()
+    done = [stream.update(flows[row : row + 1], [0.0]) for row in range(27)]
+    assert [row for row, groups in enumerate(done) if groups] == [18 + 4]  # the fifth of the last nine
+    assert [(group.window, group.n_flows) for group in done[22]] == [(0, 9)]
+    assert [(group.window, group.n_flows) for group in stream.flush()] == [(1, 9), (2, 9)]
+
+
 def test_all_at_once_no_group_is_split(traffic):
     flows, scores = traffic
     few, many = (FlowAggregator(false_alarm_rate=None, max_groups=n).fit(flows, scores) for n in (3, 10**5))
