@@ -16,7 +16,7 @@ import numpy as np
 
 from sklearn_docids import DOCIDSDetector, FlowSampler, ReferenceData
 from sklearn_docids.datasets import load_testbed
-from sklearn_docids.evaluation import MACRO, Evaluation, Scored
+from sklearn_docids.evaluation import Evaluation, Scored
 
 WINDOWS_S = (30, 60, 120)
 SUMS = list(itertools.product((1, 1.25, 1.5, 1.75, 2), (1, 10, 50, None)))
@@ -52,9 +52,8 @@ def measured(values, channels, attack, power, n_highest):
         rows = (is_normal | (attack == kind)) & np.isin(channels, attacked)
         attacks[kind] = -sums(values[rows], channels[rows], power, n_highest)
     found = Evaluation()
-    never = {kind: np.zeros(len(scores), bool) for kind, scores in attacks.items()}
-    found.add("", 0, Scored(normal, attacks, np.zeros(len(normal), bool), never, 0.0), n_resamples=0)
-    return [found.values("", name, MACRO)[0] for name in ("roc_auc", "average_precision", "recall_at_1e-2")]
+    found.add("", 0, Scored(normal, attacks), level="channel", n_resamples=0)
+    return [found.values("", name)[0] for name in ("roc_auc", "average_precision", "recall_at_fpr_0_01")]
 
 
 def measured_halves(flows, scores, attack, window_s):

@@ -110,7 +110,7 @@ def measured(abnormality, attack):
     attacks = {name: -abnormality[attack == name] for name in never}
     normal = -abnormality[attack == ""]
     found.add("", 0, Scored(normal, attacks, np.zeros(len(normal), bool), never, 0.0), n_resamples=0)
-    return [found.values("", name, MACRO)[0] for name in ("roc_auc", "average_precision", "recall_at_1e-2")]
+    return [found.values("", name, MACRO)[0] for name in ("roc_auc", "average_precision", "recall_at_fpr_0_01")]
 
 
 def main():

@@ -39,7 +39,7 @@ from sklearn_docids import (
 from sklearn_docids.aggregation import FlowAggregator
 from sklearn_docids.datasets import load_testbed
 from sklearn_docids.detectors import NearestNeighborDetector, StatisticDetector
-from sklearn_docids.evaluation import Evaluation, Scored, _fitted, _score_flows, _score_groups
+from sklearn_docids.evaluation import Evaluation, Scored, fit_clone, score_flows, score_groups
 
 SITES = {"A": "targetA_windows_domain", "B": "targetB_smart_speaker"}
 OURS, RECONSTRUCTION, PAPER = "DOC-IDS", "DOC-IDS, reconstruction error", "DOC-IDS, paper's settings"
@@ -87,7 +87,7 @@ def cheap_detectors():
         "IsolationForest": scaled(IsolationForest()),
         "OneClassSVM": scaled(OneClassSVM(gamma="scale", nu=0.01)),
         "1-NN on bytes": NearestNeighborDetector(),
-        **{f"statistic: {name}": StatisticDetector(name) for name in ("n_packets", "n_bytes", "ttl")},
+        **{f"statistic: {name}": StatisticDetector(name) for name in ("packets", "bytes", "ttl")},
     }
 
 
@@ -216,20 +216,23 @@ def run(fit, seed, results, folder):
         return
     data = load(target, fields, seed, options, folder)
     began = time.process_time()
-    fitted = _fitted(detector, data.X_train, data.reference, seed)
+    fitted = fit_clone(detector, data.X_train, reference=data.reference, seed=seed)
     seconds = time.process_time() - began
-    scored = {"flow": _score_flows(fitted, data.normal, data.attacks, seconds)}
+    scored = {"flow": score_flows(fitted, data.normal, data.attacks)}
     if name == OURS and study.startswith("detectors"):
-        scored["flow, reconstruction"] = _score_flows(Reconstruction(fitted), data.normal, data.attacks, seconds)
+        scored["flow, reconstruction"] = score_flows(Reconstruction(fitted), data.normal, data.attacks)
     if study in ("detectors-testbed", "detectors-A"):
         for level in ("channel", "host"):
-            scored[level] = score_groups(fitted, data, level, seconds)
+            scored[level] = score_level(fitted, data, level)
     arrays = {}
     for level, of_level in scored.items():
-        arrays[f"{level}|normal"], arrays[f"{level}|flagged"] = of_level.normal, of_level.flagged_normal
+        arrays[f"{level}|normal"] = of_level.normal
         for attack in of_level.attacks:
             arrays[f"{level}|attack|{attack}"] = of_level.attacks[attack]
-            arrays[f"{level}|flagged|{attack}"] = of_level.flagged_attacks[attack]
+        if of_level.flagged_normal is not None:
+            arrays[f"{level}|flagged"] = of_level.flagged_normal
+            for attack in of_level.attacks:
+                arrays[f"{level}|flagged|{attack}"] = of_level.flagged_attacks[attack]
     for attack, flows in data.attacks.items():
         arrays[f"one packet|{attack}"] = flows.packets_forward + flows.packets_backward == 1
     if study == "false-alarms":
@@ -243,14 +246,14 @@ def run(fit, seed, results, folder):
     print(f"{study} {target} {name} {fields} {options} seed {seed}: {seconds:.0f} CPU-s", flush=True)
 
 
-def score_groups(fitted, data, level, seconds):
+def score_level(fitted, data, level):
     """Return scores of channels or hosts, calibrated with normal flows that are neither trained on nor tested with."""
     calibration, normal = (data.calibration, data.normal) if data.calibration is not None else halves(data.normal)
     # Of hosts there are too few for a threshold, and of channels, where half of the test flows must calibrate.
     rate = RATE if data.calibration is not None and level == "channel" else None
     aggregator = FlowAggregator(level, window=WINDOW_S, false_alarm_rate=rate)
     aggregator.fit(calibration, fitted.score_samples(calibration.X))
-    return _score_groups(fitted, aggregator, normal, data.attacks, seconds)
+    return score_groups(fitted, aggregator, normal, data.attacks)
 
 
 def halves(flows):
@@ -277,13 +280,18 @@ def place_in_tables(described):
 def scored_at(arrays, level, seconds, in_group):
     """Return the scores of a fit at a level for the attacks of a group, or None."""
     scores, flagged = {}, {}
+    has_threshold = f"{level}|flagged" in arrays
     for name in [name for name in arrays if name.startswith(f"{level}|attack|")]:
         attack = name.split("|")[2]
         for part, rows in parts_of(attack, arrays, level).items():
             if in_group(part) and rows.any():
-                scores[part], flagged[part] = arrays[name][rows], arrays[f"{level}|flagged|{attack}"][rows]
+                scores[part] = arrays[name][rows]
+                if has_threshold:
+                    flagged[part] = arrays[f"{level}|flagged|{attack}"][rows]
     if not scores:
         return None
+    if not has_threshold:
+        return Scored(arrays[f"{level}|normal"], scores, fit_seconds=seconds)
     return Scored(arrays[f"{level}|normal"], scores, arrays[f"{level}|flagged"], flagged, seconds)
 
 
@@ -312,7 +320,7 @@ def collected(fits, in_group, level="flow", n_resamples=200, name_of=lambda desc
 
 def summary(found, n_digits=3):
     """Return the means over attacks as a Markdown table, a line per detector."""
-    columns = ("roc_auc", "average_precision", "recall_at_1e-2", "recall_at_1e-3", "tpr", "fpr")
+    columns = ("roc_auc", "average_precision", "recall_at_fpr_0_01", "recall_at_fpr_0_001", "tpr", "fpr")
     lines = ["| detector | seeds | " + " | ".join(columns) + " |", "|---" * (len(columns) + 2) + "|"]
     for name in dict.fromkeys(row["detector"] for row in found.rows):
         cells = []
@@ -349,7 +357,7 @@ def report(results):
                 found = collected(fits, in_group, level, study=f"detectors-{target}")
                 if found.rows:
                     print(f"### {target}, {level}s: {group}\n\n{summary(found)}\n\n{leads(found)}\n")
-                    for measure in ("roc_auc", "recall_at_1e-2"):
+                    for measure in ("roc_auc", "recall_at_fpr_0_01"):
                         print(f"{measure} by attack\n\n{found.table(measure)}\n")
     for study in ("policies", "losses", "contamination", "target-size", "bytes"):
         for target, groups in GROUPS.items():

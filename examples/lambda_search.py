@@ -75,8 +75,8 @@ def main(arguments=None):
             for weights in results["params"]
         }
         reference = ReferenceData(testbed.X_reference, testbed.y_reference)
-        target = testbed.X_train, testbed.X_test[testbed.y_test == 1]
-        checked = evaluate(candidates, target, attacks, seeds=[0], reference=reference, n_resamples=0)
+        normal = testbed.X_test[testbed.y_test == 1]
+        checked = evaluate(candidates, normal, attacks, train=testbed.X_train, reference=reference, n_resamples=0)
         for name in candidates:
             print(f"testbed: ROC-AUC {checked.values(name, 'roc_auc')[0]:.3f}: {name}", flush=True)
     return found

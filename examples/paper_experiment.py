@@ -291,23 +291,16 @@ def draw_embedding(path, X, attack, title):
 
 
 def draw_by_attack(path, attack, learned):
-    """Write boxes of the reconstruction error, normal traffic first, on a logarithmic axis."""
+    """Write boxes of the reconstruction error, normal traffic first, with a line at its median."""
     from matplotlib.figure import Figure
 
-    from sklearn_docids.plotting import label_log_axis
+    from sklearn_docids.plotting import ScoreByClassDisplay
 
-    names = ["", *sorted(set(attack) - {""})]
-    figure = Figure(figsize=(4.4 * len(learned), 0.32 * len(names) + 1.6), layout="constrained")
-    all_axes = figure.subplots(1, len(learned), sharey=True)
-    for axes, (name, (_, scores)) in zip(all_axes, learned.items(), strict=True):
-        errors = [-scores[attack == each] for each in names]
-        axes.boxplot(
-            errors, orientation="horizontal", flierprops={"markersize": 2}, tick_labels=[n or "normal" for n in names]
-        )
-        axes.axvline(np.median(errors[0]), color="grey", linestyle=":", linewidth=1)
-        axes.set(title=name, xscale="log", xlabel="reconstruction error")
-        label_log_axis(axes.xaxis)
-    all_axes[0].invert_yaxis()
+    figure = Figure(figsize=(4.4 * len(learned), 0.32 * len(set(attack)) + 1.6), layout="constrained")
+    for axes, (name, (_, scores)) in zip(figure.subplots(1, len(learned)), learned.items(), strict=True):
+        ScoreByClassDisplay.from_predictions(attack, scores, ax=axes)
+        axes.axvline(np.median(-scores[attack == ""]), color="grey", linestyle=":", linewidth=1)
+        axes.set(title=name, xlabel="reconstruction error")
     figure.savefig(path, dpi=110)
 
 

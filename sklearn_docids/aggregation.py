@@ -9,25 +9,33 @@ from __future__ import annotations
 
 import heapq
 import math
-import sys
+import warnings
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 from sklearn.base import BaseEstimator
+from sklearn.exceptions import NotFittedError
 from sklearn.utils import assert_all_finite, check_consistent_length, column_or_1d
 from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_docids._thresholds import conformal_threshold
+from sklearn_docids._meta import forget_fit
+from sklearn_docids._thresholds import conformal_threshold, least_held_out
 
 if TYPE_CHECKING:
     from sklearn_docids.capture.table import FlowTable
 
+__all__ = ["FlowAggregator", "FlowGroup", "GroupStream", "TooFewGroupsError"]
+
 LEVELS = ("channel", "host")
+# ``false_alarm_rate="auto"``: where there are enough normal groups for it.
+AUTO_FALSE_ALARM_RATE = 0.01
 # Scores of normal flows that are kept, evenly spaced among the sorted ones.
 MAX_NORMAL_SCORES = 100_000
 # Above 1, so that few very unusual flows outweigh many a little unusual ones, of which a busy channel has more.
@@ -41,7 +49,7 @@ class TooFewGroupsError(ValueError):
     """There are too few normal channels or hosts for the false-alarm rate asked for."""
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
 class FlowGroup:
     """Flows of one channel or host in one window.
 
@@ -56,7 +64,27 @@ class FlowGroup:
     protocol : int or None
         6 for TCP, 17 for UDP.
     window : int
-        Number of the window: its beginning is ``window`` times the length of a window after 1970-01-01.
+        Number of the window: its beginning is ``window`` times the length of a window after 1970-01-01 UTC.
+    n_flows : int
+        Number of flows.
+    n_channels : int
+        Number of different channels, 1 for a channel.
+    time_first, time_last : int
+        Beginning of the first and of the last flow, ns since 1970-01-01 UTC.
+    most_abnormal : int
+        Row of the most abnormal flow in the table that brought it.
+    score : float
+        The lower, the more abnormal; at most 0.
+
+    Examples
+    --------
+    >>> from sklearn_docids.aggregation import FlowGroup
+    >>> group = FlowGroup(
+    ...     "10.0.0.7", "10.9.9.9", 443, 6, window=0, n_flows=3, n_channels=1, time_first=0, time_last=120 * 10**9,
+    ...     most_abnormal=2, score=-4.5,
+    ... )
+    >>> (group.time_last - group.time_first) / 1e9  # seconds
+    120.0
     """
 
     src_ip: str
@@ -64,26 +92,25 @@ class FlowGroup:
     dst_port: int | None
     protocol: int | None
     window: int
-    n_flows: int = 0
-    time_first: int = 0
-    time_last: int = 0
-    most_abnormal: int = -1
-    score: float = 0.0
-    _highest: list[float] = field(default_factory=list, repr=False)
-    _by_channel: dict[Key, float] = field(default_factory=dict, repr=False)
-    _abnormality: float = field(default=-1.0, repr=False)
+    n_flows: int
+    n_channels: int
+    time_first: int
+    time_last: int
+    most_abnormal: int
+    score: float
+
+
+class _Fit(NamedTuple):
+    """What `FlowAggregator.fit` was told and has learned, and scoring must not lose sight of."""
+
+    level: str
+    window: float
+    n_highest: int
+    false_alarm_rate: float | str | None
 
     @property
-    def n_channels(self) -> int:
-        """Number of different channels, 1 for a channel."""
-        return max(1, len(self._by_channel))
-
-    def _add(self, row: int, time: int, abnormality: float) -> None:
-        self.time_first = time if not self.n_flows else min(self.time_first, time)
-        self.time_last = max(self.time_last, time)
-        self.n_flows += 1
-        if abnormality > self._abnormality:
-            self._abnormality, self.most_abnormal = abnormality, row
+    def window_ns(self) -> int:
+        return round(self.window * 1e9)
 
 
 class FlowAggregator(BaseEstimator):
@@ -94,7 +121,7 @@ class FlowAggregator(BaseEstimator):
     host is as abnormal as the sum over all its channels of the most abnormal flow of each: many channels that are each
     a little unusual add up.
 
-    Flows may come all at once (`score`) or as they end (`update`), with bounded memory.
+    Flows may come all at once (`aggregate`) or as they end, in bounded memory (`stream`).
 
     Parameters
     ----------
@@ -107,11 +134,12 @@ class FlowAggregator(BaseEstimator):
     n_highest : int, default=50
         Most abnormal flows of a channel that count. This and the power were chosen on the validation part of the
         testbed (docs/benchmarks.md).
-    false_alarm_rate : float or None, default=0.01
-        Share of normal channels or hosts per window that may be flagged, in (0, 0.5]. None: no threshold.
+    false_alarm_rate : float, "auto" or None, default="auto"
+        Share of normal channels or hosts per window that may be flagged, in (0, 0.5]. ``"auto"``: 0.01 where there are
+        enough normal groups for it, otherwise no threshold, with a warning. None: no threshold.
     max_groups : int, default=100_000
-        Most channels that `update` holds at a time, in all hosts together with ``level="host"``. When there are more,
-        the groups of the oldest windows, a tenth of all or more, come out early, and what follows of them counts as
+        Most channels that a stream holds at a time, in all hosts together with ``level="host"``. When there are more,
+        the least abnormal groups come out early, a tenth of the channels at a time, and what follows of them counts as
         another group.
 
     Attributes
@@ -119,9 +147,11 @@ class FlowAggregator(BaseEstimator):
     normal_scores_ : ndarray of float64
         Sorted scores of normal flows, at most 100,000.
     offset_ : float
-        Threshold: a group that scores below it is abnormal; minus infinity without ``false_alarm_rate``.
-    n_evicted_ : int
-        Groups that came out early in `update` since the last `flush`.
+        Threshold: a group that scores below it is abnormal; minus infinity where there is none.
+    false_alarm_rate_ : float or None
+        The rate that ``offset_`` holds; None where there is no threshold.
+    no_threshold_reason_ : str
+        Why there is no threshold; empty where there is one.
 
     See Also
     --------
@@ -143,18 +173,22 @@ class FlowAggregator(BaseEstimator):
     ...     flows = FlowSampler().flows(make_traffic(folder, n_flows=40, random_state=0).train)
     >>> scores = -flows.X.mean(axis=1)  # any score: the lower, the more abnormal
     >>> aggregator = FlowAggregator("host", window=600, false_alarm_rate=None).fit(flows, scores)
-    >>> groups = aggregator.score(flows, scores)
+    >>> groups = aggregator.aggregate(flows, scores)
     >>> sum(group.n_flows for group in groups)
     40
     """
+
+    # Both are what is aggregated, not metadata of something else: there is nothing to route.
+    __metadata_request__fit: ClassVar[dict[str, str]] = {"flows": UNUSED, "scores": UNUSED}
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "level": [StrOptions(set(LEVELS))],
         "window": [Interval(Real, 1e-9, None, closed="left")],
         "n_highest": [Interval(Integral, 1, None, closed="left")],
-        "false_alarm_rate": [Interval(Real, 0, 0.5, closed="right"), None],
+        "false_alarm_rate": [Interval(Real, 0, 0.5, closed="right"), StrOptions({"auto"}), None],
         "max_groups": [Interval(Integral, 1, None, closed="left")],
     }
+    _fitted_names = ("normal_scores_", "offset_", "false_alarm_rate_", "no_threshold_reason_", "_fitted")
 
     def __init__(
         self,
@@ -162,7 +196,7 @@ class FlowAggregator(BaseEstimator):
         *,
         window: float = 3600.0,
         n_highest: int = 50,
-        false_alarm_rate: float | None = 0.01,
+        false_alarm_rate: float | str | None = "auto",
         max_groups: int = 100_000,
     ):
         self.level = level
@@ -188,36 +222,55 @@ class FlowAggregator(BaseEstimator):
 
         Raises
         ------
+        TooFewGroupsError
+            There are too few groups for a ``false_alarm_rate`` that was given as a number.
         ValueError
-            A parameter or a score is unusable, there are no flows, or too few groups for ``false_alarm_rate``.
+            A parameter or a score is unusable, or there are no flows.
+
+        Warns
+        -----
+        UserWarning
+            With ``false_alarm_rate="auto"``: there are too few groups for a threshold.
         """
+        forget_fit(self)
         self._validate_params()
         scores = _checked(flows, scores)
         if not len(scores):
             raise ValueError("there are no flows to calibrate with")
-        ordered = np.sort(scores)
-        if len(ordered) > MAX_NORMAL_SCORES:
-            ordered = ordered[np.linspace(0, len(ordered) - 1, MAX_NORMAL_SCORES).round().astype(int)]
-        offset = -math.inf
+        fitted = self._settings()
+        group_scores: list[float] = []
         if self.false_alarm_rate is not None:
-            live = self._no_groups(sys.maxsize)
-            list(live.add(flows, self._abnormality_among_others(flows, scores), closes=False))
-            offset = self._threshold([group.score for group in live.close(live.groups)])
-        self.normal_scores_, self.offset_, self._live = ordered, offset, self._no_groups(self.max_groups)
+            abnormality = _abnormality_among_others(flows, scores, fitted)
+            group_scores = [group.score for group in _all_groups(flows, abnormality, fitted)]
+        rate, reason = self._resolved_rate(len(group_scores))
+        if reason and self.false_alarm_rate is not None:
+            warnings.warn(f"no threshold: {reason}", UserWarning, stacklevel=2)
+        self.false_alarm_rate_, self.no_threshold_reason_ = rate, reason
+        self.offset_ = -math.inf if rate is None else conformal_threshold(np.array(group_scores), rate)
+        self.normal_scores_ = _thinned(np.sort(scores))
+        self._fitted = fitted
         return self
 
-    def _abnormality_among_others(self, flows: FlowTable, scores: np.ndarray) -> np.ndarray:
-        """Return how unusual each flow is among those of other groups."""
-        numbers: dict[Key, int] = {}
-        keys = _keys(flows, self.level, self._window_ns)
-        group = np.array([numbers.setdefault(key, len(numbers)) for key in keys])
-        lower, n_others = _as_low(np.sort(scores), scores), np.full(len(scores), len(scores))
-        for rows in np.split(np.argsort(group, kind="stable"), np.cumsum(np.bincount(group))[:-1]):
-            lower[rows] -= _as_low(np.sort(scores[rows]), scores[rows])
-            n_others[rows] -= len(rows)
-        return _abnormality(lower, n_others)
+    def _settings(self) -> _Fit:
+        return _Fit(self.level, self.window, self.n_highest, self.false_alarm_rate)
 
-    def score(self, flows: FlowTable, scores: Any) -> list[FlowGroup]:
+    def _resolved_rate(self, n_groups: int) -> tuple[float | None, str]:
+        """Return the rate to hold, and where there is none the reason."""
+        if self.false_alarm_rate is None:
+            return None, "false_alarm_rate=None"
+        rate = AUTO_FALSE_ALARM_RATE if self.false_alarm_rate == "auto" else float(self.false_alarm_rate)
+        needed = least_held_out(rate)
+        if n_groups >= needed:
+            return rate, ""
+        few = (
+            f"a false-alarm rate of {rate:g} needs at least {needed} normal {self.level}s, but in windows of "
+            f"{self.window:g} s there are {n_groups}: give more normal traffic, a shorter window or a higher rate"
+        )
+        if self.false_alarm_rate != "auto":
+            raise TooFewGroupsError(f"{few}, or None for no threshold")
+        return None, few
+
+    def aggregate(self, flows: FlowTable, scores: Any) -> list[FlowGroup]:
         """Return the channels or hosts of all flows.
 
         Parameters
@@ -230,58 +283,34 @@ class FlowAggregator(BaseEstimator):
         Returns
         -------
         list of FlowGroup
-            The most abnormal first. ``score``: the lower, the more abnormal, at most 0; ``src_ip``, ``dst_ip``,
-            ``dst_port``, ``protocol``: the channel, or the host (its other fields are None); ``time_first``,
-            ``time_last``: beginning of its first and last flow, ns since 1970-01-01 UTC; ``n_flows``; ``n_channels``;
-            ``most_abnormal``: number of its most abnormal flow in ``flows``.
+            The most abnormal first.
 
         Raises
         ------
+        NotFittedError
+            ``fit`` has not been called, or not since a parameter was changed.
         ValueError
             A score is not finite, or there is not one for each flow.
         """
-        check_is_fitted(self)
-        live = self._no_groups(sys.maxsize)
-        groups = list(live.add(flows, self.abnormality(_checked(flows, scores)), closes=False))
-        return sorted([*groups, *live.close(live.groups)], key=lambda group: group.score)
+        fitted = self._checked_fit()
+        return _most_abnormal_first(_all_groups(flows, self.abnormality(_checked(flows, scores)), fitted))
 
-    def update(self, flows: FlowTable, scores: Any) -> list[FlowGroup]:
-        """Take more flows of a stream; return the groups whose window is over.
-
-        Parameters
-        ----------
-        flows : FlowTable
-            Flows, roughly in the order of time: a window is over when the next one is, by the median of the last nine
-            flows, which a few wrong time stamps do not move.
-        scores : array-like of shape (n_flows,)
-            Their scores: the lower, the more abnormal.
+    def stream(self) -> GroupStream:
+        """Return a stream, to which flows are given as they end.
 
         Returns
         -------
-        list of FlowGroup
-            Groups that are done, as in `score`; ``most_abnormal`` is the number of the flow in the call that brought
-            it.
+        GroupStream
+            An empty stream.
 
         Raises
         ------
+        NotFittedError
+            ``fit`` has not been called, or not since a parameter was changed.
         ValueError
-            A score is not finite, or there is not one for each flow.
+            ``max_groups`` is unusable.
         """
-        check_is_fitted(self)
-        return list(self._live.add(flows, self.abnormality(_checked(flows, scores)), closes=True))
-
-    def flush(self) -> list[FlowGroup]:
-        """Return the groups that are still open, at the end of a stream.
-
-        Returns
-        -------
-        list of FlowGroup
-            As in `score`.
-        """
-        check_is_fitted(self)
-        groups = sorted(self._live.close(self._live.groups), key=lambda group: group.score)
-        self._live = self._no_groups(self.max_groups)
-        return groups
+        return GroupStream(self)
 
     def abnormality(self, scores: Any) -> np.ndarray:
         """Return how unusual scores of flows are: what channels and hosts add up.
@@ -296,123 +325,320 @@ class FlowAggregator(BaseEstimator):
         ndarray of float64, shape (n_flows,)
             Negative natural logarithm, to the power of 1.5, of the share of normal flows that score as low; at least 0.
         """
-        check_is_fitted(self)
-        lower = _as_low(self.normal_scores_, np.asarray(scores, dtype=np.float64))
-        return _abnormality(lower, len(self.normal_scores_))
+        check_is_fitted(self, "normal_scores_")
+        return _abnormality_among(self.normal_scores_, scores)
 
-    def __sklearn_is_fitted__(self) -> bool:
-        """Return whether there are normal scores to compare with."""
-        return hasattr(self, "offset_")
-
-    @property
-    def n_evicted_(self) -> int:
-        """Groups that came out early in `update` since the last `flush`."""
-        return self._live.n_evicted
-
-    def _no_groups(self, max_groups: int) -> _LiveGroups:
-        return _LiveGroups(self.level, self._window_ns, self.n_highest, max_groups)
-
-    @property
-    def _window_ns(self) -> int:
-        return round(self.window * 1e9)
-
-    def _threshold(self, scores: list[float]) -> float:
-        needed = math.ceil(1 / float(self.false_alarm_rate or 1) - 1e-9) - 1
-        if len(scores) < needed:
-            raise TooFewGroupsError(
-                f"false_alarm_rate={self.false_alarm_rate} needs at least {needed} normal {self.level}s, but in "
-                f"windows of {self.window:g} s there are {len(scores)}: give more normal traffic, a shorter window, a "
-                "higher rate, or None"
-            )
-        return conformal_threshold(np.array(scores), float(self.false_alarm_rate or 1))
+    def _checked_fit(self) -> _Fit:
+        """Return the settings of ``fit``; refuse others that have been set since then."""
+        check_is_fitted(self, "_fitted")
+        for name, now in self._settings()._asdict().items():
+            before = getattr(self._fitted, name)
+            if now != before:
+                raise NotFittedError(
+                    f"{name} was {before!r} in fit and is {now!r} now: the fit, with its threshold, does not hold for "
+                    "it; call fit again"
+                )
+        return self._fitted
 
 
-class _LiveGroups:
-    """Groups whose window is not over."""
+class GroupStream:
+    """Channels or hosts of flows that come as they end, in bounded memory.
 
-    def __init__(self, level: str, window_ns: int, n_highest: int, max_groups: int):
-        self.level = level
-        self.window_ns = window_ns
-        self.n_highest = n_highest
-        self.max_groups = max_groups
-        self.groups: dict[Key, FlowGroup] = {}
-        self.n_channels = 0
+    It holds at most ``max_groups`` channels, with at most ``n_highest`` numbers each, and keeps to the fit it began
+    with, whatever becomes of the aggregator.
+
+    Parameters
+    ----------
+    aggregator : FlowAggregator
+        Fitted aggregator; ``aggregator.stream()`` is the same.
+
+    Attributes
+    ----------
+    n_evicted : int
+        Groups that came out early, for want of room, since the stream began.
+
+    Notes
+    -----
+    When there is no room for one channel more, the groups whose flows have added up to the least come out, among equals
+    those that have had no flow for longest, until a tenth of the channels is free. A scan, however many ports it has,
+    pushes out quiet channels and its own; a beacon keeps its sum once that is greater than the abnormality of a single
+    flow of the scan. A host that alone holds more than half of all channels comes out instead, so that it pushes out no
+    other.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from sklearn_docids import FlowSampler
+    >>> from sklearn_docids.aggregation import FlowAggregator
+    >>> from sklearn_docids.datasets import make_traffic
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     flows = FlowSampler().flows(make_traffic(folder, n_flows=40, random_state=0).train)
+    >>> scores = -flows.X.mean(axis=1)
+    >>> stream = FlowAggregator("host", window=600, false_alarm_rate=None).fit(flows, scores).stream()
+    >>> over = stream.update(flows[:20], scores[:20]) + stream.update(flows[20:], scores[20:])
+    >>> sum(group.n_flows for group in over + stream.flush())
+    40
+    """
+
+    def __init__(self, aggregator: FlowAggregator):
+        aggregator._validate_params()
         self.n_evicted = 0
-        self.recent: deque[int] = deque(maxlen=N_CLOCK_FLOWS)
-        self.now = -(2**63)
+        self._fitted = aggregator._checked_fit()
+        self._normal_scores = aggregator.normal_scores_
+        self._max_groups = aggregator.max_groups
+        self._open = _OpenGroups(self._fitted)
+        self._clock = _Clock()
 
-    def add(self, flows: FlowTable, abnormality: np.ndarray, *, closes: bool) -> Iterator[FlowGroup]:
-        """Add flows; yield the groups that are over, if ``closes``, and those for which there is no room."""
-        columns = (flows.dst_ip, flows.dst_port, flows.protocol, flows.time_first, abnormality)
-        keyed = zip(_keys(flows, self.level, self.window_ns), *(column.tolist() for column in columns), strict=True)
-        for row, (key, *channel, time, value) in enumerate(keyed):
-            if closes and self._moves_on(key[0]):
+    def update(self, flows: FlowTable, scores: Any) -> list[FlowGroup]:
+        """Take more flows; return the groups whose window is over, and those for which there is no room.
+
+        Parameters
+        ----------
+        flows : FlowTable
+            Flows, roughly in the order of time: a window is over when the next but one has begun, by the median of the
+            last nine flows, which a few wrong time stamps do not move.
+        scores : array-like of shape (n_flows,)
+            Their scores: the lower, the more abnormal.
+
+        Returns
+        -------
+        list of FlowGroup
+            Groups that are done; ``most_abnormal`` is the row of the flow in the call that brought it.
+
+        Raises
+        ------
+        ValueError
+            A score is not finite, or there is not one for each flow.
+        """
+        done: list[FlowGroup] = []
+        abnormality = _abnormality_among(self._normal_scores, _checked(flows, scores))
+        for row, (key, channel, time, value) in enumerate(_keyed(flows, abnormality, self._fitted)):
+            if self._clock.moves_on(key[0]):
                 # Flows come out as they end, those that began before among them: one more window is waited for.
-                yield from self.close([key for key in self.groups if key[0] < self.now - 1])
-            self._add_one(key, tuple(channel), time, row, value)
-            if self.n_channels > self.max_groups:
-                evicted = self.close(self._oldest())
-                self.n_evicted += len(evicted)
-                yield from evicted
+                done += self._open.close([key for key in self._open.groups if key[0] < self._clock.now - 1])
+            self._open.add(key, channel, row, time, value)
+            if self._open.n_channels > self._max_groups:
+                done += self._evict()
+        return done
 
-    def _moves_on(self, window: int) -> bool:
-        """Take the window of one more flow; return whether the clock has another window now."""
+    def _evict(self) -> list[FlowGroup]:
+        evicted = self._open.close(self._open.least_abnormal(self._max_groups))
+        self.n_evicted += len(evicted)
+        return evicted
+
+    def flush(self) -> list[FlowGroup]:
+        """Return the groups that are still open, at the end of a stream.
+
+        Returns
+        -------
+        list of FlowGroup
+            The most abnormal first.
+        """
+        return _most_abnormal_first(self._open.close(self._open.groups))
+
+
+class _Clock:
+    """Window in which a stream is, by the median of its last flows."""
+
+    def __init__(self) -> None:
+        self.now = -(2**63)
+        self._recent: deque[int] = deque(maxlen=N_CLOCK_FLOWS)
+
+    def moves_on(self, window: int) -> bool:
+        """Take the window of one more flow; return whether the clock shows another window now."""
         before = self.now
-        self.recent.append(window)
-        self.now = sorted(self.recent)[(len(self.recent) - 1) // 2]
+        self._recent.append(window)
+        self.now = sorted(self._recent)[(len(self._recent) - 1) // 2]
         return self.now != before
 
-    def _oldest(self) -> list[Key]:
-        """Return the groups of the oldest windows: a tenth of the channels, so that looking for them seldom happens."""
-        keys, n_left = sorted(self.groups, key=lambda key: key[0]), 0.9 * self.max_groups
-        n_channels = self.n_channels
-        for place, key in enumerate(keys):
-            if n_channels <= n_left and key[0] != keys[place - 1][0]:
-                return keys[:place]
-            n_channels -= self.groups[key].n_channels
-        return keys
 
-    def _add_one(self, key: Key, channel: Key, time: int, row: int, abnormality: float) -> None:
-        group = self.groups.get(key)
-        if group is None:
-            window, src_ip, dst_ip, dst_port, protocol = key
-            group = self.groups[key] = FlowGroup(src_ip, dst_ip, dst_port, protocol, window)
-        group._add(row, time, abnormality)
-        if self.level == "channel":
-            self.n_channels += group.n_flows == 1
-            push = heapq.heappush if len(group._highest) < self.n_highest else heapq.heappushpop
-            push(group._highest, abnormality)
+class _OpenGroup(ABC):
+    """Flows so far of one channel or host; a child says what they add up to."""
+
+    def __init__(self) -> None:
+        self.n_flows = 0
+        self.time_first = 2**63 - 1
+        self.time_last = -(2**63)
+        self.most_abnormal = -1
+        self.last_added = 0
+        # Added to and subtracted from, so not exact: it tells who must go, while the score is summed up at the end.
+        self.running_sum = 0.0
+        self._highest = -1.0
+
+    @property
+    @abstractmethod
+    def n_channels(self) -> int:
+        """Number of different channels."""
+
+    @abstractmethod
+    def values(self) -> Iterable[float]:
+        """Return what adds up to the abnormality of the group."""
+
+    @abstractmethod
+    def _add_value(self, channel: Key, abnormality: float) -> None: ...
+
+    def add(self, channel: Key, row: int, time: int, abnormality: float) -> None:
+        """Add a flow."""
+        self.n_flows += 1
+        self.time_first = min(self.time_first, time)
+        self.time_last = max(self.time_last, time)
+        if abnormality > self._highest:
+            self._highest, self.most_abnormal = abnormality, row
+        self._add_value(channel, abnormality)
+
+    def closed(self, key: Key) -> FlowGroup:
+        """Return the group, to which nothing is added any more."""
+        window, src_ip, dst_ip, dst_port, protocol = key
+        return FlowGroup(
+            src_ip, dst_ip, dst_port, protocol, window, self.n_flows, self.n_channels, self.time_first, self.time_last,
+            self.most_abnormal, -math.fsum(self.values()),
+        )  # fmt: skip
+
+
+class _OpenChannel(_OpenGroup):
+    """A channel: its most abnormal flows count."""
+
+    n_channels = 1
+
+    def __init__(self, n_highest: int):
+        super().__init__()
+        self._n_highest = n_highest
+        self._heap: list[float] = []
+
+    def values(self) -> Iterable[float]:
+        return self._heap
+
+    def _add_value(self, channel: Key, abnormality: float) -> None:
+        dropped = 0.0
+        if len(self._heap) < self._n_highest:
+            heapq.heappush(self._heap, abnormality)
         else:
-            self.n_channels += channel not in group._by_channel
-            group._by_channel[channel] = max(abnormality, group._by_channel.get(channel, 0.0))
+            dropped = heapq.heappushpop(self._heap, abnormality)
+        self.running_sum += abnormality - dropped
+
+
+class _OpenHost(_OpenGroup):
+    """A host: the most abnormal flow of each of its channels counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._by_channel: dict[Key, float] = {}
+
+    @property
+    def n_channels(self) -> int:
+        return len(self._by_channel)
+
+    def values(self) -> Iterable[float]:
+        return self._by_channel.values()
+
+    def _add_value(self, channel: Key, abnormality: float) -> None:
+        before = self._by_channel.get(channel, 0.0)
+        self._by_channel[channel] = max(before, abnormality)
+        self.running_sum += max(before, abnormality) - before
+
+
+class _OpenGroups:
+    """All groups to which flows are still added."""
+
+    def __init__(self, fitted: _Fit):
+        self.groups: dict[Key, _OpenGroup] = {}
+        self.n_channels = 0
+        self._fitted = fitted
+        self._n_added = 0
+
+    def add(self, key: Key, channel: Key, row: int, time: int, abnormality: float) -> None:
+        """Add a flow to its group."""
+        group = self.groups.get(key)
+        n_before = 0 if group is None else group.n_channels
+        if group is None:
+            is_channel = self._fitted.level == "channel"
+            group = self.groups[key] = _OpenChannel(self._fitted.n_highest) if is_channel else _OpenHost()
+        group.add(channel, row, time, abnormality)
+        self.n_channels += group.n_channels - n_before
+        self._n_added += 1
+        group.last_added = self._n_added
 
     def close(self, keys: Iterable[Key]) -> list[FlowGroup]:
         """Take groups out, with their scores."""
-        groups = [self.groups.pop(key) for key in list(keys)]
-        for group in groups:
+        closed = []
+        for key in list(keys):
+            group = self.groups.pop(key)
             self.n_channels -= group.n_channels
-            group.score = -math.fsum(group._highest or group._by_channel.values())
-        return groups
+            closed.append(group.closed(key))
+        return closed
+
+    def least_abnormal(self, max_channels: int) -> list[Key]:
+        """Return the groups that must go for a tenth of the channels to be free: one search serves many flows."""
+        keys, groups = list(self.groups), list(self.groups.values())
+        n_channels = np.array([group.n_channels for group in groups])
+        largest = int(n_channels.argmax())
+        if n_channels[largest] > max(1, max_channels / 2):
+            return [keys[largest]]
+        order = np.lexsort(([group.last_added for group in groups], [group.running_sum for group in groups]))
+        too_many = self.n_channels - max_channels + max_channels // 10
+        n_groups = int(np.searchsorted(np.cumsum(n_channels[order]), too_many)) + 1
+        return [keys[place] for place in order[:n_groups].tolist()]
 
 
-def _keys(flows: FlowTable, level: str, window_ns: int) -> Iterator[Key]:
+def _keyed(flows: FlowTable, abnormality: np.ndarray, fitted: _Fit) -> Iterator[tuple[Key, Key, int, float]]:
+    """Yield of each flow the key of its group, its channel among those of the source, its time and abnormality."""
+    channels = zip(flows.dst_ip.tolist(), flows.dst_port.tolist(), flows.protocol.tolist(), strict=True)
+    return zip(_keys(flows, fitted), channels, flows.time_first.tolist(), abnormality.tolist(), strict=True)
+
+
+def _keys(flows: FlowTable, fitted: _Fit) -> Iterator[Key]:
     """Return what tells the group of each flow from others: window, source, destination, port, protocol."""
     who = [flows.src_ip.tolist()]
-    if level == "channel":
+    if fitted.level == "channel":
         who += [column.tolist() for column in (flows.dst_ip, flows.dst_port, flows.protocol)]
     else:
         who += [[None] * len(flows)] * 3
-    return zip((flows.time_first // window_ns).tolist(), *who, strict=True)
+    return zip((flows.time_first // fitted.window_ns).tolist(), *who, strict=True)
 
 
-def _as_low(normal: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Return how many normal scores are as low as each score."""
+def _all_groups(flows: FlowTable, abnormality: np.ndarray, fitted: _Fit) -> list[FlowGroup]:
+    """Return the groups of flows that are all there, in the order in which they begin in the table."""
+    opened = _OpenGroups(fitted)
+    for row, (key, channel, time, value) in enumerate(_keyed(flows, abnormality, fitted)):
+        opened.add(key, channel, row, time, value)
+    return opened.close(opened.groups)
+
+
+def _most_abnormal_first(groups: list[FlowGroup]) -> list[FlowGroup]:
+    return sorted(groups, key=lambda group: group.score)
+
+
+def _abnormality_among_others(flows: FlowTable, scores: np.ndarray, fitted: _Fit) -> np.ndarray:
+    """Return how unusual each flow is among those of other groups."""
+    numbers: dict[Key, int] = {}
+    group = np.array([numbers.setdefault(key, len(numbers)) for key in _keys(flows, fitted)])
+    n_lower, n_others = _n_as_low(np.sort(scores), scores), np.full(len(scores), len(scores))
+    for rows in np.split(np.argsort(group, kind="stable"), np.cumsum(np.bincount(group))[:-1]):
+        n_lower[rows] -= _n_as_low(np.sort(scores[rows]), scores[rows])
+        n_others[rows] -= len(rows)
+    return _abnormality(n_lower, n_others)
+
+
+def _abnormality_among(normal: np.ndarray, scores: Any) -> np.ndarray:
+    """Return how unusual scores are among the sorted ones of normal flows."""
+    return _abnormality(_n_as_low(normal, np.asarray(scores, dtype=np.float64)), len(normal))
+
+
+def _n_as_low(normal: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Return how many of the sorted normal scores are as low as each score."""
     return np.searchsorted(normal, scores, side="right")
 
 
 def _abnormality(n_lower: np.ndarray, n_normal: int | np.ndarray) -> np.ndarray:
     # Not minus the logarithm of the share: where all normal flows score as low, 0 and not -0.
     return np.log((n_normal + 1) / (n_lower + 1)) ** POWER
+
+
+def _thinned(ordered: np.ndarray) -> np.ndarray:
+    """Return at most `MAX_NORMAL_SCORES` of sorted scores, evenly spaced."""
+    if len(ordered) <= MAX_NORMAL_SCORES:
+        return ordered
+    return ordered[np.linspace(0, len(ordered) - 1, MAX_NORMAL_SCORES).round().astype(int)]
 
 
 def _checked(flows: FlowTable, scores: Any) -> np.ndarray:

@@ -9,50 +9,31 @@ abnormal), and labels that leave a doubt raise.
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.exceptions import UndefinedMetricWarning
 from sklearn.utils import assert_all_finite, check_consistent_length, column_or_1d
 
+from sklearn_docids._measures import (
+    Curve,
+    Ranking,
+    average_precision,
+    is_attack,
+    recall_at_fpr,
+    resolves,
+    roc_auc,
+    too_few_normal,
+)
 
-def is_attack(y_true: Any, pos_label: Any = None) -> np.ndarray:
-    """Return which labels are attacks.
-
-    Parameters
-    ----------
-    y_true : array-like of shape (n_flows,)
-        +1 for normal, -1 for attack; or any labels, if ``pos_label`` is given.
-    pos_label : object, default=None
-        The label of attacks.
-
-    Returns
-    -------
-    ndarray of bool, shape (n_flows,)
-        True for attacks.
-
-    Raises
-    ------
-    ValueError
-        The labels are not +1 and -1 and ``pos_label`` is None, or one of the two kinds is missing.
-
-    Examples
-    --------
-    >>> is_attack([1, -1, 1])
-    array([False,  True, False])
-    """
-    labels = column_or_1d(y_true)
-    if pos_label is None:
-        if not np.isin(labels, (-1, 1)).all():
-            raise ValueError(
-                f"y_true has the labels {np.unique(labels)[:5].tolist()}; attacks are -1 and normal flows +1, "
-                "or pos_label must say which label is the attack"
-            )
-        pos_label = -1
-    attack: np.ndarray = labels == pos_label
-    if attack.all() or not attack.any():
-        raise ValueError("y_true needs attacks and normal flows, " + ("only attacks" if attack.all() else "no attack"))
-    return attack
+__all__ = [
+    "AlarmCounts",
+    "alarm_counts",
+    "attack_average_precision_score",
+    "attack_roc_auc_score",
+    "recall_at_fpr_score",
+]
 
 
 def attack_roc_auc_score(y_true: Any, y_score: Any, *, pos_label: Any = None) -> float:
@@ -75,15 +56,14 @@ def attack_roc_auc_score(y_true: Any, y_score: Any, *, pos_label: Any = None) ->
     Raises
     ------
     ValueError
-        As in `is_attack`.
+        Labels are not +1 and -1 and ``pos_label`` is None, one of the two kinds is missing, or a score is not finite.
 
     Examples
     --------
     >>> attack_roc_auc_score([1, 1, -1], [-0.1, -0.2, -0.9])
     1.0
     """
-    check_consistent_length(y_true, y_score)
-    return float(roc_auc_score(is_attack(y_true, pos_label), -column_or_1d(y_score, dtype=np.float64)))
+    return roc_auc(_curve(y_true, y_score, pos_label))
 
 
 def attack_average_precision_score(y_true: Any, y_score: Any, *, pos_label: Any = None) -> float:
@@ -106,15 +86,14 @@ def attack_average_precision_score(y_true: Any, y_score: Any, *, pos_label: Any 
     Raises
     ------
     ValueError
-        As in `is_attack`.
+        Labels are not +1 and -1 and ``pos_label`` is None, one of the two kinds is missing, or a score is not finite.
 
     Examples
     --------
     >>> attack_average_precision_score([1, 1, -1], [-0.1, -0.9, -0.2])
     0.5
     """
-    check_consistent_length(y_true, y_score)
-    return float(average_precision_score(is_attack(y_true, pos_label), -column_or_1d(y_score, dtype=np.float64)))
+    return average_precision(_curve(y_true, y_score, pos_label))
 
 
 def recall_at_fpr_score(y_true: Any, y_score: Any, *, max_fpr: float = 0.01, pos_label: Any = None) -> float:
@@ -127,19 +106,26 @@ def recall_at_fpr_score(y_true: Any, y_score: Any, *, max_fpr: float = 0.01, pos
     y_score : array-like of shape (n_flows,)
         Scores as from ``score_samples``: the lower, the more abnormal.
     max_fpr : float, default=0.01
-        False-alarm rate allowed, in [0, 1).
+        False-alarm rate allowed, in [0, 1); 0 allows no false alarm at all.
     pos_label : object, default=None
         The label of attacks, where labels are not +1 and -1.
 
     Returns
     -------
     float
-        Recall in [0, 1]; a flow is an alarm if it scores strictly below the threshold.
+        Recall in [0, 1]; a flow is an alarm if it scores strictly below the threshold. NaN where ``max_fpr`` is less
+        than one of the normal flows: no threshold on them holds such a rate.
 
     Raises
     ------
     ValueError
-        ``max_fpr`` is outside [0, 1), or as in `is_attack`.
+        ``max_fpr`` is outside [0, 1), labels are not +1 and -1 and ``pos_label`` is None, one of the two kinds is
+        missing, or a score is not finite.
+
+    Warns
+    -----
+    UndefinedMetricWarning
+        There are fewer normal flows than ``1 / max_fpr``.
 
     Examples
     --------
@@ -148,13 +134,19 @@ def recall_at_fpr_score(y_true: Any, y_score: Any, *, max_fpr: float = 0.01, pos
     """
     if not 0 <= max_fpr < 1:
         raise ValueError(f"max_fpr must be in [0, 1), got {max_fpr!r}")
+    curve = _curve(y_true, y_score, pos_label)
+    n_normal = int(curve.normal[-1])
+    if not resolves(n_normal, max_fpr):
+        warnings.warn(too_few_normal(n_normal, max_fpr), UndefinedMetricWarning, stacklevel=2)
+    return recall_at_fpr(curve, max_fpr)
+
+
+def _curve(y_true: Any, y_score: Any, pos_label: Any) -> Curve:
+    """Return what is flagged at each threshold; refuse labels and scores that leave a doubt."""
     check_consistent_length(y_true, y_score)
-    attack, scores = is_attack(y_true, pos_label), column_or_1d(y_score, dtype=np.float64)
+    scores = column_or_1d(y_score, dtype=np.float64)
     assert_all_finite(scores, input_name="y_score")
-    normal = np.sort(scores[~attack])
-    # The product may fall just short of the whole number it stands for: 0.29 * 100 < 29.
-    threshold = normal[int(max_fpr * len(normal) + 1e-9)]
-    return float(np.mean(scores[attack] < threshold))
+    return Ranking(is_attack(y_true, pos_label), scores).curve()
 
 
 class AlarmCounts(NamedTuple):
@@ -203,7 +195,7 @@ def alarm_counts(y_true: Any, y_pred: Any, *, pos_label: Any = None) -> AlarmCou
     Raises
     ------
     ValueError
-        Verdicts are not +1 and -1, or as in `is_attack`.
+        Verdicts are not +1 and -1, labels are not and ``pos_label`` is None, or one of the two kinds is missing.
 
     Examples
     --------

@@ -13,7 +13,9 @@ from sklearn.model_selection import BaseCrossValidator, GroupKFold, KFold
 from sklearn.utils import _safe_indexing, column_or_1d, get_tags, indexable
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_docids._meta import FitParamsToEstimator
+from sklearn_docids._meta import FitParamsToEstimator, forget_fit
+
+__all__ = ["NormalOnly", "NormalTrainSplit", "make_flow_scorer"]
 
 
 class NormalOnly(FitParamsToEstimator, MetaEstimatorMixin, BaseEstimator):
@@ -48,6 +50,8 @@ class NormalOnly(FitParamsToEstimator, MetaEstimatorMixin, BaseEstimator):
     2
     """
 
+    _fitted_names = ("estimator_", "n_normal_")
+
     def __init__(self, estimator: Any):
         self.estimator = estimator
 
@@ -73,8 +77,7 @@ class NormalOnly(FitParamsToEstimator, MetaEstimatorMixin, BaseEstimator):
         ValueError
             Labels are not +1 and -1, or no row is normal.
         """
-        for name in ("estimator_", "n_normal_"):  # an earlier fit must not show through if this one fails
-            self.__dict__.pop(name, None)
+        forget_fit(self)
         X, labels = indexable(X, column_or_1d(y))
         normal = _normal_rows(labels)
         if len(normal) == 0:

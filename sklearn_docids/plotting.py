@@ -9,16 +9,27 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from sklearn import metrics
 from sklearn.manifold import TSNE
-from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_curve
-from sklearn.utils import check_consistent_length
+from sklearn.metrics import RocCurveDisplay
+from sklearn.utils import check_consistent_length, column_or_1d
 
-from sklearn_docids.metrics import is_attack
+from sklearn_docids._measures import is_attack
 
+__all__ = [
+    "EmbeddingDisplay",
+    "ExplanationDisplay",
+    "PrecisionRecallDisplay",
+    "RocDisplay",
+    "ScoreByClassDisplay",
+    "ScoreHistogramDisplay",
+]
+
+NO_CV_RESULTS = "draw each fold with from_predictions: from_cv_results would take normal flows for the positive class"
 NORMAL_COLOUR, ATTACK_COLOUR = "#3b6ea8", "#c8553d"
 
 
-def label_log_axis(axis: Any) -> None:
+def _label_log_axis(axis: Any) -> None:
     """Label 1, 2 and 5 of each decade: where there is less than one, matplotlib's labels run into each other."""
     from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
@@ -27,9 +38,22 @@ def label_log_axis(axis: Any) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def verbatim(name: str) -> str:
+def _verbatim(name: str) -> str:
     """Return a name, which may come from a file name, so that matplotlib takes no part of it for a formula."""
     return name.replace("$", r"\$")
+
+
+def _attacks_first(y_true: Any, y_score: Any, pos_label: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return labels and scores as scikit-learn takes them: attacks are True, and score high."""
+    check_consistent_length(y_true, y_score)
+    return is_attack(y_true, pos_label), -column_or_1d(y_score, dtype=np.float64)
+
+
+def _shown_name(display: Any, name: str | None) -> str | None:
+    """Return the name for the legend, which scikit-learn before 1.7 keeps elsewhere."""
+    kept = getattr(display, "estimator_name", None) or getattr(display, "name", None)
+    shown = kept if name is None else name
+    return None if shown is None else _verbatim(shown)
 
 
 def _axes(ax: Any) -> Any:
@@ -146,11 +170,11 @@ class ScoreHistogramDisplay:
             values = abnormality[self.attack == attack]
             weights = np.full(len(values), 1 / len(values))
             ax.hist(values, edges, weights=weights, alpha=0.6, color=colour, label=f"{label} ({len(values)})")
-        if self.threshold is not None:
+        if self.threshold is not None and np.isfinite(self.threshold):
             ax.axvline(-self.threshold, color="black", linestyle="--", linewidth=1, label="threshold")
         if logarithmic:
             ax.set_xscale("log")
-            label_log_axis(ax.xaxis)
+            _label_log_axis(ax.xaxis)
         ax.set_xlabel("abnormality (minus score)")
         ax.set_ylabel("share of flows")
         ax.legend()
@@ -158,8 +182,8 @@ class ScoreHistogramDisplay:
         return self
 
 
-class RocDisplay:
-    """ROC curve with attacks as the positive class.
+class RocDisplay(RocCurveDisplay):
+    """scikit-learn's `~sklearn.metrics.RocCurveDisplay`, with attacks as the positive class.
 
     Parameters
     ----------
@@ -167,15 +191,10 @@ class RocDisplay:
         False-alarm rate and recall of attacks.
     roc_auc : float
         Area under the curve.
-    name : str or None, default=None
-        Name of the detector, for the legend.
-
-    Attributes
-    ----------
-    ax_ : matplotlib Axes
-        Where it was drawn.
-    figure_ : matplotlib Figure
-        The figure of ``ax_``.
+    name : str, default=None
+        Name for the legend.
+    pos_label : object, default=None
+        Not shown: the axes say what is found.
 
     Examples
     --------
@@ -184,14 +203,8 @@ class RocDisplay:
     1.0
     """
 
-    def __init__(self, fpr: np.ndarray, tpr: np.ndarray, roc_auc: float, name: str | None = None):
-        self.fpr = fpr
-        self.tpr = tpr
-        self.roc_auc = roc_auc
-        self.name = name
-
     @classmethod
-    def from_estimator(cls, estimator: Any, X: Any, y: Any, *, name: str | None = None, ax: Any = None) -> RocDisplay:
+    def from_estimator(cls, estimator: Any, X: Any, y: Any, *, name: str | None = None, **kwargs: Any) -> RocDisplay:
         """Draw the curve of a fitted detector.
 
         Parameters
@@ -204,67 +217,88 @@ class RocDisplay:
             +1 for normal, -1 for attack.
         name : str, default=None
             Name for the legend; None: that of the class.
-        ax : matplotlib Axes, default=None
-            Where to draw; None: a new figure.
+        **kwargs
+            As `from_predictions` takes them.
 
         Returns
         -------
         RocDisplay
             The drawn display.
         """
-        return cls.from_predictions(y, estimator.score_samples(X), name=name or type(estimator).__name__, ax=ax)
+        return cls.from_predictions(y, estimator.score_samples(X), name=name or type(estimator).__name__, **kwargs)
 
     @classmethod
-    def from_predictions(cls, y_true: Any, y_score: Any, *, name: str | None = None, ax: Any = None) -> RocDisplay:
+    def from_predictions(
+        cls, y_true: Any, y_score: Any, *, name: str = "detector", pos_label: Any = None, **kwargs: Any
+    ) -> RocDisplay:
         """Draw the curve of given scores.
 
         Parameters
         ----------
         y_true : array-like of shape (n_flows,)
-            +1 for normal, -1 for attack.
+            +1 for normal, -1 for attack; or any labels, if ``pos_label`` is given.
         y_score : array-like of shape (n_flows,)
             Scores: the lower, the more abnormal.
-        name : str, default=None
+        name : str, default="detector"
             Name for the legend.
-        ax : matplotlib Axes, default=None
-            Where to draw; None: a new figure.
+        pos_label : object, default=None
+            The label of attacks, where labels are not +1 and -1.
+        **kwargs
+            As scikit-learn's display takes them: ``ax``, ``plot_chance_level``, ``curve_kwargs`` and others.
 
         Returns
         -------
         RocDisplay
             The drawn display.
         """
-        check_consistent_length(y_true, y_score)
-        fpr, tpr, _ = roc_curve(is_attack(y_true), -np.asarray(y_score, dtype=float))
-        return cls(fpr, tpr, float(auc(fpr, tpr)), name).plot(ax=ax)
+        attack, abnormality = _attacks_first(y_true, y_score, pos_label)
+        return super().from_predictions(attack, abnormality, name=name, pos_label=True, **kwargs)
 
-    def plot(self, *, ax: Any = None) -> RocDisplay:
+    @classmethod
+    def from_cv_results(cls, *args: Any, **kwargs: Any) -> RocDisplay:
+        """Refuse: scikit-learn would take normal flows for the positive class.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            Ignored.
+
+        Returns
+        -------
+        RocDisplay
+            Never.
+
+        Raises
+        ------
+        NotImplementedError
+            Always.
+        """
+        raise NotImplementedError(NO_CV_RESULTS)
+
+    def plot(self, ax: Any = None, *, name: str | None = None, **kwargs: Any) -> RocDisplay:
         """Draw the curve.
 
         Parameters
         ----------
         ax : matplotlib Axes, default=None
             Where to draw; None: a new figure.
+        name : str, default=None
+            Name for the legend; None: that of the display.
+        **kwargs
+            As scikit-learn's display takes them.
 
         Returns
         -------
         RocDisplay
             The display itself.
         """
-        ax = _axes(ax)
-        label = f"AUC {self.roc_auc:.3f}" if self.name is None else f"{self.name} (AUC {self.roc_auc:.3f})"
-        ax.plot(self.fpr, self.tpr, label=verbatim(label))
-        ax.set_xlabel("false-alarm rate")
-        ax.set_ylabel("recall of attacks")
-        ax.set_xlim(0, 1)
-        ax.set_ylim(0, 1.01)
-        ax.legend(loc="lower right")
-        self.ax_, self.figure_ = ax, ax.figure
+        super().plot(ax, name=_shown_name(self, name), **kwargs)
+        self.ax_.set(xlabel="false-alarm rate", ylabel="recall of attacks")
         return self
 
 
-class PrecisionRecallDisplay:
-    """Precision and recall of attacks, beside what guessing would reach.
+class PrecisionRecallDisplay(metrics.PrecisionRecallDisplay):
+    """scikit-learn's `~sklearn.metrics.PrecisionRecallDisplay`, with attacks as the positive class.
 
     Parameters
     ----------
@@ -272,17 +306,14 @@ class PrecisionRecallDisplay:
         Share of attacks among alarms, and of attacks found.
     average_precision : float
         Area under the curve.
-    prevalence : float
+    name : str, default=None
+        Name for the legend.
+    pos_label : object, default=None
+        Not shown: the axes say what is found.
+    prevalence_pos_label : float, default=None
         Share of attacks: the precision of guessing.
-    name : str or None, default=None
-        Name of the detector, for the legend.
-
-    Attributes
-    ----------
-    ax_ : matplotlib Axes
-        Where it was drawn.
-    figure_ : matplotlib Figure
-        The figure of ``ax_``.
+    estimator_name : str
+        Deprecated by scikit-learn, for ``name``.
 
     Examples
     --------
@@ -291,23 +322,9 @@ class PrecisionRecallDisplay:
     1.0
     """
 
-    def __init__(
-        self,
-        precision: np.ndarray,
-        recall: np.ndarray,
-        average_precision: float,
-        prevalence: float,
-        name: str | None = None,
-    ):
-        self.precision = precision
-        self.recall = recall
-        self.average_precision = average_precision
-        self.prevalence = prevalence
-        self.name = name
-
     @classmethod
     def from_estimator(
-        cls, estimator: Any, X: Any, y: Any, *, name: str | None = None, ax: Any = None
+        cls, estimator: Any, X: Any, y: Any, *, name: str | None = None, **kwargs: Any
     ) -> PrecisionRecallDisplay:
         """Draw the curve of a fitted detector.
 
@@ -321,68 +338,84 @@ class PrecisionRecallDisplay:
             +1 for normal, -1 for attack.
         name : str, default=None
             Name for the legend; None: that of the class.
-        ax : matplotlib Axes, default=None
-            Where to draw; None: a new figure.
+        **kwargs
+            As `from_predictions` takes them.
 
         Returns
         -------
         PrecisionRecallDisplay
             The drawn display.
         """
-        return cls.from_predictions(y, estimator.score_samples(X), name=name or type(estimator).__name__, ax=ax)
+        return cls.from_predictions(y, estimator.score_samples(X), name=name or type(estimator).__name__, **kwargs)
 
     @classmethod
     def from_predictions(
-        cls, y_true: Any, y_score: Any, *, name: str | None = None, ax: Any = None
+        cls, y_true: Any, y_score: Any, *, name: str = "detector", pos_label: Any = None, **kwargs: Any
     ) -> PrecisionRecallDisplay:
         """Draw the curve of given scores.
 
         Parameters
         ----------
         y_true : array-like of shape (n_flows,)
-            +1 for normal, -1 for attack.
+            +1 for normal, -1 for attack; or any labels, if ``pos_label`` is given.
         y_score : array-like of shape (n_flows,)
             Scores: the lower, the more abnormal.
-        name : str, default=None
+        name : str, default="detector"
             Name for the legend.
-        ax : matplotlib Axes, default=None
-            Where to draw; None: a new figure.
+        pos_label : object, default=None
+            The label of attacks, where labels are not +1 and -1.
+        **kwargs
+            As scikit-learn's display takes them: ``ax``, ``plot_chance_level`` (the share of attacks is the precision
+            of guessing), ``curve_kwargs`` and others.
 
         Returns
         -------
         PrecisionRecallDisplay
             The drawn display.
         """
-        check_consistent_length(y_true, y_score)
-        attack, abnormality = is_attack(y_true), -np.asarray(y_score, dtype=float)
-        precision, recall, _ = precision_recall_curve(attack, abnormality)
-        area = float(average_precision_score(attack, abnormality))
-        return cls(precision, recall, area, float(attack.mean()), name).plot(ax=ax)
+        attack, abnormality = _attacks_first(y_true, y_score, pos_label)
+        return super().from_predictions(attack, abnormality, name=name, pos_label=True, **kwargs)
 
-    def plot(self, *, ax: Any = None) -> PrecisionRecallDisplay:
-        """Draw the curve, and the precision of guessing as a dotted line.
+    @classmethod
+    def from_cv_results(cls, *args: Any, **kwargs: Any) -> PrecisionRecallDisplay:
+        """Refuse: scikit-learn would take normal flows for the positive class.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            Ignored.
+
+        Returns
+        -------
+        PrecisionRecallDisplay
+            Never.
+
+        Raises
+        ------
+        NotImplementedError
+            Always.
+        """
+        raise NotImplementedError(NO_CV_RESULTS)
+
+    def plot(self, ax: Any = None, *, name: str | None = None, **kwargs: Any) -> PrecisionRecallDisplay:
+        """Draw the curve.
 
         Parameters
         ----------
         ax : matplotlib Axes, default=None
             Where to draw; None: a new figure.
+        name : str, default=None
+            Name for the legend; None: that of the display.
+        **kwargs
+            As scikit-learn's display takes them.
 
         Returns
         -------
         PrecisionRecallDisplay
             The display itself.
         """
-        ax = _axes(ax)
-        label = f"AP {self.average_precision:.3f}"
-        label = label if self.name is None else f"{self.name} ({label})"
-        (line,) = ax.plot(self.recall, self.precision, drawstyle="steps-post", label=verbatim(label))
-        ax.axhline(self.prevalence, color=line.get_color(), linestyle=":", linewidth=1)
-        ax.set_xlabel("recall of attacks")
-        ax.set_ylabel("precision")
-        ax.set_xlim(0, 1)
-        ax.set_ylim(0, 1.01)
-        ax.legend(loc="upper right")
-        self.ax_, self.figure_ = ax, ax.figure
+        super().plot(ax, name=_shown_name(self, name), **kwargs)
+        self.ax_.set(xlabel="recall of attacks", ylabel="precision")
         return self
 
 
@@ -482,14 +515,14 @@ class ScoreByClassDisplay:
         ax = _axes(ax)
         names = sorted(set(self.classes.tolist()))
         abnormality = [-self.scores[self.classes == name] for name in names]
-        labels = [verbatim(name or "normal") for name in names]
+        labels = [_verbatim(name or "normal") for name in names]
         ax.boxplot(abnormality, orientation="horizontal", flierprops={"markersize": 2}, tick_labels=labels)
         if self.threshold is not None and np.isfinite(self.threshold):
             ax.axvline(-self.threshold, color="black", linestyle="--", linewidth=1, label="threshold")
             ax.legend()
         if (self.scores < 0).all():
             ax.set_xscale("log")
-            label_log_axis(ax.xaxis)
+            _label_log_axis(ax.xaxis)
         ax.invert_yaxis()
         ax.set_xlabel("abnormality (minus score)")
         self.ax_, self.figure_ = ax, ax.figure
@@ -598,7 +631,7 @@ class EmbeddingDisplay:
         ax = _axes(ax)
         for number, name in enumerate(sorted(set(self.classes.tolist()))):
             colour = "lightgrey" if name == "" else colormaps["tab20"](number % 20)
-            label = verbatim(name or "normal")
+            label = _verbatim(name or "normal")
             ax.scatter(*self.places[self.classes == name].T, s=8, color=colour, label=label, linewidths=0)
         ax.set(xticks=[], yticks=[])
         ax.legend(markerscale=2.5, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1), frameon=False)

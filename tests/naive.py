@@ -234,3 +234,34 @@ def naive_groups(flows, abnormality, level, window, n_highest):
             score = -sum(max(values) for values in by_channel.values())
         described.append((*key, len(rows), len(by_channel), round(float(score), 9)))
     return sorted(described)
+
+
+def naive_evicted(flows, abnormality, level, n_highest, max_channels):
+    """Return (source, flows, score) of the groups of one window that must go as the flows come, in their order."""
+    members, evicted = {}, []
+
+    def channels(rows):
+        return {(flows.dst_ip[row], flows.dst_port[row], flows.protocol[row]) for row in rows}
+
+    def total(rows):
+        if level == "channel":
+            return sum(sorted(abnormality[rows], reverse=True)[:n_highest])
+        return sum(max(abnormality[row] for row in rows if channels([row]) == {channel}) for channel in channels(rows))
+
+    def n_held():
+        return sum(len(channels(rows)) for rows in members.values())
+
+    for row in range(len(flows)):
+        key = (flows.src_ip[row], *(channels([row]) if level == "channel" else ()))
+        members.setdefault(key, []).append(row)
+        if n_held() <= max_channels:
+            continue
+        room = max_channels - max_channels // 10
+        while n_held() > room:
+            key = min(members, key=lambda key: (round(total(members[key]), 9), members[key][-1]))
+            largest = max(members, key=lambda key: len(channels(members[key])))
+            if len(channels(members[largest])) > max(1, max_channels / 2):
+                key = largest
+            rows = members.pop(key)
+            evicted.append((key[0], len(rows), -round(float(total(rows)), 9)))
+    return evicted

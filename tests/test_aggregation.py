@@ -1,19 +1,30 @@
 """Channels and hosts: sums by hand, streams as all at once, bounded memory, thresholds that hold."""
 
+import copy
+import dataclasses
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from captures import pcap, tcp, udp
-from naive import naive_groups
+from naive import naive_evicted, naive_groups
 from sklearn.exceptions import NotFittedError
 
 from sklearn_docids import FlowSampler
 from sklearn_docids.aggregation import FlowAggregator, TooFewGroupsError
+from sklearn_docids.datasets import load_testbed
 
 WINDOW = 10.0
 
 
-@pytest.fixture
-def traffic(write):
+def sampled(path, packets, times):
+    path.write_bytes(pcap(packets, times=times))
+    return FlowSampler().flows(path)
+
+
+@pytest.fixture(scope="module")
+def traffic(tmp_path_factory):
     """Return 400 flows of five sources, over 60 s, and scores."""
     rng = np.random.default_rng(0)
     packets = []
@@ -21,7 +32,7 @@ def traffic(write):
         host, server, port = rng.integers(1, 6), rng.integers(1, 4), int(rng.choice([53, 80, 443]))
         make = udp if port == 53 else tcp
         packets.append(make(src=f"10.0.0.{host}", dst=f"10.0.1.{server}", sport=10_000 + number, dport=port))
-    flows = FlowSampler().flows(write(pcap(packets, times=np.sort(rng.uniform(0, 60, 400)))))
+    flows = sampled(tmp_path_factory.mktemp("traffic") / "c.pcap", packets, np.sort(rng.uniform(0, 60, 400)))
     return flows, np.round(rng.normal(size=len(flows)), 2)
 
 
@@ -38,7 +49,7 @@ def test_scores_are_those_of_the_obvious_way(traffic, level, n_highest):
     flows, scores = traffic
     aggregator = FlowAggregator(level, window=WINDOW, n_highest=n_highest, false_alarm_rate=None).fit(flows, scores)
     expected = naive_groups(flows, aggregator.abnormality(scores), level, WINDOW, n_highest)
-    groups = aggregator.score(flows, scores)
+    groups = aggregator.aggregate(flows, scores)
     assert described(groups) == expected
     assert [g.score for g in groups] == sorted(g.score for g in groups)
     for group in groups:
@@ -51,29 +62,98 @@ def test_scores_are_those_of_the_obvious_way(traffic, level, n_highest):
 def test_a_stream_gives_what_all_at_once_gives(traffic, level, size):
     flows, scores = traffic
     aggregator = FlowAggregator(level, window=WINDOW, false_alarm_rate=None).fit(flows, scores)
-    groups = []
+    stream, groups = aggregator.stream(), []
     for first in range(0, len(flows), size):
-        groups += aggregator.update(flows[first : first + size], scores[first : first + size])
+        groups += stream.update(flows[first : first + size], scores[first : first + size])
     if size < len(flows):
         assert groups  # before the end
-    groups += aggregator.flush()
-    assert described(groups) == described(aggregator.score(flows, scores))
-    assert aggregator.flush() == []
+    rest = stream.flush()
+    assert [g.score for g in rest] == sorted(g.score for g in rest)
+    assert described(groups + rest) == described(aggregator.aggregate(flows, scores))
+    assert stream.flush() == []
+
+
+def test_streams_do_not_mix(traffic):
+    flows, scores = traffic
+    aggregator = FlowAggregator(window=WINDOW, false_alarm_rate=None).fit(flows, scores)
+    first, second = aggregator.stream(), aggregator.stream()
+    first.update(flows, scores)
+    assert second.flush() == []
+
+
+def test_a_stream_keeps_to_the_fit_it_began_with(traffic):
+    flows, scores = traffic
+    aggregator = FlowAggregator(window=1e6, false_alarm_rate=None).fit(flows, scores)
+    expected = described(aggregator.aggregate(flows, scores))
+    stream = aggregator.stream()
+    aggregator.set_params(level="host", n_highest=1, max_groups=1).fit(flows, np.zeros(len(flows)))
+    stream.update(flows, scores)
+    assert described(stream.flush()) == expected
 
 
 @pytest.mark.parametrize("level", ["channel", "host"])
 def test_memory_is_bounded_and_no_flow_is_lost(traffic, level):
     flows, scores = traffic
     aggregator = FlowAggregator(level, window=1e6, false_alarm_rate=None, max_groups=10).fit(flows, scores)
-    groups = []
+    stream, groups = aggregator.stream(), []
     for row in range(len(flows)):
-        groups += aggregator.update(flows[row : row + 1], scores[row : row + 1])
-        assert sum(group.n_channels for group in aggregator._live.groups.values()) <= 10
-    n_evicted = aggregator.n_evicted_
-    assert n_evicted == len(groups) > 0
-    groups += aggregator.flush()
+        groups += stream.update(flows[row : row + 1], scores[row : row + 1])
+        assert sum(group.n_channels for group in copy.deepcopy(stream).flush()) <= 10
+    assert stream.n_evicted == len(groups) > 0
+    groups += stream.flush()
     assert sum(group.n_flows for group in groups) == len(flows)
-    assert aggregator.n_evicted_ == 0
+
+
+@pytest.mark.parametrize("level", ["channel", "host"])
+@pytest.mark.parametrize("max_groups", [1, 2, 10, 20, 37])
+def test_those_that_go_are_the_least_abnormal(traffic, level, max_groups):
+    flows, scores = traffic
+    aggregator = FlowAggregator(level, window=1e6, n_highest=3, false_alarm_rate=None, max_groups=max_groups).fit(
+        flows, scores
+    )
+    stream = aggregator.stream()
+    evicted = stream.update(flows, scores)
+    expected = naive_evicted(flows, aggregator.abnormality(scores), level, 3, max_groups)
+    assert [(g.src_ip, g.n_flows, round(g.score, 9)) for g in evicted] == expected
+    assert stream.n_evicted == len(expected)
+
+
+@pytest.fixture(scope="module")
+def scan_and_beacon(tmp_path_factory):
+    """Return a scan of 1,000 ports during which another host calls home 20 times; all flows are as unusual."""
+    packets = []
+    for number in range(1000):
+        packets.append(tcp(src="10.0.0.66", dst="10.0.1.1", sport=5000 + number, dport=1 + number))
+        if number % 50 == 0:
+            packets.append(tcp(src="10.0.0.7", dst="10.9.9.9", sport=2000 + number, dport=443))
+    flows = sampled(tmp_path_factory.mktemp("scan") / "c.pcap", packets, np.linspace(0, 1000, len(packets)))
+    return flows, np.full(len(flows), -1.0)
+
+
+@pytest.mark.parametrize("level", ["channel", "host"])
+def test_a_scan_does_not_wipe_out_the_sum_of_a_beacon(scan_and_beacon, level):
+    flows, scores = scan_and_beacon
+    aggregator = FlowAggregator(level, false_alarm_rate=None, max_groups=100).fit(flows, np.arange(len(flows)))
+    stream = aggregator.stream()
+    groups = [
+        group for row in range(len(flows)) for group in stream.update(flows[row : row + 1], scores[row : row + 1])
+    ]
+    assert stream.n_evicted == len(groups) > 0
+    groups = sorted(groups + stream.flush(), key=lambda group: group.score)
+    (beacon,) = [group for group in groups if group.src_ip == "10.0.0.7"]  # never cut
+    (expected,) = [group for group in aggregator.aggregate(flows, scores) if group.src_ip == "10.0.0.7"]
+    assert beacon == dataclasses.replace(expected, most_abnormal=0)
+    if level == "channel":
+        assert groups[0] == beacon
+
+
+def test_eviction_frees_a_tenth_of_the_room_at_a_time(scan_and_beacon):
+    # One at a time, each new channel would cost a search through all others; all at once, nothing would be kept.
+    flows, scores = scan_and_beacon
+    stream = FlowAggregator(false_alarm_rate=None, max_groups=100).fit(flows, scores).stream()
+    sizes = [len(stream.update(flows[row : row + 1], scores[row : row + 1])) for row in range(len(flows))]
+    assert set(sizes) == {0, 11}  # a tenth, and the one too many
+    assert stream.n_evicted == sum(sizes)
 
 
 def test_abnormality_is_the_share_of_normal_flows(traffic):
@@ -93,10 +173,10 @@ def test_many_channels_make_a_host_abnormal_and_none_of_its_channels(write):
     few, many = flows_of(3, "10.0.0.1"), flows_of(60, "10.0.0.2")
     scores = np.linspace(-1, 0, 60)
     hosts = FlowAggregator("host", window=60, false_alarm_rate=None).fit(few, scores)
-    assert hosts.score(many, scores)[0].score < 4 * hosts.score(few, scores)[0].score
-    assert hosts.score(many, scores)[0].n_channels == 60
+    assert hosts.aggregate(many, scores)[0].score < 4 * hosts.aggregate(few, scores)[0].score
+    assert hosts.aggregate(many, scores)[0].n_channels == 60
     channels = FlowAggregator("channel", window=60, false_alarm_rate=None).fit(few, scores)
-    assert channels.score(many, scores)[0].score > channels.score(few, scores)[0].score
+    assert channels.aggregate(many, scores)[0].score > channels.aggregate(few, scores)[0].score
 
 
 def test_flows_that_come_back_make_a_channel_abnormal(write):
@@ -105,7 +185,9 @@ def test_flows_that_come_back_make_a_channel_abnormal(write):
 
     one, ten = flows_of(1), flows_of(10)
     aggregator = FlowAggregator(window=60, false_alarm_rate=None).fit(ten, np.arange(10.0))
-    assert aggregator.score(ten, np.full(10, 3.0))[0].score == pytest.approx(10 * aggregator.score(one, [3.0])[0].score)
+    assert aggregator.aggregate(ten, np.full(10, 3.0))[0].score == pytest.approx(
+        10 * aggregator.aggregate(one, [3.0])[0].score
+    )
 
 
 @pytest.mark.parametrize("level", ["channel", "host"])
@@ -119,10 +201,47 @@ def test_the_threshold_is_the_conformal_one_of_groups_each_ranked_among_the_othe
         others = FlowAggregator(level, window=WINDOW, false_alarm_rate=None).fit(
             flows[keys != key], scores[keys != key]
         )
-        (group,) = others.score(flows[keys == key], scores[keys == key])
+        (group,) = others.aggregate(flows[keys == key], scores[keys == key])
         of_groups.append(group.score)
     assert aggregator.offset_ == pytest.approx(np.sort(of_groups)[int(0.05 * (len(of_groups) + 1)) - 1])
-    assert FlowAggregator(window=WINDOW, false_alarm_rate=None).fit(flows, scores).offset_ == -np.inf
+    assert aggregator.false_alarm_rate_ == 0.05
+    assert aggregator.no_threshold_reason_ == ""
+
+
+def test_two_hosts_are_ranked_among_each_other(tmp_path):
+    packets = [tcp(src=f"10.0.0.{1 + n % 2}", sport=1000 + n, dport=443) for n in range(8)]
+    flows = sampled(tmp_path / "c.pcap", packets, np.arange(8.0))
+    scores = np.array([-9.0, 1, -8, 2, -7, 3, -6, 4])  # the first host scores below all of the second
+    aggregator = FlowAggregator("host", false_alarm_rate=0.5).fit(flows, scores)
+    # One channel each: its most abnormal flow, of which no flow of the other is as low, or all four are.
+    assert aggregator.offset_ == pytest.approx(-(np.log(5) ** 1.5))
+
+
+def test_without_a_rate_there_is_no_threshold(traffic):
+    aggregator = FlowAggregator(window=WINDOW, false_alarm_rate=None).fit(*traffic)
+    assert aggregator.offset_ == -np.inf
+    assert aggregator.false_alarm_rate_ is None
+    assert aggregator.no_threshold_reason_ == "false_alarm_rate=None"
+
+
+def test_the_default_rate_is_held_where_there_are_groups_enough(traffic):
+    flows, scores = traffic
+    by_default, asked = (
+        FlowAggregator(window=1, **rate).fit(flows, scores) for rate in ({}, {"false_alarm_rate": 0.01})
+    )
+    assert by_default.offset_ == asked.offset_ > -np.inf
+    assert by_default.false_alarm_rate_ == 0.01
+
+
+def test_by_default_too_few_groups_are_a_warning_and_no_threshold():
+    testbed = load_testbed(sampler=FlowSampler())
+    flows = testbed.flows_validation[testbed.attack_validation == ""]
+    with pytest.warns(UserWarning, match="no threshold: .* at least 99 normal hosts, .* there are [0-9]+:") as warned:
+        aggregator = FlowAggregator("host").fit(flows, -flows.X.mean(axis=1))
+    assert warned[0].filename == __file__
+    assert aggregator.offset_ == -np.inf
+    assert aggregator.false_alarm_rate_ is None
+    assert f"no threshold: {aggregator.no_threshold_reason_}" == str(warned[0].message)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +252,9 @@ def test_the_threshold_is_the_conformal_one_of_groups_each_ranked_among_the_othe
         ({"window": 1e-10}, "The 'window' parameter"),
         ({"n_highest": 0}, "The 'n_highest' parameter"),
         ({"false_alarm_rate": 0.9}, "The 'false_alarm_rate' parameter"),
-        ({"level": "host", "window": 1e6}, "needs at least 99 normal hosts.*there are 5"),
+        ({"level": "host", "window": 1e6, "false_alarm_rate": 0.01}, "needs at least 99 normal hosts.*there are 5:"),
+        ({"level": "host", "window": 1e6, "false_alarm_rate": 1 / 7}, "needs at least 6 normal hosts.*there are 5:"),
+        ({"false_alarm_rate": "most"}, "The 'false_alarm_rate' parameter"),
     ],
 )
 def test_unusable_settings_raise(traffic, settings, message):
@@ -141,20 +262,69 @@ def test_unusable_settings_raise(traffic, settings, message):
         FlowAggregator(**settings).fit(*traffic)
 
 
+def test_as_many_groups_as_needed_are_enough(traffic):
+    aggregator = FlowAggregator("host", window=1e6, false_alarm_rate=1 / 6).fit(*traffic)
+    assert aggregator.offset_ > -np.inf
+
+
 def test_a_refused_fit_leaves_nothing_behind(traffic):
     flows, scores = traffic
-    aggregator = FlowAggregator("host", window=1e6)
+    aggregator = FlowAggregator("host", window=1e6, false_alarm_rate=None).fit(flows, scores)
+    aggregator.note_ = "mine"
     with pytest.raises(TooFewGroupsError):
-        aggregator.fit(flows, scores)
-    with pytest.raises(NotFittedError):
-        aggregator.score(flows, scores)
+        aggregator.set_params(false_alarm_rate=0.01).fit(flows, scores)
+    assert vars(aggregator) == {**aggregator.get_params(), "note_": "mine"}
+    for use in (aggregator.stream, lambda: aggregator.aggregate(flows, scores), lambda: aggregator.abnormality(scores)):
+        with pytest.raises(NotFittedError):
+            use()
+
+
+@pytest.mark.parametrize(
+    "changed", [{"level": "host"}, {"window": 20.0}, {"n_highest": 3}, {"false_alarm_rate": 0.2}], ids=str
+)
+def test_an_old_fit_does_not_serve_new_settings(traffic, changed):
+    flows, scores = traffic
+    aggregator = FlowAggregator(window=WINDOW, false_alarm_rate=None).fit(flows, scores).set_params(**changed)
+    ((name, value),) = changed.items()
+    for use in (aggregator.stream, lambda: aggregator.aggregate(flows, scores)):
+        with pytest.raises(NotFittedError, match=f"^{name} was .* in fit and is {value!r} now.*fit"):
+            use()
+    aggregator.fit(flows, scores).aggregate(flows, scores)
+
+
+def test_the_room_of_a_stream_may_be_changed_after_fit(traffic):
+    aggregator = FlowAggregator(window=1e6, false_alarm_rate=None).fit(*traffic)
+    stream = aggregator.set_params(max_groups=2).stream()
+    assert stream.update(*traffic)
+    with pytest.raises(ValueError, match="The 'max_groups' parameter"):
+        aggregator.set_params(max_groups=0).stream()
+
+
+def test_scores_are_no_metadata():
+    assert [name for name in dir(FlowAggregator) if name.startswith("set_") and name.endswith("_request")] == []
+    assert FlowAggregator().get_metadata_routing()._serialize() == {}
+
+
+def test_groups_cannot_be_changed(traffic):
+    aggregator = FlowAggregator(window=WINDOW, false_alarm_rate=None).fit(*traffic)
+    group = aggregator.aggregate(*traffic)[0]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        group.score = 0.0
+
+
+def test_counting_alarms_loads_no_torch():
+    modules = "sklearn_docids.aggregation, sklearn_docids.evaluation, sklearn_docids.metrics"
+    code = (
+        f"import sys, {modules}; from sklearn_docids.detectors import StatisticDetector; print('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 
 def test_scores_in_two_columns_are_refused(traffic):
     flows, scores = traffic
     aggregator = FlowAggregator(window=WINDOW, false_alarm_rate=None).fit(flows, scores)
     with pytest.raises(ValueError, match="should be a 1d array"):
-        aggregator.score(flows, np.stack([scores, scores], axis=1))
+        aggregator.aggregate(flows, np.stack([scores, scores], axis=1))
 
 
 def test_wrong_clocks_do_not_hold_back_a_stream(write):
@@ -163,32 +333,28 @@ def test_wrong_clocks_do_not_hold_back_a_stream(write):
     times = [wrong.get(number, 1.7e9 + second) for number, second in enumerate(seconds)]
     flows = FlowSampler().flows(write(pcap([tcp(sport=5000 + n) for n in range(len(times))], times=times)))
     aggregator = FlowAggregator(window=60, false_alarm_rate=None).fit(flows, np.zeros(len(flows)))
-    groups = []
+    stream, groups = aggregator.stream(), []
     for row in range(len(flows)):
-        groups += aggregator.update(flows[row : row + 1], [0.0])
-    expected = aggregator.score(flows, np.zeros(len(flows)))
+        groups += stream.update(flows[row : row + 1], [0.0])
+    expected = aggregator.aggregate(flows, np.zeros(len(flows)))
     assert len(expected) - len(groups) < 15
-    assert described(groups + aggregator.flush()) == described(expected)
+    assert described(groups + stream.flush()) == described(expected)
+
+
+def test_a_window_is_over_when_most_of_nine_flows_are_in_the_next_but_one(tmp_path):
+    windows = np.repeat([0, 1, 2], 9)
+    flows = sampled(tmp_path / "c.pcap", [tcp(sport=5000 + n) for n in range(27)], windows * 60 + np.arange(27.0))
+    stream = FlowAggregator(window=60, false_alarm_rate=None).fit(flows, np.zeros(27)).stream()
+    done = [stream.update(flows[row : row + 1], [0.0]) for row in range(27)]
+    assert [row for row, groups in enumerate(done) if groups] == [18 + 4]  # the fifth of the last nine
+    assert [(group.window, group.n_flows) for group in done[22]] == [(0, 9)]
+    assert [(group.window, group.n_flows) for group in stream.flush()] == [(1, 9), (2, 9)]
 
 
 def test_all_at_once_no_group_is_split(traffic):
     flows, scores = traffic
     few, many = (FlowAggregator(false_alarm_rate=None, max_groups=n).fit(flows, scores) for n in (3, 10**5))
-    assert described(few.score(flows, scores)) == described(many.score(flows, scores))
-
-
-def test_eviction_takes_a_tenth_of_the_channels_or_more(write):
-    # One channel to a window: looking for the oldest one for each new flow would take forever.
-    flows = FlowSampler().flows(write(pcap([tcp(sport=5000 + n) for n in range(300)], times=np.zeros(300))))
-    aggregator = FlowAggregator(window=1, false_alarm_rate=None, max_groups=100).fit(flows, np.zeros(300))
-    flows.time_first[:] = np.random.default_rng(0).permutation(300) * 10**9 * 1000
-    sizes = []
-    for row in range(300):
-        aggregator.update(flows[row : row + 1], [0.0])
-        sizes.append(aggregator.n_evicted_)
-    steps = np.diff(sizes)
-    assert steps.max() <= 20
-    assert np.all(steps[steps > 0] >= 10)
+    assert described(few.aggregate(flows, scores)) == described(many.aggregate(flows, scores))
 
 
 def test_unusable_scores_raise(traffic):

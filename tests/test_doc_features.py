@@ -5,7 +5,8 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from sklearn.exceptions import ConvergenceWarning
+from sklearn.base import clone
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.pipeline import make_pipeline
 from sklearn.svm import OneClassSVM
 from sklearn.utils.estimator_checks import parametrize_with_checks
@@ -32,7 +33,7 @@ def expected_to_fail(estimator):
     [
         DOCFeatures(max_epochs=2),
         StatisticDetector(),
-        StatisticDetector("n_bytes"),
+        StatisticDetector("bytes"),
         NearestNeighborDetector(),
         NearestNeighborDetector(n_neighbors=2, n_templates=20, random_state=0),
     ],
@@ -116,8 +117,8 @@ def test_statistics_by_hand():
     rows[:2, :5] = 1, 1, 0, 0, 9  # one packet of 5 bytes
     rows[2, :10] = 1  # two packets, 6 and 4 bytes
     rows[3, 22] = 64  # the fourth packet, 5 bytes
-    counted = {"n_packets": {1: 3, 2: 1}, "n_bytes": {5: 3, 10: 1}, "ttl": {0: 3, 64: 1}}
-    of_rows = {"n_packets": [1, 1, 2, 1], "n_bytes": [5, 5, 10, 5], "ttl": [0, 0, 0, 64]}
+    counted = {"packets": {1: 3, 2: 1}, "bytes": {5: 3, 10: 1}, "ttl": {0: 3, 64: 1}}
+    of_rows = {"packets": [1, 1, 2, 1], "bytes": [5, 5, 10, 5], "ttl": [0, 0, 0, 64]}
     for statistic, counts in counted.items():
         detector = StatisticDetector(statistic).fit(rows)
         assert detector.values_.tolist() == list(counts)
@@ -130,12 +131,12 @@ def test_a_ttl_needs_its_column():
         StatisticDetector("ttl").fit(X[:, :20])
 
 
-def test_nearest_neighbours_by_brute_force():
+def test_the_score_is_the_mean_distance_to_the_nearest():
     training, new = X[:40].astype(float), X[40:].astype(float)
     distances = np.sort(np.sqrt(((new[:, None] - training[None]) ** 2).sum(axis=2)), axis=1)
     for k in (1, 3):
         detector = NearestNeighborDetector(k).fit(training)
-        np.testing.assert_allclose(detector.score_samples(new), -distances[:, k - 1], rtol=1e-6)
+        np.testing.assert_allclose(detector.score_samples(new), -distances[:, :k].mean(axis=1), rtol=1e-6)
 
 
 def test_templates_are_as_many_as_asked_for_and_drawn_with_the_seed():
@@ -149,3 +150,24 @@ def test_templates_are_as_many_as_asked_for_and_drawn_with_the_seed():
 def test_fewer_templates_than_neighbours_are_refused():
     with pytest.raises(ValueError, match="n_templates=2 are fewer than n_neighbors=5"):
         NearestNeighborDetector(n_neighbors=5, n_templates=2).fit(X)
+
+
+SIMPLE = [StatisticDetector(), NearestNeighborDetector()]
+
+
+@pytest.mark.parametrize("detector", SIMPLE)
+def test_a_reference_is_taken_and_ignored(detector):
+    with_reference = clone(detector).fit(X, reference=REFERENCE)
+    assert with_reference.score_samples(X).tolist() == clone(detector).fit(X).score_samples(X).tolist()
+
+
+@pytest.mark.parametrize("detector", SIMPLE)
+def test_a_refused_fit_leaves_nothing_of_the_one_before(detector):
+    fitted = clone(detector).fit(X)
+    fitted.note_ = "mine"
+    fitted.set_params(contamination=2)
+    with pytest.raises(ValueError, match="'contamination' parameter"):
+        fitted.fit(X)
+    assert vars(fitted) == {**fitted.get_params(), "note_": "mine"}
+    with pytest.raises(NotFittedError):
+        fitted.score_samples(X)

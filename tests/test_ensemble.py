@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import sklearn
+from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import OneClassSVM
@@ -63,3 +64,13 @@ def test_a_reference_is_routed_through_wrappers():
 def test_an_estimator_that_makes_no_sense_in_an_ensemble_is_refused(estimator, message):
     with pytest.raises(ValueError, match=message):
         SeedEnsemble(estimator).fit(X)
+
+
+def test_a_refused_fit_leaves_nothing_of_the_one_before():
+    ensemble = SeedEnsemble(AutoencoderDetector(max_epochs=1), n_estimators=2).fit(X)
+    ensemble.note_ = "mine"
+    with pytest.raises(ValueError, match="contains NaN"):
+        ensemble.fit(np.full((5, 12), np.nan))
+    assert vars(ensemble) == {**ensemble.get_params(deep=False), "note_": "mine"}
+    with pytest.raises(NotFittedError):
+        ensemble.score_samples(X)

@@ -287,27 +287,16 @@ def _print_groups(detector: Any, flows: Any, scores: np.ndarray, calibration: An
         # A ranking needs no threshold, and the flows themselves say which of them are rare.
         aggregator.set_params(false_alarm_rate=None).fit(flows, scores)
     else:
-        _calibrate(aggregator, calibration, detector.score_samples(calibration.X))
-    groups = aggregator.score(flows, scores)
+        aggregator.fit(calibration, detector.score_samples(calibration.X))
+    groups = aggregator.aggregate(flows, scores)
     n_listed = min(len(groups), N_LISTED)
     print(f"\nThe {n_listed} most abnormal of {len(groups)} {level}s, in windows of {window:g} s", end="")
-    if aggregator.false_alarm_rate is None:
+    if aggregator.false_alarm_rate_ is None:
         print(" (no threshold: that takes --calibration with enough traffic):")
     else:
         n_abnormal = sum(group.score < aggregator.offset_ for group in groups)
-        print(f"; {n_abnormal} are beyond the threshold for {aggregator.false_alarm_rate:.0%} false alarms:")
+        print(f"; {n_abnormal} are beyond the threshold for {aggregator.false_alarm_rate_:.0%} false alarms:")
     print("\n".join(line.rstrip() for line in format_groups(groups[:n_listed], aggregator.offset_)))
-
-
-def _calibrate(aggregator: Any, flows: Any, scores: np.ndarray) -> None:
-    """Fit an aggregator; without a threshold where there are too few channels or hosts for one."""
-    from sklearn_docids.aggregation import TooFewGroupsError
-
-    try:
-        aggregator.fit(flows, scores)
-    except TooFewGroupsError as error:
-        warnings.warn(f"no threshold: {error}", UserWarning, stacklevel=2)
-        aggregator.set_params(false_alarm_rate=None).fit(flows, scores)
 
 
 def _explain(args: argparse.Namespace) -> None:
@@ -358,21 +347,16 @@ def _evaluate(args: argparse.Namespace) -> None:
         if len(X) < 2:
             raise ValueError(f"--train {' '.join(args.train)}: {len(X)} flows are too few to train on")
         detectors.update(_simple_detectors(X, sampler.n_packets))
-    found = {"flow": evaluate(detectors, (None, normal), attacks)}
+    found = {"flow": evaluate(detectors, normal, attacks)}
     for level in ("channel", "host"):
         if calibration is None:
             continue
         aggregator = _aggregator(level, args.window)
-        _calibrate(aggregator, calibration, detector.score_samples(calibration.X))
-        found[level] = evaluate(
-            detectors, (None, normal), attacks, level=level, calibration=calibration, aggregator=aggregator
-        )
+        found[level] = evaluate(detectors, normal, attacks, level=level, calibration=calibration, aggregator=aggregator)
     for level, evaluation in found.items():
         print(f"By {level}\n\n{evaluation}\n")
     if args.csv is not None:
-        every_level = Evaluation()
-        every_level.rows = [row for evaluation in found.values() for row in evaluation.rows]
-        every_level.write_csv(args.csv)
+        Evaluation.joined(found.values()).write_csv(args.csv)
     if args.output is not None:
         from sklearn_docids.cli._html import write_report
 

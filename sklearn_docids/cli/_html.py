@@ -28,8 +28,8 @@ img { max-width: 100%; }
 TITLES = {
     "roc_auc": ("ROC-AUC", "0.5 is guessing. In brackets: 95 % interval, or lowest and highest of several seeds."),
     "average_precision": ("Average precision", "Guessing reaches the share of attacks."),
-    "recall_at_1e-2": ("Recall at 1 % false alarms", "Share of attacks found when 1 % of normal ones raise an alarm."),
-    "recall_at_1e-3": ("Recall at 0.1 % false alarms", "A dash: too few normal ones for such a rate to mean one."),
+    "recall_at_fpr_0_01": ("Recall at 1 % false alarms", "Attacks found. A dash: fewer than 100 normal ones."),
+    "recall_at_fpr_0_001": ("Recall at 0.1 % false alarms", "Attacks found. A dash: fewer than 1,000 normal ones."),
 }
 AT_THRESHOLD = (
     "n_attack", "n_normal", "true_positives", "false_positives", "true_negatives", "false_negatives", "tpr", "fpr",
@@ -96,9 +96,11 @@ def _alarms(evaluation: Evaluation) -> str:
         rows = [row for row in evaluation.rows if row["detector"] == name and row["attack"] != MACRO]
         for row in [row for row in rows if row["seed"] == rows[0]["seed"]]:
             numbers = [f"{row[key]:.3f}" if isinstance(row[key], float) else str(row[key]) for key in AT_THRESHOLD]
+            numbers = ["-" if number == "nan" else number for number in numbers]
             lines.append([f"{name}: {row['attack']}", *numbers])
     head = ["detector: attack", *(key.replace("_", " ") for key in AT_THRESHOLD)]
-    return "<h3>Alarms at the threshold</h3>" + _table(head, lines)
+    reasons = "".join(f"<p>No threshold: {html.escape(why)}.</p>" for why in evaluation.no_threshold_reasons())
+    return f"<h3>Alarms at the threshold</h3>{reasons}" + _table(head, lines)
 
 
 def _figures(evaluation: Evaluation) -> list[Any]:
@@ -110,11 +112,10 @@ def _figures(evaluation: Evaluation) -> list[Any]:
         RocDisplay,
         ScoreByClassDisplay,
         ScoreHistogramDisplay,
-        verbatim,
     )
 
     first: dict[str, Any] = {}
-    for (name, _), scored in evaluation.scored.items():
+    for (name, *_), scored in evaluation.scored.items():
         first.setdefault(name, scored)
     curves = Figure(figsize=(11, 4.6), layout="constrained")
     left, right = curves.subplots(1, 2)
@@ -124,13 +125,14 @@ def _figures(evaluation: Evaluation) -> list[Any]:
         scores = np.concatenate([scored.normal, *attacks])
         y = np.repeat([1, -1], [len(scored.normal), len(scores) - len(scored.normal)])
         RocDisplay.from_predictions(y, scores, name=name, ax=left)
-        PrecisionRecallDisplay.from_predictions(y, scores, name=name, ax=right)
+        guessing = {"plot_chance_level": scored is next(iter(first.values())), "chance_level_kw": {"linestyle": ":"}}
+        PrecisionRecallDisplay.from_predictions(y, scores, name=name, ax=right, **guessing)
         classes = np.repeat(["", *sorted(scored.attacks)], [len(scored.normal), *map(len, attacks)])
         figure = Figure(figsize=(11, 0.3 * len(scored.attacks) + 3.2), layout="constrained")
         of_all, by_class = figure.subplots(1, 2)
         ScoreHistogramDisplay.from_predictions(y, scores, ax=of_all)
         ScoreByClassDisplay.from_predictions(classes, scores, ax=by_class)
-        figure.suptitle(verbatim(name))
+        figure.suptitle(name, parse_math=False)
         figures.append(figure)
     left.set_title("ROC: all attacks among normal traffic")
     right.set_title("precision and recall; dotted: guessing")

@@ -12,7 +12,8 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_docids._meta import FitParamsToEstimator, seeded_clone
+from sklearn_docids._meta import FitParamsToEstimator, forget_fit, seeded_clone
+from sklearn_docids._thresholds import contamination_threshold
 from sklearn_docids.detectors._base import ScoringDetector
 
 
@@ -28,7 +29,7 @@ class SeedEnsemble(FitParamsToEstimator, MetaEstimatorMixin, ScoringDetector):
         Detector with ``random_state``, such as `DOCIDSDetector`, or a pipeline with such a step. Its own threshold and
         verdicts are not used.
     n_estimators : int, default=5
-        Fits.
+        Number of fits.
     contamination : float, default=0.01
         Share of the rows of `fit` beyond the threshold, in (0, 0.5].
     random_state : int, RandomState instance or None, default=None
@@ -61,6 +62,8 @@ class SeedEnsemble(FitParamsToEstimator, MetaEstimatorMixin, ScoringDetector):
         "random_state": ["random_state"],
     }
 
+    _fitted_names = ("estimators_", "scales_", "offset_")
+
     def __init__(self, estimator: Any, *, n_estimators: int = 5, contamination: float = 0.01, random_state: Any = None):
         self.estimator = estimator
         self.n_estimators = n_estimators
@@ -89,6 +92,7 @@ class SeedEnsemble(FitParamsToEstimator, MetaEstimatorMixin, ScoringDetector):
         ValueError
             A parameter is unusable, the detector has no ``random_state`` or a ``false_alarm_rate``, or refuses X.
         """
+        forget_fit(self)
         self._validate_params()
         parameters = self.estimator.get_params()
         if not any(name.split("__")[-1] == "random_state" for name in parameters):
@@ -101,7 +105,7 @@ class SeedEnsemble(FitParamsToEstimator, MetaEstimatorMixin, ScoringDetector):
         scores = np.array([estimator.score_samples(X) for estimator in estimators])
         scales = np.maximum(np.abs(scores).mean(axis=1), np.finfo(np.float64).tiny)
         together = (scores / scales[:, None]).mean(axis=0)
-        self.offset_ = float(np.percentile(together, 100 * self.contamination))
+        self.offset_ = contamination_threshold(together, self.contamination)
         self.estimators_, self.scales_ = estimators, scales
         return self
 
@@ -118,18 +122,18 @@ class SeedEnsemble(FitParamsToEstimator, MetaEstimatorMixin, ScoringDetector):
         ndarray of float64, shape (n_flows,)
             Mean of the scores of all fits, each divided by its ``scales_``.
         """
-        check_is_fitted(self)
+        check_is_fitted(self, "offset_")
         pairs = zip(self.estimators_, self.scales_, strict=True)
         return np.asarray(np.mean([estimator.score_samples(X) / scale for estimator, scale in pairs], axis=0))
 
     @property
     def n_features_in_(self) -> int:
         """Number of columns."""
-        check_is_fitted(self)
+        check_is_fitted(self, "offset_")
         return int(self.estimators_[0].n_features_in_)
 
     @property
     def feature_names_in_(self) -> np.ndarray:
         """Names of the columns, where the detectors have seen any."""
-        check_is_fitted(self)
+        check_is_fitted(self, "offset_")
         return np.asarray(self.estimators_[0].feature_names_in_)

@@ -16,6 +16,8 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from sklearn_docids._meta import forget_fit
+from sklearn_docids._thresholds import contamination_threshold
 from sklearn_docids.detectors._base import ScoringDetector
 
 # Where the time to live of the first packet stands: IPv4 behind an Ethernet header without tags.
@@ -28,9 +30,10 @@ class StatisticDetector(ScoringDetector):
 
     Parameters
     ----------
-    statistic : {"n_packets", "n_bytes", "ttl"}, default="n_packets"
-        ``"n_packets"``: packets of a row that are not all zero. ``"n_bytes"``: bytes of a row up to the last one of
-        each packet that is not zero. ``"ttl"``: time to live of the first packet (Ethernet without tags, IPv4).
+    statistic : {"packets", "bytes", "ttl"}, default="packets"
+        ``"packets"``: number of packets of a row that are not all zero. ``"bytes"``: number of bytes of a row up to
+        the last one of each packet that is not zero. ``"ttl"``: time to live of the first packet (Ethernet without
+        tags, IPv4).
     n_packets : int, default=4
         Packets per row: a row is ``n_packets`` groups of equally many bytes.
     contamination : float, default=0.01
@@ -57,17 +60,19 @@ class StatisticDetector(ScoringDetector):
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        "statistic": [StrOptions({"n_packets", "n_bytes", "ttl"})],
+        "statistic": [StrOptions({"packets", "bytes", "ttl"})],
         "n_packets": [Interval(Integral, 1, None, closed="left")],
         "contamination": CONTAMINATION,
     }
 
-    def __init__(self, statistic: str = "n_packets", *, n_packets: int = 4, contamination: float = 0.01):
+    _fitted_names = ("values_", "frequencies_", "offset_")
+
+    def __init__(self, statistic: str = "packets", *, n_packets: int = 4, contamination: float = 0.01):
         self.statistic = statistic
         self.n_packets = n_packets
         self.contamination = contamination
 
-    def fit(self, X: Any, y: Any = None) -> StatisticDetector:
+    def fit(self, X: Any, y: Any = None, *, reference: Any = None) -> StatisticDetector:
         """Count how common each number is.
 
         Parameters
@@ -76,6 +81,8 @@ class StatisticDetector(ScoringDetector):
             Target flows, normal.
         y : object, default=None
             Ignored.
+        reference : object, default=None
+            Ignored: it lets the detector stand in one loop with those that learn from a reference.
 
         Returns
         -------
@@ -87,13 +94,14 @@ class StatisticDetector(ScoringDetector):
         ValueError
             A parameter or X is unusable; X has too few columns for a time to live.
         """
+        forget_fit(self)
         self._validate_params()
         X = validate_data(self, X)
         if self.statistic == "ttl" and X.shape[1] <= TTL_COLUMN:
             raise ValueError(f"X has {X.shape[1]} columns: the time to live stands in column {TTL_COLUMN}")
         self.values_, counts = np.unique(self._statistic(X), return_counts=True)
         self.frequencies_ = counts / len(X)
-        self.offset_ = float(np.percentile(self._score(X), 100 * self.contamination))
+        self.offset_ = contamination_threshold(self._score(X), self.contamination)
         return self
 
     def score_samples(self, X: Any) -> np.ndarray:
@@ -109,7 +117,7 @@ class StatisticDetector(ScoringDetector):
         ndarray of float64, shape (n_flows,)
             Share of the training rows, in [0, 1].
         """
-        check_is_fitted(self)
+        check_is_fitted(self, "offset_")
         return self._score(validate_data(self, X, reset=False))
 
     def _score(self, X: np.ndarray) -> np.ndarray:
@@ -121,7 +129,7 @@ class StatisticDetector(ScoringDetector):
         if self.statistic == "ttl":
             return X[:, TTL_COLUMN].astype(np.int64)
         packets = [packet != 0 for packet in np.array_split(X, self.n_packets, axis=1) if packet.shape[1]]
-        if self.statistic == "n_packets":
+        if self.statistic == "packets":
             return np.sum([packet.any(axis=1) for packet in packets], axis=0)
         # The last byte that is not zero is the first one from behind.
         lengths = [packet.shape[1] - packet[:, ::-1].argmax(axis=1) for packet in packets]
@@ -129,7 +137,7 @@ class StatisticDetector(ScoringDetector):
 
 
 class NearestNeighborDetector(ScoringDetector):
-    """Detector by the distance to the nearest flows of training.
+    """Detector by the mean distance to the nearest flows of training.
 
     On bytes, it is the plainest detector that sees all that a network sees. Behind `sklearn_docids.DOCFeatures` with 40
     templates it is how Perera and Patel score [1]_.
@@ -137,7 +145,7 @@ class NearestNeighborDetector(ScoringDetector):
     Parameters
     ----------
     n_neighbors : int, default=1
-        Which of the nearest templates the distance is taken to: 1 for the nearest.
+        Number of nearest templates over which the distance is averaged.
     n_templates : int or None, default=None
         Most rows of `fit` kept as templates, drawn at random, at least ``n_neighbors``; None keeps all. [1]_ uses 40.
     contamination : float, default=0.01
@@ -171,6 +179,8 @@ class NearestNeighborDetector(ScoringDetector):
         "random_state": ["random_state"],
     }
 
+    _fitted_names = ("offset_", "_index")
+
     def __init__(
         self,
         n_neighbors: int = 1,
@@ -184,7 +194,7 @@ class NearestNeighborDetector(ScoringDetector):
         self.contamination = contamination
         self.random_state = random_state
 
-    def fit(self, X: Any, y: Any = None) -> NearestNeighborDetector:
+    def fit(self, X: Any, y: Any = None, *, reference: Any = None) -> NearestNeighborDetector:
         """Keep templates and set the threshold.
 
         Parameters
@@ -193,6 +203,8 @@ class NearestNeighborDetector(ScoringDetector):
             Target flows or their features, normal; more than ``n_neighbors``.
         y : object, default=None
             Ignored.
+        reference : object, default=None
+            Ignored: it lets the detector stand in one loop with those that learn from a reference.
 
         Returns
         -------
@@ -204,6 +216,7 @@ class NearestNeighborDetector(ScoringDetector):
         ValueError
             A parameter or X is unusable.
         """
+        forget_fit(self)
         self._validate_params()
         if self.n_templates is not None and self.n_templates < self.n_neighbors:
             raise ValueError(f"n_templates={self.n_templates} are fewer than n_neighbors={self.n_neighbors}")
@@ -214,7 +227,7 @@ class NearestNeighborDetector(ScoringDetector):
         self._index = NearestNeighbors(n_neighbors=self.n_neighbors).fit(templates)
         distances = [self._distances(others)] if len(others) else []
         if n_templates > self.n_neighbors:
-            distances.append(self._index.kneighbors()[0][:, -1])  # each template among the others
+            distances.append(self._index.kneighbors()[0].mean(axis=1))  # each template among the others
         self.offset_ = float(-np.percentile(np.concatenate(distances), 100 * (1 - self.contamination)))
         return self
 
@@ -229,10 +242,10 @@ class NearestNeighborDetector(ScoringDetector):
         Returns
         -------
         ndarray of float64, shape (n_flows,)
-            Opposite of the Euclidean distance to the ``n_neighbors``-th nearest template; at most 0.
+            Opposite of the mean Euclidean distance to the ``n_neighbors`` nearest templates; at most 0.
         """
-        check_is_fitted(self)
+        check_is_fitted(self, "offset_")
         return -self._distances(validate_data(self, X, reset=False))
 
     def _distances(self, X: np.ndarray) -> np.ndarray:
-        return self._index.kneighbors(X)[0][:, -1]
+        return self._index.kneighbors(X)[0].mean(axis=1)
