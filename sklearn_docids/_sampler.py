@@ -282,11 +282,9 @@ class FlowSampler(TransformerMixin, BaseEstimator):
         list of dict
             Counters per capture.
         """
-        rules, actions = self._rules(), self._actions(training=False)
         counters = write_flows(
-            _as_list(captures), rules, self.on_error, os.fsdecode(out), self._progress,
-            lambda rows: field_policies.apply_fields(rows, actions, seed=0), self._run_all,
-        )  # fmt: skip
+            _as_list(captures), self._rules(), self.on_error, os.fsdecode(out), self._progress, self._run_all
+        )
         self.counters_ = counters
         return counters
 
@@ -306,14 +304,13 @@ class FlowSampler(TransformerMixin, BaseEstimator):
         FlowTable
             One or more flows, in the order in which they were complete.
         """
-        rules, actions = self._rules(emit_early=True), self._actions(training=False)
+        rules = self._rules(emit_early=True)
         queue: list[FlowRows] = []
         name = capture_name(source)
         for assembler in assemble_blocks(source, rules, lambda rows: queue.append(rows.copy()), self.on_error):
             assembler.flush_idle()
             self.counters_ = [assembler.counters]
             for rows in queue:
-                field_policies.apply_fields(rows, actions, seed=0)
                 yield FlowTable(rows, np.zeros(len(rows), np.int64), [name], self.counters_)
             queue.clear()
 
@@ -342,29 +339,39 @@ class FlowSampler(TransformerMixin, BaseEstimator):
         tags.input_tags.string = True
         return tags
 
-    def _rules(self, *, emit_early: bool = False) -> FlowRules:
+    def _rules(self, *, training: bool = False, emit_early: bool = False) -> FlowRules:
         self._validate_params()
         if not self.protocols or not set(self.protocols) <= {"tcp", "udp"}:
             raise ValueError(f"protocols must name 'tcp', 'udp' or both, got {self.protocols!r}")
-        field_policies.policy_actions(self.fields, training=True)
         return FlowRules(
-            int(self.n_packets), int(self.n_bytes), self.bidirectional, self.idle_timeout, self.tcp_restart,
-            tuple(self.protocols), self.max_live_flows, self.tunnels == "innermost", self.duplicate_window,
-            self.reorder_window, emit_early,
-        )  # fmt: skip
+            n_packets=int(self.n_packets),
+            n_bytes=int(self.n_bytes),
+            bidirectional=self.bidirectional,
+            idle_timeout=self.idle_timeout,
+            tcp_restart=self.tcp_restart,
+            protocols=tuple(self.protocols),
+            max_live_flows=self.max_live_flows,
+            innermost=self.tunnels == "innermost",
+            duplicate_window=self.duplicate_window,
+            reorder_window=self.reorder_window,
+            emit_early=emit_early,
+            field_actions=field_policies.actions_at_copy(self._actions(training=training)),
+        )
 
     def _actions(self, *, training: bool) -> np.ndarray:
         return field_policies.policy_actions(self.fields, training=training)
 
     def _sampled(self, captures: Any, *, training: bool) -> FlowTable:
-        rules = self._rules()
+        rules = self._rules(training=training)
         parts = self._run_all(
             read_capture, [(source, rules, self.on_error, self._progress) for source in _as_list(captures)]
         )
         flows = concatenate(parts, rules)
         # Outside training nothing is random, and no generator is touched.
         seed = int(check_random_state(self.random_state).randint(2**63 - 1, dtype=np.int64)) if training else 0
-        field_policies.apply_fields(flows.rows, self._actions(training=training), seed)
+        actions = self._actions(training=training)
+        if field_policies.is_random(actions):
+            field_policies.apply_fields(flows.rows, actions, seed)
         self.counters_ = flows.counters
         return flows
 

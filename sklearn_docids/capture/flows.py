@@ -15,8 +15,10 @@ import numpy as np
 from sklearn_docids.capture import kernels
 from sklearn_docids.capture._errors import CaptureError, CaptureWarning
 from sklearn_docids.capture.containers import Capture, capture_name, link_name, opened
-from sklearn_docids.capture.headers import LINK_PPI, PACKET_FATES
+from sklearn_docids.capture.headers import LINK_PPI, PACKET_DTYPE, PACKET_FATES
+from sklearn_docids.capture.layouts import FIELDS
 from sklearn_docids.capture.reordering import reordered
+from sklearn_docids.capture.rewriting import KEEP
 
 # Finished flows are handed on in groups of this size: large enough that most of their rows are neighbours on disk.
 STAGED_ROWS = 8192
@@ -32,9 +34,9 @@ GUESS_ROWS = 32_768
 Progress = Callable[[str, float | None, dict[str, int]], object]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FlowRules:
-    """What makes a flow, and which of its bytes are kept."""
+    """What makes a flow, which of its bytes are kept, and which of these are zeroed as they are copied."""
 
     n_packets: int
     n_bytes: int
@@ -47,6 +49,7 @@ class FlowRules:
     duplicate_window: int = 0
     reorder_window: int = 0
     emit_early: bool = False
+    field_actions: tuple[int, ...] = (KEEP,) * len(FIELDS)
 
     @property
     def row_bytes(self) -> int:
@@ -63,6 +66,7 @@ class FlowRules:
             settings[name] = getattr(self, name)
         settings["tcp"] = "tcp" in self.protocols
         settings["udp"] = "udp" in self.protocols
+        settings["rewrites"] = any(self.field_actions)
         # 73 years are never, as all times lie within twice that; so sums of times and timeouts do not overflow.
         never = self.idle_timeout is None or self.idle_timeout * 1e9 >= 2**61
         settings["idle_timeout"] = 2**62 if never else round(self.idle_timeout * 1e9)  # type: ignore[operator]
@@ -138,11 +142,12 @@ class FlowAssembler:
         self.fraction_read = fraction_read
         self._settings = rules.settings()
         self._settings["recycles"] = emit is not None
+        self._field_actions = np.array(rules.field_actions, np.int64)
         self._table = np.zeros(2 * FIRST_ROWS, kernels.ENTRY_DTYPE)
         self._free = np.arange(len(self.rows))[::-1].copy() if emit else np.zeros(0, np.int64)
         self._staged = FlowRows.empty(min(STAGED_ROWS, most) if emit else 2, rules)
         self._candidates = np.zeros(0, kernels.CANDIDATE_DTYPE)
-        self._packets = np.zeros(kernels.LOOKAHEAD, kernels.PACKET_DTYPE)
+        self._packets = np.zeros(kernels.LOOKAHEAD, PACKET_DTYPE)
         self._digests = np.zeros(max(rules.duplicate_window, 1), np.uint64)
         self._fates = np.zeros(len(PACKET_FATES), np.int64)
         self._cursor = np.zeros(1, kernels.CURSOR_DTYPE)
@@ -155,10 +160,7 @@ class FlowAssembler:
         """File all records under their flows."""
         done = 0
         while True:
-            done, lacking = kernels.add_packets(
-                data, records, done, self._packets, self._digests, self._table, *self._storage(), self._candidates,
-                self._cursor, self._settings, self._keys, self._fates,
-            )  # fmt: skip
+            done, lacking = kernels.add_packets(data, records, done, self._storage())
             if lacking == kernels.DONE:
                 return
             self._make_room(lacking)
@@ -198,12 +200,12 @@ class FlowAssembler:
             "flows_evicted": int(cursor["n_evicted"]),
         }
 
-    def _storage(self) -> tuple[np.ndarray, ...]:
-        """Return the flows, the free slots and the staged flows as the kernels take them."""
-        rows, staged = self.rows, self._staged
-        return (
-            rows.records, rows.X.reshape(-1), rows.kept_bytes, self._free,
-            staged.records, staged.X.reshape(-1), staged.kept_bytes,
+    def _storage(self) -> kernels.Storage:
+        """Return everything as the kernels take it."""
+        return kernels.Storage(
+            table=self._table, rows=_flat(self.rows), free=self._free, staged=_flat(self._staged),
+            candidates=self._candidates, packets=self._packets, digests=self._digests, cursors=self._cursor,
+            settings=self._settings, field_actions=self._field_actions, keys=self._keys, fates=self._fates,
         )  # fmt: skip
 
     def _make_room(self, lacking: int) -> None:
@@ -233,17 +235,17 @@ class FlowAssembler:
         """Finish the flows that have idled out, in order of their rows; put the others into a fresh table."""
         table = self._table
         idle = table["name"] != 0
+        fresh = np.zeros(size or len(table), kernels.ENTRY_DTYPE)
         if not everything:
             idle &= self._cursor["clock"][0] - table["last_active"] > self._settings["idle_timeout"][0]
-        self._table = np.zeros(size or len(table), kernels.ENTRY_DTYPE)
-        if not everything:
-            kernels.rehash(table, self._table, self._cursor, self._settings)
+            kernels.rehash(fresh, self._storage())
+        self._table = fresh
         if self._emit:
             slots = _slots(table["name"][idle])
             slots = slots[np.argsort(self.rows.records["row"][slots])]
             at = 0
             while at < len(slots):
-                at = kernels.finish_all(slots, at, *self._storage(), self._cursor, self._settings)
+                at = kernels.finish_all(slots, at, self._storage())
                 if at < len(slots):
                     self.flush()
 
@@ -291,6 +293,10 @@ class FlowAssembler:
         candidates = earlier if len(earlier) else candidates
         self._candidates = candidates[np.lexsort((candidates["row"], candidates["last_active"]))]
         self._cursor["candidate"] = 0
+
+
+def _flat(rows: FlowRows) -> kernels.Rows:
+    return kernels.Rows(rows.records, rows.X.reshape(-1), rows.kept_bytes)
 
 
 def _slots(names: np.ndarray) -> np.ndarray:

@@ -115,7 +115,6 @@ def write_flows(
     on_error: str,
     out: str,
     progress: Progress,
-    apply_policy: Callable[[FlowRows], object],
     run_all: RunAll,
 ) -> list[dict[str, int]]:
     """Write the flows of captures to ``out``; return the counters of each.
@@ -132,10 +131,7 @@ def write_flows(
     with tempfile.TemporaryDirectory(prefix=".docids-", dir=folder) as scratch:
         parts = run_all(
             _write_capture,
-            [
-                (s, rules, on_error, scratch, number, formats, progress, apply_policy)
-                for number, s in enumerate(sources)
-            ],
+            [(s, rules, on_error, scratch, number, formats, progress) for number, s in enumerate(sources)],
         )
         errors = [error for _, _, error in parts if error]
         if len(errors) == len(parts):
@@ -163,14 +159,12 @@ def _write_capture(
     number: int,
     formats: Sequence[RowFormat],
     progress: Progress,
-    apply_policy: Callable[[FlowRows], object],
 ) -> tuple[list[RowFile], dict[str, int], CaptureError | None]:
     """Write the flows of one capture; return its files, its counters and why it was refused, if it was."""
     files = [RowFile(os.path.join(scratch, f"{number}-{form.name}"), form) for form in formats]
     error, counters = None, {}
 
     def put(rows: FlowRows) -> None:
-        apply_policy(rows)
         order = np.argsort(rows.records["row"])
         place = rows.records["row"][order]
         for file in files:
