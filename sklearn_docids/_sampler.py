@@ -18,8 +18,9 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils._set_output import _get_output_config
 
 from sklearn_docids.capture import fields as field_policies
+from sklearn_docids.capture._errors import called_from, caller
 from sklearn_docids.capture.containers import capture_name
-from sklearn_docids.capture.flows import FlowRows, FlowRules, assemble_blocks, read_capture
+from sklearn_docids.capture.flows import FlowRows, FlowRules, assemble, read_whole
 from sklearn_docids.capture.table import FlowTable, concatenate
 from sklearn_docids.capture.writing import write_flows
 
@@ -307,7 +308,7 @@ class FlowSampler(TransformerMixin, BaseEstimator):
         rules = self._rules(emit_early=True)
         queue: list[FlowRows] = []
         name = capture_name(source)
-        for assembler in assemble_blocks(source, rules, lambda rows: queue.append(rows.copy()), self.on_error):
+        for assembler in assemble(source, rules, self.on_error, lambda rows: queue.append(rows.copy())):
             assembler.flush_idle()
             self.counters_ = [assembler.counters]
             for rows in queue:
@@ -363,10 +364,9 @@ class FlowSampler(TransformerMixin, BaseEstimator):
 
     def _sampled(self, captures: Any, *, training: bool) -> FlowTable:
         rules = self._rules(training=training)
-        parts = self._run_all(
-            read_capture, [(source, rules, self.on_error, self._progress) for source in _as_list(captures)]
-        )
-        flows = concatenate(parts, rules)
+        sources = _as_list(captures)
+        parts = self._run_all(read_whole, [(source, rules, self.on_error, self._progress) for source in sources])
+        flows = concatenate([capture_name(source) for source in sources], parts, rules)
         # Outside training nothing is random, and no generator is touched.
         seed = int(check_random_state(self.random_state).randint(2**63 - 1, dtype=np.int64)) if training else 0
         actions = self._actions(training=training)
@@ -381,13 +381,14 @@ class FlowSampler(TransformerMixin, BaseEstimator):
         After an error no other capture is begun; those in work are finished, so that no thread goes on behind the
         caller's back, and the first error in order of captures is raised, whatever the number of threads.
         """
-        failed = threading.Event()
+        failed, frame = threading.Event(), caller()
 
         def guarded(each: tuple[Any, ...]) -> tuple[Any, Exception | None]:
             if failed.is_set():
                 return None, None
             try:
-                return function(*each), None
+                with called_from(frame):
+                    return function(*each), None
             except Exception as error:
                 failed.set()
                 return None, error

@@ -101,10 +101,11 @@ def check(data, rules):
         warnings.simplefilter("error")
         warnings.simplefilter("ignore", CaptureWarning)
         try:
-            assembler = assemble(io.BytesIO(data), rules, None, "warn", lambda *_: None)
+            *_, assembler = assemble(io.BytesIO(data), rules, "warn")
         except CaptureError:
             return False
-        assemble(io.BytesIO(data), rules, lambda rows: streamed.append(rows.copy()), "warn", lambda *_: None)
+        for _ in assemble(io.BytesIO(data), rules, "warn", lambda rows: streamed.append(rows.copy())):
+            pass
     rows, counters = assembler.rows, assembler.counters
     fates = {name: n for name, n in counters.items() if name not in ("packets", "flows", "flows_evicted")}
     assert sum(fates.values()) == counters["packets"]

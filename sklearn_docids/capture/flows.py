@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from sklearn_docids.capture import kernels
-from sklearn_docids.capture._errors import CaptureError, CaptureWarning
+from sklearn_docids.capture._errors import CaptureError, warn
 from sklearn_docids.capture.containers import Capture, capture_name, link_name, opened
 from sklearn_docids.capture.headers import LINK_PPI, PACKET_DTYPE, PACKET_FATES
 from sklearn_docids.capture.layouts import FIELDS
@@ -305,9 +305,13 @@ def _slots(names: np.ndarray) -> np.ndarray:
 
 
 def assemble(
-    source: Any, rules: FlowRules, emit: Callable[[FlowRows], object] | None, on_error: str, progress: Progress
-) -> FlowAssembler:
-    """Read one capture to its end or to its damage; return its assembler.
+    source: Any,
+    rules: FlowRules,
+    on_error: str,
+    emit: Callable[[FlowRows], object] | None = None,
+    progress: Progress | None = None,
+) -> Iterator[FlowAssembler]:
+    """Read one capture to its end or to its damage; yield its assembler after each block of records, and at the end.
 
     ``progress`` is told at every tenth of a file whose size is known, and at the end.
 
@@ -318,29 +322,19 @@ def assemble(
     CaptureError
         The source is no capture, or it is damaged and ``on_error="raise"``.
     """
-    name, tenth = capture_name(source), 1
-    for assembler in assemble_blocks(source, rules, emit, on_error):
-        last = assembler
-        fraction = assembler.fraction_read()
-        if fraction and 10 * fraction >= tenth:
-            tenth = int(10 * fraction) + 1
-            progress(name, fraction, assembler.counters)
-    progress(name, None, last.counters)
-    return last
-
-
-def assemble_blocks(
-    source: Any, rules: FlowRules, emit: Callable[[FlowRows], object] | None, on_error: str
-) -> Iterator[FlowAssembler]:
-    """Do the work of `assemble`, pausing after each block of records and at the end."""
     with opened(source) as stream, closing(Capture(stream, capture_name(source))) as capture:
         assembler = FlowAssembler(rules, emit, capture.fraction_read)
+        tenth = 1
         try:
             blocks = capture.blocks()
             for data, records in reordered(blocks, rules.reorder_window) if rules.reorder_window else blocks:
                 if capture.joint and on_error == "raise":
                     break
                 assembler.add(data, records)
+                fraction = capture.fraction_read() if progress else None
+                if progress and fraction and 10 * fraction >= tenth:
+                    tenth = int(10 * fraction) + 1
+                    progress(capture.name, fraction, assembler.counters)
                 yield assembler
             if capture.joint and on_error == "raise":
                 raise capture.joint
@@ -354,12 +348,9 @@ def assemble_blocks(
                 warn(f"{capture.joint}; it is read, too")
         assembler.finish()
         _report_link_types(capture, assembler.counters)
+        if progress:
+            progress(capture.name, None, assembler.counters)
         yield assembler
-
-
-def warn(message: str) -> None:
-    """Warn of damage, and of what was kept."""
-    warnings.warn(message, CaptureWarning, stacklevel=2)
 
 
 def _report_link_types(capture: Capture, counters: dict[str, int]) -> None:
@@ -373,17 +364,29 @@ def _report_link_types(capture: Capture, counters: dict[str, int]) -> None:
     warn(f"{capture.name}: {n_unknown} packets of unsupported link type {names} are skipped")
 
 
-def read_capture(
-    source: Any, rules: FlowRules, on_error: str, progress: Progress
-) -> tuple[str, FlowRows, dict[str, int]] | CaptureError:
-    """Return (name, flows, counters) of one capture.
+def read_whole(
+    source: Any,
+    rules: FlowRules,
+    on_error: str,
+    progress: Progress,
+    emit: Callable[[FlowRows], object] | None = None,
+) -> tuple[FlowRows, dict[str, int]] | CaptureError:
+    """Return the flows of one capture, those that ``emit`` was not handed, and its counters.
 
     What is no capture returns its error, where errors are warned of: others of the same call may be captures.
     """
     try:
-        assembler = assemble(source, rules, None, on_error, progress)
+        assembler = deque(assemble(source, rules, on_error, emit, progress), maxlen=1).pop()
     except CaptureError as error:
         if on_error == "raise":
             raise
         return error
-    return capture_name(source), assembler.rows, assembler.counters
+    return assembler.rows, assembler.counters
+
+
+def warn_of_refused(errors: Sequence[CaptureError], n_captures: int) -> None:
+    """Warn of each capture that was refused; raise the first error if all were: there is nothing to go on with."""
+    if errors and len(errors) == n_captures:
+        raise errors[0]
+    for error in errors:
+        warn(f"{error}; it is left out")

@@ -17,7 +17,7 @@ import numpy as np
 from sklearn_docids.capture import kernels
 from sklearn_docids.capture._errors import CaptureError
 from sklearn_docids.capture.community_id import community_id
-from sklearn_docids.capture.flows import FlowRows, FlowRules, warn
+from sklearn_docids.capture.flows import FlowRows, FlowRules, warn_of_refused
 
 NUMERIC_COLUMNS = (
     *(name for name in kernels.FLOW_DTYPE.names or () if name[:3] not in ("src", "dst", "row")),
@@ -354,23 +354,19 @@ def _addresses(records: np.ndarray, side: str) -> np.ndarray:
     return np.array(texts, dtype="U39")[place.ravel()]
 
 
-def concatenate(parts: Sequence[tuple[str, FlowRows, dict[str, int]] | CaptureError], rules: FlowRules) -> FlowTable:
+def concatenate(
+    names: Sequence[str], parts: Sequence[tuple[FlowRows, dict[str, int]] | CaptureError], rules: FlowRules
+) -> FlowTable:
     """Return one table of the flows of captures that could be read, with a warning for each that could not.
 
-    If none could be read, the first error is raised: there is nothing to go on with.
+    If none could be read, the first error is raised.
     """
-    errors = [part for part in parts if isinstance(part, CaptureError)]
-    if errors and len(errors) == len(parts):
-        raise errors[0]
-    for error in errors:
-        warn(f"{error}; it is left out")
+    warn_of_refused([part for part in parts if isinstance(part, CaptureError)], len(parts))
     # A capture that was left out keeps its number and has no flows.
-    read = [
-        part if not isinstance(part, CaptureError) else (part.capture, FlowRows.empty(0, rules), {}) for part in parts
-    ]
-    rows = [part[1] for part in read]
-    capture = np.repeat(np.arange(len(rows)), [len(r) for r in rows])
-    return FlowTable(_joined(rows), capture, [part[0] for part in read], [part[2] for part in read])
+    read = [(FlowRows.empty(0, rules), {}) if isinstance(part, CaptureError) else part for part in parts]
+    rows = [each for each, _ in read]
+    capture = np.repeat(np.arange(len(rows)), [len(each) for each in rows])
+    return FlowTable(_joined(rows), capture, names, [counts for _, counts in read])
 
 
 def join(first: FlowTable, second: FlowTable) -> FlowTable:

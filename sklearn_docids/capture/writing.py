@@ -15,7 +15,7 @@ import numpy as np
 from sklearn_docids.capture import kernels
 from sklearn_docids.capture._errors import CaptureError
 from sklearn_docids.capture.containers import capture_name
-from sklearn_docids.capture.flows import FlowRows, FlowRules, Progress, assemble, warn
+from sklearn_docids.capture.flows import FlowRows, FlowRules, Progress, read_whole, warn_of_refused
 
 MAX_GAP_ROWS = 64
 
@@ -133,11 +133,7 @@ def write_flows(
             _write_capture,
             [(s, rules, on_error, scratch, number, formats, progress) for number, s in enumerate(sources)],
         )
-        errors = [error for _, _, error in parts if error]
-        if len(errors) == len(parts):
-            raise errors[0]
-        for error in errors:
-            warn(f"{error}; it is left out")
+        warn_of_refused([error for _, _, error in parts if error], len(parts))
         counters = [counts for _, counts, _ in parts]
         described = [{"name": capture_name(s), **c} for s, c in zip(sources, counters, strict=True)]
         joined = [_join([files[i] for files, _, _ in parts]) for i in range(len(formats))]
@@ -162,7 +158,6 @@ def _write_capture(
 ) -> tuple[list[RowFile], dict[str, int], CaptureError | None]:
     """Write the flows of one capture; return its files, its counters and why it was refused, if it was."""
     files = [RowFile(os.path.join(scratch, f"{number}-{form.name}"), form) for form in formats]
-    error, counters = None, {}
 
     def put(rows: FlowRows) -> None:
         order = np.argsort(rows.records["row"])
@@ -171,15 +166,11 @@ def _write_capture(
             file.put(place, getattr(rows, file.form.field)[order])
 
     try:
-        counters = assemble(source, rules, put, on_error, progress).counters
-    except CaptureError as refusal:
-        if on_error == "raise":
-            raise
-        error = refusal
+        read = read_whole(source, rules, on_error, progress, put)
     finally:
         for file in files:
             file.close()
-    return files, counters, error
+    return (files, {}, read) if isinstance(read, CaptureError) else (files, read[1], None)
 
 
 def _runs(place: np.ndarray, max_step: int) -> list[tuple[int, int]]:
