@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Captures into flows: bytes in, `FlowTable` out, with numpy and numba alone."""
+"""Captures into flows: bytes in, `FlowTable` out, with numpy and numba alone.
+
+`CaptureError`, `CaptureWarning` and `FlowTable` are public; everything else in this package is private.
+"""
 
 from sklearn_docids.capture._errors import CaptureError, CaptureWarning
 
