@@ -3,11 +3,11 @@
     OMP_NUM_THREADS=1 python benchmarks/sampling.py speed CAPTURE [--runs 5] [--without nfstream ...]
     OMP_NUM_THREADS=1 python benchmarks/sampling.py limits [--large CAPTURE]
 
-``speed`` measures the default settings, with ``fields="raw"`` as a case of its own, and a capture of large packets, too,
-that it writes itself. Cases take turns in one run, in CPU seconds
-(user and system, child processes included) of one thread, after a warm-up of compiled code and page cache; medians are
-printed, as ratios to FlowSampler and to reading. Before each case some memory is written to and given back, because a
-virtual machine may have to fetch memory that nobody has used for seconds from its host, at whose expense is luck.
+``speed`` measures the default settings, with ``fields="raw"`` as a case of its own, also on a capture of large packets
+that it writes itself. Cases take turns in one run, in CPU seconds (user and system, child processes included) of one
+thread, after a warm-up of compiled code and page cache; medians are printed, as ratios to FlowSampler and to reading.
+Before each case some memory is written to and given back, because a virtual machine may have to fetch memory that
+nobody has used for seconds from its host, at whose expense is luck.
 
 The kernel copies a file several times slower to some places in memory than to the beginning of a page; a bytearray of
 1 MB begins 16 or 32 bytes behind one, so both are measured: "read" as a plain script does it, and "read, page-aligned".
