@@ -17,8 +17,8 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils._set_output import _get_output_config
 
+from sklearn_docids._warn import called_from, caller
 from sklearn_docids.capture import fields as field_policies
-from sklearn_docids.capture._errors import called_from, caller
 from sklearn_docids.capture.containers import capture_name
 from sklearn_docids.capture.flows import FlowRows, FlowRules, assemble, read_whole
 from sklearn_docids.capture.table import FlowTable, concatenate

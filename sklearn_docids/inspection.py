@@ -11,6 +11,8 @@ import numpy as np
 from sklearn_docids.capture import layouts
 from sklearn_docids.capture.headers import LINK_ETHERNET, TCP, UDP, find_transport
 
+__all__ = ["ByteReason", "byte_reasons", "field_names"]
+
 
 class ByteReason(NamedTuple):
     """One byte of a flow and its part in the score."""

@@ -4,7 +4,7 @@
 `CaptureError`, `CaptureWarning` and `FlowTable` are public; everything else in this package is private.
 """
 
-from sklearn_docids.capture._errors import CaptureError, CaptureWarning
+from sklearn_docids.exceptions import CaptureError, CaptureWarning
 
 __all__ = ["CaptureError", "CaptureWarning", "FlowTable"]
 

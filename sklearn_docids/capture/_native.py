@@ -8,7 +8,6 @@ instead, so that numba checks every byte of them.
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -19,6 +18,8 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from sklearn_docids._warn import warn_caller
 
 CACHE_LINE = 64
 
@@ -49,10 +50,9 @@ def _compiled(function: Callable[..., Any], **options: Any) -> Any:
 @cache
 def _warn_uncached() -> None:
     """Say once that each process compiles anew: a read-only installation and no home directory, mostly."""
-    warnings.warn(
+    warn_caller(
         "no folder for compiled kernels can be written: each process compiles them anew, which takes some ten seconds; "
-        "set NUMBA_CACHE_DIR to a folder for them",
-        stacklevel=4,
+        "set NUMBA_CACHE_DIR to a folder for them"
     )
 
 

@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 
+from sklearn_docids._warn import warn_caller
 from sklearn_docids.capture import kernels
-from sklearn_docids.capture._errors import CaptureError, warn
 from sklearn_docids.capture.containers import Capture, capture_name, link_name, opened
 from sklearn_docids.capture.headers import LINK_PPI, PACKET_DTYPE, PACKET_FATES
 from sklearn_docids.capture.layouts import FIELDS
 from sklearn_docids.capture.reordering import reordered
 from sklearn_docids.capture.rewriting import KEEP
+from sklearn_docids.exceptions import CaptureError, CaptureWarning
 
 # Finished flows are handed on in groups of this size: large enough that most of their rows are neighbours on disk.
 STAGED_ROWS = 8192
@@ -342,10 +343,10 @@ def assemble(
             if on_error == "raise":
                 raise
             joint = f", another capture begins at byte {capture.joint.offset}" if capture.joint else ""
-            warn(f"{error}; the {capture.n_records} records before it are kept{joint}")
+            warn_caller(f"{error}; the {capture.n_records} records before it are kept{joint}", CaptureWarning)
         else:
             if capture.joint:
-                warn(f"{capture.joint}; it is read, too")
+                warn_caller(f"{capture.joint}; it is read, too", CaptureWarning)
         assembler.finish()
         _report_link_types(capture, assembler.counters)
         if progress:
@@ -361,7 +362,7 @@ def _report_link_types(capture: Capture, counters: dict[str, int]) -> None:
     names = names or f"{link_name(LINK_PPI)} around another"
     if n_unknown == counters["packets"]:
         raise CaptureError(f"link type {names} is not supported", capture.name)
-    warn(f"{capture.name}: {n_unknown} packets of unsupported link type {names} are skipped")
+    warn_caller(f"{capture.name}: {n_unknown} packets of unsupported link type {names} are skipped", CaptureWarning)
 
 
 def read_whole(
@@ -389,4 +390,4 @@ def warn_of_refused(errors: Sequence[CaptureError], n_captures: int) -> None:
     if errors and len(errors) == n_captures:
         raise errors[0]
     for error in errors:
-        warn(f"{error}; it is left out")
+        warn_caller(f"{error}; it is left out", CaptureWarning)

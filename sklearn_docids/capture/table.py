@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from sklearn_docids.capture import kernels
-from sklearn_docids.capture._errors import CaptureError
 from sklearn_docids.capture.community_id import community_id
 from sklearn_docids.capture.flows import FlowRows, FlowRules, warn_of_refused
+from sklearn_docids.exceptions import CaptureError
 
 COLUMNS = (
     *(name for name in kernels.FLOW_DTYPE.names or () if name[:3] not in ("src", "dst", "row")),

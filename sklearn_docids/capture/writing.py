@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from sklearn_docids.capture import kernels
-from sklearn_docids.capture._errors import CaptureError
 from sklearn_docids.capture.containers import capture_name
 from sklearn_docids.capture.flows import FlowRows, FlowRules, Progress, read_whole, warn_of_refused
+from sklearn_docids.exceptions import CaptureError
 
 MAX_GAP_ROWS = 64
 
