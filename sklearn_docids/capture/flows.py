@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -161,7 +162,7 @@ class FlowAssembler:
         """File all records under their flows."""
         done = 0
         while True:
-            done, lacking = kernels.add_packets(data, records, done, self._storage())
+            done, lacking = kernels.add_packets(data, records, done, self._storage)
             if lacking == kernels.DONE:
                 return
             self._make_room(lacking)
@@ -187,6 +188,7 @@ class FlowAssembler:
             self._sweep(everything=True)
             self.flush()
         else:
+            self._forget_storage()
             self.rows.resize(int(self._cursor["n_rows"][0]))
 
     @property
@@ -201,15 +203,23 @@ class FlowAssembler:
             "flows_evicted": int(cursor["n_evicted"]),
         }
 
+    @cached_property
     def _storage(self) -> kernels.Storage:
-        """Return everything as the kernels take it."""
+        """Everything as the kernels take it; forgotten when an array is replaced by another one."""
         return kernels.Storage(
             table=self._table, rows=_flat(self.rows), free=self._free, staged=_flat(self._staged),
             candidates=self._candidates, packets=self._packets, digests=self._digests, cursors=self._cursor,
             settings=self._settings, field_actions=self._field_actions, keys=self._keys, fates=self._fates,
         )  # fmt: skip
 
+    def _forget_storage(self) -> None:
+        self.__dict__.pop("_storage", None)
+
     def _make_room(self, lacking: int) -> None:
+        self._replace_arrays(lacking)
+        self._forget_storage()
+
+    def _replace_arrays(self, lacking: int) -> None:
         if lacking == kernels.STAGE_FULL:
             self.flush()
         elif lacking == kernels.NO_CANDIDATE:
@@ -239,14 +249,15 @@ class FlowAssembler:
         fresh = np.zeros(size or len(table), kernels.ENTRY_DTYPE)
         if not everything:
             idle &= self._cursor["clock"][0] - table["last_active"] > self._settings["idle_timeout"][0]
-            kernels.rehash(fresh, self._storage())
+            kernels.rehash(fresh, self._storage)
         self._table = fresh
+        self._forget_storage()
         if self._emit:
             slots = _slots(table["name"][idle])
             slots = slots[np.argsort(self.rows.records["row"][slots])]
             at = 0
             while at < len(slots):
-                at = kernels.finish_all(slots, at, self._storage())
+                at = kernels.finish_all(slots, at, self._storage)
                 if at < len(slots):
                     self.flush()
 

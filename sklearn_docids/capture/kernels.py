@@ -268,7 +268,7 @@ def read_packet(data, record, rules, packet):
     return SAMPLED
 
 
-@kernel
+@part
 def read_ahead(data, records, storage):
     """Read the headers of some records; ask memory for their table entries, then for their flows."""
     packets, table, keys, rules = storage.packets, storage.table, storage.keys, storage.settings[0]
