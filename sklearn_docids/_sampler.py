@@ -113,6 +113,8 @@ class FlowSampler(TransformerMixin, BaseEstimator):
     ((20, 320), dtype('uint8'))
     """
 
+    counters_: list[dict[str, int]]
+
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "n_packets": [Interval(Integral, 1, 1024, closed="both")],
         "n_bytes": [Interval(Integral, 1, 65_535, closed="both")],

@@ -178,6 +178,11 @@ class FlowAggregator(BaseEstimator):
     # Both are what is aggregated, not metadata of something else: there is nothing to route.
     __metadata_request__fit: ClassVar[dict[str, str]] = {"flows": UNUSED, "scores": UNUSED}
 
+    normal_scores_: np.ndarray
+    offset_: float
+    false_alarm_rate_: float | None
+    no_threshold_reason_: str
+
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "level": [StrOptions(set(LEVELS))],
         "window": [Interval(Real, 1e-9, None, closed="left")],
@@ -379,7 +384,7 @@ class GroupStream:
 
     def __init__(self, aggregator: FlowAggregator):
         aggregator._validate_params()
-        self.n_evicted = 0
+        self.n_evicted: int = 0
         self._fitted = aggregator._checked_fit()
         self._normal_scores = aggregator.normal_scores_
         self._max_groups = aggregator.max_groups

@@ -50,6 +50,9 @@ class NormalOnly(FitParamsToEstimator, MetaEstimatorMixin, BaseEstimator):
     2
     """
 
+    estimator_: Any
+    n_normal_: int
+
     _fitted_names = ("estimator_", "n_normal_")
 
     def __init__(self, estimator: Any):

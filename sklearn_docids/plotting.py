@@ -91,6 +91,9 @@ class ScoreHistogramDisplay:
     'share of flows'
     """
 
+    ax_: Any
+    figure_: Any
+
     def __init__(self, scores: np.ndarray, attack: np.ndarray, threshold: float | None = None):
         self.scores = scores
         self.attack = attack
@@ -446,6 +449,9 @@ class ScoreByClassDisplay:
     ['normal', 'scan']
     """
 
+    ax_: Any
+    figure_: Any
+
     def __init__(self, scores: np.ndarray, classes: np.ndarray, threshold: float | None = None):
         self.scores = scores
         self.classes = classes
@@ -555,6 +561,9 @@ class EmbeddingDisplay:
     (20, 2)
     """
 
+    ax_: Any
+    figure_: Any
+
     def __init__(self, places: np.ndarray, classes: np.ndarray):
         self.places = places
         self.classes = classes
@@ -661,6 +670,9 @@ class ExplanationDisplay:
     >>> ExplanationDisplay.from_predictions(np.eye(4, 80)).ax_.get_xlabel()
     'byte of the packet'
     """
+
+    ax_: Any
+    figure_: Any
 
     def __init__(self, attribution: np.ndarray):
         self.attribution = attribution

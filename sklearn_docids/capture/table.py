@@ -94,8 +94,8 @@ class FlowTable:
         self, rows: FlowRows, capture: np.ndarray, captures: Sequence[str], counters: Sequence[dict[str, int]]
     ):
         self.rows = rows
-        self.captures = list(captures)
-        self.counters = list(counters)
+        self.captures: list[str] = list(captures)
+        self.counters: list[dict[str, int]] = list(counters)
         self._capture = capture
 
     def _numbers(self, name: str) -> np.ndarray:

@@ -101,6 +101,9 @@ class DOCFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     (32,)
     """
 
+    history_: list[dict[str, Any]]
+    n_iter_: int
+    reference_classes_: np.ndarray | None
     network_: Any
 
     # scikit-learn's metadata routing: fit takes the reference without being asked to.

@@ -181,6 +181,8 @@ class DOCIDSDetector(TrainedDetector):
     (64,)
     """
 
+    reference_classes_: np.ndarray | None
+
     _network_class = DOCIDSNetwork
     _fitted_names = (*TrainedDetector._fitted_names, "reference_classes_")
 

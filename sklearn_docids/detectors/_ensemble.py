@@ -55,6 +55,10 @@ class SeedEnsemble(FitParamsToEstimator, MetaEstimatorMixin, ScoringDetector):
     (20,)
     """
 
+    estimators_: list[Any]
+    scales_: np.ndarray
+    offset_: float
+
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "estimator": [HasMethods(["fit", "score_samples"])],
         "n_estimators": [Interval(Integral, 1, None, closed="left")],

@@ -59,6 +59,10 @@ class StatisticDetector(ScoringDetector):
     array([0.66666667, 0.        ])
     """
 
+    values_: np.ndarray
+    frequencies_: np.ndarray
+    offset_: float
+
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "statistic": [StrOptions({"packets", "bytes", "ttl"})],
         "n_packets": [Interval(Integral, 1, None, closed="left")],
@@ -171,6 +175,8 @@ class NearestNeighborDetector(ScoringDetector):
     >>> NearestNeighborDetector().fit([[0.0], [1.0], [9.0]]).score_samples([[3.0]])
     array([-2.])
     """
+
+    offset_: float
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "n_neighbors": [Interval(Integral, 1, None, closed="left")],
