@@ -10,12 +10,13 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.utils import column_or_1d
 
 from sklearn_docids._thresholds import ROUNDING
 
 
-def is_attack(y_true: Any, pos_label: Any = None) -> np.ndarray:
+def is_attack(y_true: ArrayLike, pos_label: Any = None) -> np.ndarray:
     """Return which labels are attacks.
 
     Parameters

@@ -149,7 +149,7 @@ class FlowSampler(TransformerMixin, BaseEstimator):
         on_error: str = "warn",
         max_live_flows: int = 262_144,
         n_jobs: int | None = None,
-        random_state: Any = None,
+        random_state: int | np.random.RandomState | None = None,
         verbose: int = 0,
     ):
         self.n_packets = n_packets

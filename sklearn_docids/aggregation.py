@@ -17,6 +17,7 @@ from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 from sklearn.utils import assert_all_finite, check_consistent_length, column_or_1d
@@ -207,7 +208,7 @@ class FlowAggregator(BaseEstimator):
         self.false_alarm_rate = false_alarm_rate
         self.max_groups = max_groups
 
-    def fit(self, flows: FlowTable, scores: Any) -> FlowAggregator:
+    def fit(self, flows: FlowTable, scores: ArrayLike) -> FlowAggregator:
         """Learn from normal traffic how low flows, and then channels or hosts, score.
 
         Parameters
@@ -272,7 +273,7 @@ class FlowAggregator(BaseEstimator):
             raise TooFewGroupsError(f"{few}, or None for no threshold")
         return None, few
 
-    def aggregate(self, flows: FlowTable, scores: Any) -> list[FlowGroup]:
+    def aggregate(self, flows: FlowTable, scores: ArrayLike) -> list[FlowGroup]:
         """Return the channels or hosts of all flows.
 
         Parameters
@@ -314,7 +315,7 @@ class FlowAggregator(BaseEstimator):
         """
         return GroupStream(self)
 
-    def abnormality(self, scores: Any) -> np.ndarray:
+    def abnormality(self, scores: ArrayLike) -> np.ndarray:
         """Return how unusual scores of flows are: what channels and hosts add up.
 
         Parameters
@@ -391,7 +392,7 @@ class GroupStream:
         self._open = _OpenGroups(self._fitted)
         self._clock = _Clock()
 
-    def update(self, flows: FlowTable, scores: Any) -> list[FlowGroup]:
+    def update(self, flows: FlowTable, scores: ArrayLike) -> list[FlowGroup]:
         """Take more flows; return the groups whose window is over, and those for which there is no room.
 
         Parameters
@@ -621,7 +622,7 @@ def _abnormality_among_others(flows: FlowTable, scores: np.ndarray, fitted: _Fit
     return _abnormality(n_lower, n_others)
 
 
-def _abnormality_among(normal: np.ndarray, scores: Any) -> np.ndarray:
+def _abnormality_among(normal: np.ndarray, scores: ArrayLike) -> np.ndarray:
     """Return how unusual scores are among the sorted ones of normal flows."""
     return _abnormality(_n_as_low(normal, np.asarray(scores, dtype=np.float64)), len(normal))
 
@@ -643,8 +644,8 @@ def _thinned(ordered: np.ndarray) -> np.ndarray:
     return ordered[np.linspace(0, len(ordered) - 1, MAX_NORMAL_SCORES).round().astype(int)]
 
 
-def _checked(flows: FlowTable, scores: Any) -> np.ndarray:
-    scores = column_or_1d(scores, dtype=np.float64)
-    check_consistent_length(flows.X, scores)
-    assert_all_finite(scores, input_name="scores")
-    return scores
+def _checked(flows: FlowTable, scores: ArrayLike) -> np.ndarray:
+    checked: np.ndarray = column_or_1d(scores, dtype=np.float64)
+    check_consistent_length(flows.X, checked)
+    assert_all_finite(checked, input_name="scores")
+    return checked

@@ -7,6 +7,7 @@ from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from sklearn_docids.capture import layouts
 from sklearn_docids.capture.headers import LINK_ETHERNET, TCP, UDP, find_transport
@@ -26,7 +27,7 @@ class ByteReason(NamedTuple):
 
 
 def byte_reasons(
-    detector: Any, X: Any, *, n_listed: int = 16, n_packets: int | None = None, link_type: int = LINK_ETHERNET
+    detector: Any, X: ArrayLike, *, n_listed: int = 16, n_packets: int | None = None, link_type: int = LINK_ETHERNET
 ) -> list[list[ByteReason]]:
     """Return the bytes that matter most to the score of each flow.
 

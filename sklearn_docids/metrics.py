@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.exceptions import UndefinedMetricWarning
 from sklearn.utils import assert_all_finite, check_consistent_length, column_or_1d
 
@@ -36,7 +37,7 @@ __all__ = [
 ]
 
 
-def attack_roc_auc_score(y_true: Any, y_score: Any, *, pos_label: Any = None) -> float:
+def attack_roc_auc_score(y_true: ArrayLike, y_score: ArrayLike, *, pos_label: Any = None) -> float:
     """Return the area under the ROC curve with attacks as the positive class.
 
     Parameters
@@ -66,7 +67,7 @@ def attack_roc_auc_score(y_true: Any, y_score: Any, *, pos_label: Any = None) ->
     return roc_auc(_curve(y_true, y_score, pos_label))
 
 
-def attack_average_precision_score(y_true: Any, y_score: Any, *, pos_label: Any = None) -> float:
+def attack_average_precision_score(y_true: ArrayLike, y_score: ArrayLike, *, pos_label: Any = None) -> float:
     """Return the average precision (area under the PR curve) with attacks as the positive class.
 
     Parameters
@@ -96,7 +97,9 @@ def attack_average_precision_score(y_true: Any, y_score: Any, *, pos_label: Any 
     return average_precision(_curve(y_true, y_score, pos_label))
 
 
-def recall_at_fpr_score(y_true: Any, y_score: Any, *, max_fpr: float = 0.01, pos_label: Any = None) -> float:
+def recall_at_fpr_score(
+    y_true: ArrayLike, y_score: ArrayLike, *, max_fpr: float = 0.01, pos_label: Any = None
+) -> float:
     """Return the share of attacks found when at most ``max_fpr`` of the normal flows raise an alarm.
 
     Parameters
@@ -141,7 +144,7 @@ def recall_at_fpr_score(y_true: Any, y_score: Any, *, max_fpr: float = 0.01, pos
     return recall_at_fpr(curve, max_fpr)
 
 
-def _curve(y_true: Any, y_score: Any, pos_label: Any) -> Curve:
+def _curve(y_true: ArrayLike, y_score: ArrayLike, pos_label: Any) -> Curve:
     """Return what is flagged at each threshold; refuse labels and scores that leave a doubt."""
     check_consistent_length(y_true, y_score)
     scores = column_or_1d(y_score, dtype=np.float64)
@@ -174,7 +177,7 @@ class AlarmCounts(NamedTuple):
         return self.true_positives / n_alarms if n_alarms else float("nan")
 
 
-def alarm_counts(y_true: Any, y_pred: Any, *, pos_label: Any = None) -> AlarmCounts:
+def alarm_counts(y_true: ArrayLike, y_pred: Any, *, pos_label: Any = None) -> AlarmCounts:
     """Return the confusion matrix of verdicts, with attacks as the positive class (paper, Table 5).
 
     Parameters

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, MetaEstimatorMixin, clone
 from sklearn.model_selection import BaseCrossValidator, GroupKFold, KFold
 from sklearn.utils import _safe_indexing, column_or_1d, get_tags, indexable
@@ -58,7 +59,7 @@ class NormalOnly(FitParamsToEstimator, MetaEstimatorMixin, BaseEstimator):
     def __init__(self, estimator: Any):
         self.estimator = estimator
 
-    def fit(self, X: Any, y: Any, **fit_params: Any) -> NormalOnly:
+    def fit(self, X: ArrayLike, y: Any, **fit_params: Any) -> NormalOnly:
         """Fit the detector on the rows whose label is +1.
 
         Parameters
@@ -90,7 +91,7 @@ class NormalOnly(FitParamsToEstimator, MetaEstimatorMixin, BaseEstimator):
         self.n_normal_ = len(normal)
         return self
 
-    def score_samples(self, X: Any) -> np.ndarray:
+    def score_samples(self, X: ArrayLike) -> np.ndarray:
         """Return the detector's scores: the lower, the more abnormal.
 
         Parameters
@@ -106,7 +107,7 @@ class NormalOnly(FitParamsToEstimator, MetaEstimatorMixin, BaseEstimator):
         check_is_fitted(self)
         return self.estimator_.score_samples(X)
 
-    def decision_function(self, X: Any) -> np.ndarray:
+    def decision_function(self, X: ArrayLike) -> np.ndarray:
         """Return the detector's scores relative to its threshold: negative is abnormal.
 
         Parameters
@@ -122,7 +123,7 @@ class NormalOnly(FitParamsToEstimator, MetaEstimatorMixin, BaseEstimator):
         check_is_fitted(self)
         return self.estimator_.decision_function(X)
 
-    def predict(self, X: Any) -> np.ndarray:
+    def predict(self, X: ArrayLike) -> np.ndarray:
         """Return the detector's verdicts.
 
         Parameters
@@ -209,12 +210,14 @@ class NormalTrainSplit(BaseCrossValidator):
 
     __metadata_request__split: ClassVar[dict[str, bool]] = {"groups": True}
 
-    def __init__(self, n_splits: int = 5, *, shuffle: bool = True, random_state: Any = None):
+    def __init__(
+        self, n_splits: int = 5, *, shuffle: bool = True, random_state: int | np.random.RandomState | None = None
+    ):
         self.n_splits = n_splits
         self.shuffle = shuffle
         self.random_state = random_state
 
-    def split(self, X: Any, y: Any = None, groups: Any = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def split(self, X: ArrayLike, y: Any = None, groups: Any = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield rows to train on and rows to test on.
 
         Parameters
@@ -252,7 +255,7 @@ class NormalTrainSplit(BaseCrossValidator):
         random_state = self.random_state if self.shuffle else None
         return KFold(self.n_splits, shuffle=self.shuffle, random_state=random_state).split(normal)
 
-    def get_n_splits(self, X: Any = None, y: Any = None, groups: Any = None) -> int:
+    def get_n_splits(self, X: ArrayLike | None = None, y: Any = None, groups: Any = None) -> int:
         """Return the number of folds.
 
         Parameters
@@ -305,7 +308,7 @@ class _FlowScorer:
     metric: Callable[..., float]
     metric_params: dict[str, Any]
 
-    def __call__(self, estimator: Any, X: Any, y: Any) -> float:
+    def __call__(self, estimator: Any, X: ArrayLike, y: Any) -> float:
         scores = estimator.score_samples(X)
         labels = _joined_labels(y)
         if len(labels) != len(scores):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn import metrics
 from sklearn.manifold import TSNE
 from sklearn.metrics import RocCurveDisplay
@@ -43,7 +44,7 @@ def _verbatim(name: str) -> str:
     return name.replace("$", r"\$")
 
 
-def _attacks_first(y_true: Any, y_score: Any, pos_label: Any) -> tuple[np.ndarray, np.ndarray]:
+def _attacks_first(y_true: ArrayLike, y_score: ArrayLike, pos_label: Any) -> tuple[np.ndarray, np.ndarray]:
     """Return labels and scores as scikit-learn takes them: attacks are True, and score high."""
     check_consistent_length(y_true, y_score)
     return is_attack(y_true, pos_label), -column_or_1d(y_score, dtype=np.float64)
@@ -100,7 +101,7 @@ class ScoreHistogramDisplay:
         self.threshold = threshold
 
     @classmethod
-    def from_estimator(cls, estimator: Any, X: Any, y: Any, *, ax: Any = None) -> ScoreHistogramDisplay:
+    def from_estimator(cls, estimator: Any, X: ArrayLike, y: Any, *, ax: Any = None) -> ScoreHistogramDisplay:
         """Draw the scores of a fitted detector.
 
         Parameters
@@ -124,7 +125,7 @@ class ScoreHistogramDisplay:
 
     @classmethod
     def from_predictions(
-        cls, y_true: Any, y_score: Any, *, threshold: float | None = None, ax: Any = None
+        cls, y_true: ArrayLike, y_score: ArrayLike, *, threshold: float | None = None, ax: Any = None
     ) -> ScoreHistogramDisplay:
         """Draw given scores.
 
@@ -207,7 +208,9 @@ class RocDisplay(RocCurveDisplay):
     """
 
     @classmethod
-    def from_estimator(cls, estimator: Any, X: Any, y: Any, *, name: str | None = None, **kwargs: Any) -> RocDisplay:
+    def from_estimator(
+        cls, estimator: Any, X: ArrayLike, y: Any, *, name: str | None = None, **kwargs: Any
+    ) -> RocDisplay:
         """Draw the curve of a fitted detector.
 
         Parameters
@@ -232,7 +235,7 @@ class RocDisplay(RocCurveDisplay):
 
     @classmethod
     def from_predictions(
-        cls, y_true: Any, y_score: Any, *, name: str = "detector", pos_label: Any = None, **kwargs: Any
+        cls, y_true: ArrayLike, y_score: ArrayLike, *, name: str = "detector", pos_label: Any = None, **kwargs: Any
     ) -> RocDisplay:
         """Draw the curve of given scores.
 
@@ -327,7 +330,7 @@ class PrecisionRecallDisplay(metrics.PrecisionRecallDisplay):
 
     @classmethod
     def from_estimator(
-        cls, estimator: Any, X: Any, y: Any, *, name: str | None = None, **kwargs: Any
+        cls, estimator: Any, X: ArrayLike, y: Any, *, name: str | None = None, **kwargs: Any
     ) -> PrecisionRecallDisplay:
         """Draw the curve of a fitted detector.
 
@@ -353,7 +356,7 @@ class PrecisionRecallDisplay(metrics.PrecisionRecallDisplay):
 
     @classmethod
     def from_predictions(
-        cls, y_true: Any, y_score: Any, *, name: str = "detector", pos_label: Any = None, **kwargs: Any
+        cls, y_true: ArrayLike, y_score: ArrayLike, *, name: str = "detector", pos_label: Any = None, **kwargs: Any
     ) -> PrecisionRecallDisplay:
         """Draw the curve of given scores.
 
@@ -458,7 +461,7 @@ class ScoreByClassDisplay:
         self.threshold = threshold
 
     @classmethod
-    def from_estimator(cls, estimator: Any, X: Any, classes: Any, *, ax: Any = None) -> ScoreByClassDisplay:
+    def from_estimator(cls, estimator: Any, X: ArrayLike, classes: Any, *, ax: Any = None) -> ScoreByClassDisplay:
         """Draw the scores of a fitted detector.
 
         Parameters
@@ -482,7 +485,7 @@ class ScoreByClassDisplay:
 
     @classmethod
     def from_predictions(
-        cls, classes: Any, y_score: Any, *, threshold: float | None = None, ax: Any = None
+        cls, classes: Any, y_score: ArrayLike, *, threshold: float | None = None, ax: Any = None
     ) -> ScoreByClassDisplay:
         """Draw given scores.
 
@@ -570,7 +573,7 @@ class EmbeddingDisplay:
 
     @classmethod
     def from_estimator(
-        cls, estimator: Any, X: Any, classes: Any, *, random_state: Any = 0, ax: Any = None
+        cls, estimator: Any, X: ArrayLike, classes: Any, *, random_state: Any = 0, ax: Any = None
     ) -> EmbeddingDisplay:
         """Draw the features of a fitted detector.
 
@@ -597,7 +600,7 @@ class EmbeddingDisplay:
 
     @classmethod
     def from_predictions(
-        cls, classes: Any, features: Any, *, random_state: Any = 0, ax: Any = None
+        cls, classes: Any, features: ArrayLike, *, random_state: Any = 0, ax: Any = None
     ) -> EmbeddingDisplay:
         """Draw given features.
 
@@ -678,7 +681,7 @@ class ExplanationDisplay:
         self.attribution = attribution
 
     @classmethod
-    def from_estimator(cls, estimator: Any, X: Any, *, ax: Any = None) -> ExplanationDisplay:
+    def from_estimator(cls, estimator: Any, X: ArrayLike, *, ax: Any = None) -> ExplanationDisplay:
         """Draw the attribution of one flow by a fitted detector.
 
         Parameters
@@ -700,8 +703,8 @@ class ExplanationDisplay:
         ValueError
             X has another number of rows than one.
         """
-        if len(X) != 1:
-            raise ValueError(f"an explanation is of one flow, X has {len(X)}")
+        if np.shape(X)[0] != 1:
+            raise ValueError(f"an explanation is of one flow, X has {np.shape(X)[0]}")
         return cls.from_predictions(estimator.explain(X)[0], ax=ax)
 
     @classmethod

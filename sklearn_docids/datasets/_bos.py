@@ -8,7 +8,6 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from sklearn.base import clone
@@ -35,7 +34,7 @@ def load_bos_2018(
     levels: dict[str, int] | None = None,
     sampler: FlowSampler | None = None,
     cache_folder: str | os.PathLike[str] | None = None,
-    random_state: Any = None,
+    random_state: int | np.random.RandomState | None = None,
     verbose: int = 0,
 ) -> Bunch:
     """Load BOS 2018 by progress level: level 2 to train on, levels 7 and 8 to test with.

@@ -68,7 +68,7 @@ def load_cic_ids_2017(
     attempted: str = "ignore",
     sampler: FlowSampler | None = None,
     cache_folder: str | os.PathLike[str] | None = None,
-    random_state: Any = None,
+    random_state: int | np.random.RandomState | None = None,
     verbose: int = 0,
 ) -> Bunch:
     """Load CIC-IDS-2017 from its five captures: Monday to train on, Tuesday to Friday to test with.

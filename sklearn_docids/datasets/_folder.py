@@ -52,7 +52,7 @@ def load_class_folder(
     *,
     sampler: FlowSampler | None = None,
     n_per_class: int | None = None,
-    random_state: Any = None,
+    random_state: int | np.random.RandomState | None = None,
     return_X_y: bool = False,
 ) -> Any:
     """Load a labelled reference: one capture, or one folder of captures, per class.

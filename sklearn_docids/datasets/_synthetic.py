@@ -278,7 +278,7 @@ def make_traffic(
     n_flows: int = 600,
     n_reference: int = 80,
     n_attacks: int = 40,
-    random_state: Any = None,
+    random_state: int | np.random.RandomState | None = None,
 ) -> Bunch:
     """Write small labelled captures: a reference, normal traffic of one network, and attacks among such traffic.
 

@@ -50,7 +50,7 @@ def load_ustc_tfc2016(
     n_per_class: int | None = 5000,
     sampler: FlowSampler | None = None,
     cache_folder: str | os.PathLike[str] | None = None,
-    random_state: Any = None,
+    random_state: int | np.random.RandomState | None = None,
     return_X_y: bool = False,
     verbose: int = 0,
 ) -> Any:
@@ -199,7 +199,7 @@ def load_ustc_tk2016(
     subset: str = "test",
     n_per_class: int | None = 5000,
     sampler: FlowSampler | None = None,
-    random_state: Any = None,
+    random_state: int | np.random.RandomState | None = None,
     return_X_y: bool = False,
 ) -> Any:
     """Load USTC-TFC2016 from its session images: the first 784 bytes of each session's capture file.

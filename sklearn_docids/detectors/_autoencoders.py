@@ -7,6 +7,7 @@ import os
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from sklearn_docids._network.autoencoders import ConvAutoencoder, DenseAutoencoder
 from sklearn_docids._network.scoring import AutoencoderScorer
@@ -104,7 +105,7 @@ class AutoencoderDetector(TrainedDetector):
         checkpoint_folder: str | os.PathLike[str] | None = None,
         callbacks: list[Any] | None = None,
         device: str = "auto",
-        random_state: Any = None,
+        random_state: int | np.random.RandomState | None = None,
         verbose: int = 0,
     ):
         self.contamination = contamination
@@ -128,7 +129,7 @@ class AutoencoderDetector(TrainedDetector):
         self.random_state = random_state
         self.verbose = verbose
 
-    def reconstruction_error(self, X: Any) -> np.ndarray:
+    def reconstruction_error(self, X: ArrayLike) -> np.ndarray:
         """Return the anomaly score of the paper's baselines: the higher, the more abnormal.
 
         Parameters
@@ -143,7 +144,7 @@ class AutoencoderDetector(TrainedDetector):
         """
         return self._evaluate("squared_error", X)
 
-    def embed(self, X: Any) -> np.ndarray:
+    def embed(self, X: ArrayLike) -> np.ndarray:
         """Return the codes in the middle of the autoencoder.
 
         Parameters
@@ -158,7 +159,7 @@ class AutoencoderDetector(TrainedDetector):
         """
         return self._evaluate("code", X)
 
-    def explain(self, X: Any, *, n_packets: int | None = None) -> np.ndarray:
+    def explain(self, X: ArrayLike, *, n_packets: int | None = None) -> np.ndarray:
         """Return how well each byte is reconstructed: the parts of the score.
 
         Parameters
@@ -183,7 +184,7 @@ class AutoencoderDetector(TrainedDetector):
         errors = self._evaluate("squared_errors", X)
         return errors.reshape(-1, *self._packet_shape(n_packets)) / self.n_features_in_
 
-    def _evaluate(self, method: str, X: Any) -> np.ndarray:
+    def _evaluate(self, method: str, X: ArrayLike) -> np.ndarray:
         X = self._checked_for_scoring(X)
         return np.asarray(self._scorer.evaluate(method, X, resolved_device(self.device)))
 

@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 from abc import ABCMeta, abstractmethod
-from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, OutlierMixin
 
 
@@ -16,10 +16,10 @@ class ScoringDetector(OutlierMixin, BaseEstimator, metaclass=ABCMeta):
     offset_: float
 
     @abstractmethod
-    def score_samples(self, X: Any) -> np.ndarray:
+    def score_samples(self, X: ArrayLike) -> np.ndarray:
         """Return how normal flows are: the lower, the more abnormal."""
 
-    def decision_function(self, X: Any) -> np.ndarray:
+    def decision_function(self, X: ArrayLike) -> np.ndarray:
         """Return the score relative to the threshold: negative is abnormal.
 
         Parameters
@@ -34,7 +34,7 @@ class ScoringDetector(OutlierMixin, BaseEstimator, metaclass=ABCMeta):
         """
         return self.score_samples(X) - self.offset_
 
-    def predict(self, X: Any) -> np.ndarray:
+    def predict(self, X: ArrayLike) -> np.ndarray:
         """Return a verdict per flow.
 
         Parameters

@@ -9,6 +9,7 @@ from numbers import Integral
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
@@ -25,7 +26,7 @@ from sklearn_docids._training.run import Trained, fit_network, n_epochs
 from sklearn_docids._warn import warn_caller
 from sklearn_docids.detectors._base import check_range
 from sklearn_docids.detectors._docids import DOCIDSDetector, network_settings
-from sklearn_docids.detectors._reference import checked_reference
+from sklearn_docids.detectors._reference import Reference, checked_reference
 from sklearn_docids.detectors._rows import check_losses
 
 # The first layers of g that ``freeze="all_but_last_4"`` keeps: convolution, ReLU, normalisation, pooling.
@@ -144,7 +145,7 @@ class DOCFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         batch_norm: str = "joint",
         dense_activation: str | None = None,
         device: str = "auto",
-        random_state: Any = None,
+        random_state: int | np.random.RandomState | None = None,
         verbose: int = 0,
     ):
         self.lambda_descriptiveness = lambda_descriptiveness
@@ -165,7 +166,7 @@ class DOCFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         self.random_state = random_state
         self.verbose = verbose
 
-    def fit(self, X: Any, y: Any = None, *, reference: Any = None) -> DOCFeatures:
+    def fit(self, X: ArrayLike, y: object = None, *, reference: Reference | None = None) -> DOCFeatures:
         """Train on normal target traffic and a labelled reference.
 
         Parameters
@@ -248,7 +249,7 @@ class DOCFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             seed=int(check_random_state(self.random_state).randint(2**31 - 1, size=2)[1]),
         )
 
-    def transform(self, X: Any) -> np.ndarray:
+    def transform(self, X: ArrayLike) -> np.ndarray:
         """Return the features g.
 
         Parameters

@@ -12,6 +12,7 @@ from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.utils._param_validation import Interval, Options, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
@@ -19,7 +20,7 @@ from sklearn_docids._network.scoring import NeighborScorer, ReconstructionScorer
 from sklearn_docids._network.table1 import DOCIDSNetwork
 from sklearn_docids._network.tensors import resolved_device
 from sklearn_docids._training.net import WeightedLosses
-from sklearn_docids.detectors._reference import checked_reference
+from sklearn_docids.detectors._reference import Reference, checked_reference
 from sklearn_docids.detectors._rows import FitRows, check_losses
 from sklearn_docids.detectors._templates import Drawn, draw_templates
 from sklearn_docids.detectors._trained import TrainedDetector
@@ -227,7 +228,7 @@ class DOCIDSDetector(TrainedDetector):
         checkpoint_folder: str | os.PathLike[str] | None = None,
         callbacks: list[Any] | None = None,
         device: str = "auto",
-        random_state: Any = None,
+        random_state: int | np.random.RandomState | None = None,
         verbose: int = 0,
     ):
         self.lambda_descriptiveness = lambda_descriptiveness
@@ -269,7 +270,7 @@ class DOCIDSDetector(TrainedDetector):
         """Rows of the templates; None unless ``score_method="knn"``."""
         return getattr(self._scorer, "template_flows", None)
 
-    def reconstruction_error(self, X: Any) -> np.ndarray:
+    def reconstruction_error(self, X: ArrayLike) -> np.ndarray:
         """Return the paper's anomaly score: the higher, the more abnormal.
 
         Parameters
@@ -285,7 +286,7 @@ class DOCIDSDetector(TrainedDetector):
         X = self._checked_for_scoring(X)
         return np.asarray(self._scorer.evaluate(reconstruction_error_of, X, resolved_device(self.device)))
 
-    def embed(self, X: Any) -> np.ndarray:
+    def embed(self, X: ArrayLike) -> np.ndarray:
         """Return the features g.
 
         Parameters
@@ -301,7 +302,7 @@ class DOCIDSDetector(TrainedDetector):
         X = self._checked_for_scoring(X)
         return np.asarray(self._scorer.evaluate(features_of, X, resolved_device(self.device)))
 
-    def explain(self, X: Any, *, n_packets: int | None = None) -> np.ndarray:
+    def explain(self, X: ArrayLike, *, n_packets: int | None = None) -> np.ndarray:
         """Return which bytes make flows abnormal.
 
         With templates: integrated gradients of the abnormality (opposite of the score) [4]_, on the straight way to the
@@ -332,7 +333,7 @@ class DOCIDSDetector(TrainedDetector):
         shape = self._packet_shape(n_packets)
         return self._scorer.explain(X, resolved_device(self.device)).reshape(-1, *shape)
 
-    def most_similar_templates(self, X: Any) -> np.ndarray:
+    def most_similar_templates(self, X: ArrayLike) -> np.ndarray:
         """Return the most similar normal flow of each flow: the template with the most equal bytes.
 
         Parameters
@@ -377,7 +378,7 @@ class DOCIDSDetector(TrainedDetector):
         check_is_fitted(self)
         onnx.export(self._scorer, os.fspath(path), {"offset": repr(self.offset_)})
 
-    def _checked_reference(self, reference: Any, n_rows: int, goes_on: bool) -> dict[str, Any]:
+    def _checked_reference(self, reference: Reference | None, n_rows: int, goes_on: bool) -> dict[str, Any]:
         classes = self.reference_classes_ if goes_on else None
         given = checked_reference(self, reference, n_rows, goes_on, classes)
         check_losses(self._losses(), given["reference"] is not None, self.early_stopping)

@@ -7,6 +7,7 @@ from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.base import MetaEstimatorMixin
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval
@@ -68,13 +69,20 @@ class SeedEnsemble(FitParamsToEstimator, MetaEstimatorMixin, ScoringDetector):
 
     _fitted_names = ("estimators_", "scales_", "offset_")
 
-    def __init__(self, estimator: Any, *, n_estimators: int = 5, contamination: float = 0.01, random_state: Any = None):
+    def __init__(
+        self,
+        estimator: Any,
+        *,
+        n_estimators: int = 5,
+        contamination: float = 0.01,
+        random_state: int | np.random.RandomState | None = None,
+    ):
         self.estimator = estimator
         self.n_estimators = n_estimators
         self.contamination = contamination
         self.random_state = random_state
 
-    def fit(self, X: Any, y: Any = None, **fit_params: Any) -> SeedEnsemble:
+    def fit(self, X: ArrayLike, y: object = None, **fit_params: Any) -> SeedEnsemble:
         """Fit all detectors.
 
         Parameters
@@ -113,7 +121,7 @@ class SeedEnsemble(FitParamsToEstimator, MetaEstimatorMixin, ScoringDetector):
         self.estimators_, self.scales_ = estimators, scales
         return self
 
-    def score_samples(self, X: Any) -> np.ndarray:
+    def score_samples(self, X: ArrayLike) -> np.ndarray:
         """Return how normal flows are: the lower, the more abnormal.
 
         Parameters

@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.utils import check_array
 from sklearn.utils.validation import check_consistent_length
 
@@ -38,7 +39,7 @@ class ReferenceData:
     ReferenceData(4 flows)
     """
 
-    def __init__(self, X: Any, y: Any):
+    def __init__(self, X: ArrayLike, y: Any):
         self.X = X
         self.y = y
 
@@ -46,7 +47,11 @@ class ReferenceData:
         return f"ReferenceData({np.shape(self.X)[0]} flows)"
 
 
-def check_kind(reference: Any) -> None:
+# What `fit` takes as ``reference``.
+Reference: TypeAlias = ReferenceData | tuple[ArrayLike, ArrayLike]
+
+
+def check_kind(reference: Reference | None) -> None:
     """Refuse what is not a reference, before anything else can go wrong with it."""
     is_pair = isinstance(reference, tuple) and len(reference) == 2
     if reference is not None and not is_pair and not isinstance(reference, ReferenceData):
@@ -57,7 +62,7 @@ def check_kind(reference: Any) -> None:
 
 
 def checked_reference(
-    detector: Any, reference: Any, n_target: int, goes_on: bool, classes: np.ndarray | None
+    detector: Any, reference: Reference | None, n_target: int, goes_on: bool, classes: np.ndarray | None
 ) -> dict[str, np.ndarray | None]:
     """Return rows, class numbers and classes of a reference: the given classes where a fit goes on from another."""
     check_kind(reference)
@@ -82,12 +87,12 @@ def checked_reference(
     return {"reference": X, "labels": numbers, "classes": found}
 
 
-def unpacked(reference: Any) -> tuple[Any, Any]:
+def unpacked(reference: Reference) -> tuple[Any, Any]:
     """Return rows and labels of a reference."""
     return (reference.X, reference.y) if isinstance(reference, ReferenceData) else reference
 
 
-def _checked_pair(detector: Any, X: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
+def _checked_pair(detector: Any, X: ArrayLike, y: Any) -> tuple[np.ndarray, np.ndarray]:
     names = getattr(detector, "feature_names_in_", None)
     if names is not None and hasattr(X, "columns") and list(X.columns) != list(names):
         raise ValueError("reference X has other column names than the target X, or another order of them")

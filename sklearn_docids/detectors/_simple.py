@@ -11,6 +11,7 @@ from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.neighbors import NearestNeighbors
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
@@ -19,6 +20,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from sklearn_docids._meta import forget_fit
 from sklearn_docids._thresholds import contamination_threshold
 from sklearn_docids.detectors._base import ScoringDetector
+from sklearn_docids.detectors._reference import Reference
 
 # Where the time to live of the first packet stands: IPv4 behind an Ethernet header without tags.
 TTL_COLUMN = 22
@@ -76,7 +78,7 @@ class StatisticDetector(ScoringDetector):
         self.n_packets = n_packets
         self.contamination = contamination
 
-    def fit(self, X: Any, y: Any = None, *, reference: Any = None) -> StatisticDetector:
+    def fit(self, X: ArrayLike, y: object = None, *, reference: Reference | None = None) -> StatisticDetector:
         """Count how common each number is.
 
         Parameters
@@ -100,15 +102,15 @@ class StatisticDetector(ScoringDetector):
         """
         forget_fit(self)
         self._validate_params()
-        X = validate_data(self, X)
-        if self.statistic == "ttl" and X.shape[1] <= TTL_COLUMN:
-            raise ValueError(f"X has {X.shape[1]} columns: the time to live stands in column {TTL_COLUMN}")
-        self.values_, counts = np.unique(self._statistic(X), return_counts=True)
-        self.frequencies_ = counts / len(X)
-        self.offset_ = contamination_threshold(self._score(X), self.contamination)
+        rows: np.ndarray = validate_data(self, X)
+        if self.statistic == "ttl" and rows.shape[1] <= TTL_COLUMN:
+            raise ValueError(f"X has {rows.shape[1]} columns: the time to live stands in column {TTL_COLUMN}")
+        self.values_, counts = np.unique(self._statistic(rows), return_counts=True)
+        self.frequencies_ = counts / len(rows)
+        self.offset_ = contamination_threshold(self._score(rows), self.contamination)
         return self
 
-    def score_samples(self, X: Any) -> np.ndarray:
+    def score_samples(self, X: ArrayLike) -> np.ndarray:
         """Return how common the number of each flow was in training: the lower, the more abnormal.
 
         Parameters
@@ -193,14 +195,14 @@ class NearestNeighborDetector(ScoringDetector):
         *,
         n_templates: int | None = None,
         contamination: float = 0.01,
-        random_state: Any = None,
+        random_state: int | np.random.RandomState | None = None,
     ):
         self.n_neighbors = n_neighbors
         self.n_templates = n_templates
         self.contamination = contamination
         self.random_state = random_state
 
-    def fit(self, X: Any, y: Any = None, *, reference: Any = None) -> NearestNeighborDetector:
+    def fit(self, X: ArrayLike, y: object = None, *, reference: Reference | None = None) -> NearestNeighborDetector:
         """Keep templates and set the threshold.
 
         Parameters
@@ -226,10 +228,10 @@ class NearestNeighborDetector(ScoringDetector):
         self._validate_params()
         if self.n_templates is not None and self.n_templates < self.n_neighbors:
             raise ValueError(f"n_templates={self.n_templates} are fewer than n_neighbors={self.n_neighbors}")
-        X = validate_data(self, X, ensure_min_samples=self.n_neighbors + 1)
-        n_templates = len(X) if self.n_templates is None else min(len(X), self.n_templates)
-        order = check_random_state(self.random_state).permutation(len(X))
-        templates, others = X[np.sort(order[:n_templates])], X[np.sort(order[n_templates:])]
+        rows: np.ndarray = validate_data(self, X, ensure_min_samples=self.n_neighbors + 1)
+        n_templates = len(rows) if self.n_templates is None else min(len(rows), self.n_templates)
+        order = check_random_state(self.random_state).permutation(len(rows))
+        templates, others = rows[np.sort(order[:n_templates])], rows[np.sort(order[n_templates:])]
         self._index = NearestNeighbors(n_neighbors=self.n_neighbors).fit(templates)
         distances = [self._distances(others)] if len(others) else []
         if n_templates > self.n_neighbors:
@@ -237,7 +239,7 @@ class NearestNeighborDetector(ScoringDetector):
         self.offset_ = float(-np.percentile(np.concatenate(distances), 100 * (1 - self.contamination)))
         return self
 
-    def score_samples(self, X: Any) -> np.ndarray:
+    def score_samples(self, X: ArrayLike) -> np.ndarray:
         """Return how near flows are to those of training: the lower, the more abnormal.
 
         Parameters

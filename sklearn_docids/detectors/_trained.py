@@ -17,6 +17,7 @@ from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -29,6 +30,7 @@ from sklearn_docids._training.run import Trained, fit_network, n_epochs
 from sklearn_docids._warn import warn_caller
 from sklearn_docids.detectors._base import ScoringDetector, check_range
 from sklearn_docids.detectors._callbacks import CallbackSupportMixin, FitTasks, available_if, with_callbacks
+from sklearn_docids.detectors._reference import Reference
 from sklearn_docids.detectors._rows import FitRows, checked_callbacks, split, threshold
 from sklearn_docids.detectors._templates import Drawn
 
@@ -69,7 +71,7 @@ class TrainedDetector(CallbackSupportMixin, ScoringDetector):
     checkpoint_folder: str | os.PathLike[str] | None
     callbacks: list[Any] | None
     device: str
-    random_state: Any
+    random_state: int | np.random.RandomState | None
     verbose: int
 
     network_: Any
@@ -108,7 +110,7 @@ class TrainedDetector(CallbackSupportMixin, ScoringDetector):
     }
 
     @with_callbacks
-    def fit(self, X: Any, y: Any = None, *, reference: Any = None) -> Self:
+    def fit(self, X: ArrayLike, y: object = None, *, reference: Reference | None = None) -> Self:
         """Train on normal target traffic, `DOCIDSDetector` with a labelled reference next to it.
 
         Parameters
@@ -149,7 +151,7 @@ class TrainedDetector(CallbackSupportMixin, ScoringDetector):
 
     @available_if(_takes_more)
     @with_callbacks
-    def partial_fit(self, X: Any, y: Any = None, *, reference: Any = None) -> Self:
+    def partial_fit(self, X: ArrayLike, y: object = None, *, reference: Reference | None = None) -> Self:
         """Train for one pass over more target traffic, from the weights and the optimiser's moments there are.
 
         The learning rate is ``lr`` throughout, since the number of steps to come is not known. Templates
@@ -188,7 +190,9 @@ class TrainedDetector(CallbackSupportMixin, ScoringDetector):
         self._validate_params()
         return self._fit(X, y, reference, goes_on=hasattr(self, "network_"), is_partial=True)
 
-    def _fit(self, X: Any, y: Any, reference: Any, *, goes_on: bool, is_partial: bool = False) -> Self:
+    def _fit(
+        self, X: ArrayLike, y: Any, reference: Reference | None, *, goes_on: bool, is_partial: bool = False
+    ) -> Self:
         """Check, train, make the scorer, set the threshold; from an earlier fit if this one goes on from it."""
         if not goes_on:
             forget_fit(self)
@@ -218,13 +222,13 @@ class TrainedDetector(CallbackSupportMixin, ScoringDetector):
         self._say_how_it_ended(trained)
         return self
 
-    def _checked_rows(self, X: Any, reference: Any, goes_on: bool) -> FitRows:
+    def _checked_rows(self, X: ArrayLike, reference: Reference | None, goes_on: bool) -> FitRows:
         """Return the input of a fit, checked and split."""
         X = check_range(validate_data(self, X, reset=not goes_on, ensure_min_samples=2))
         given = self._checked_reference(reference, len(X), goes_on)
         return split(self, X, self._split_seed if goes_on else None)._replace(**given)
 
-    def _checked_reference(self, reference: Any, n_rows: int, goes_on: bool) -> dict[str, Any]:
+    def _checked_reference(self, reference: Reference | None, n_rows: int, goes_on: bool) -> dict[str, Any]:
         """Return ``reference``, ``labels`` and ``classes`` of `FitRows`; nothing where no reference is used."""
         return {}
 
@@ -241,7 +245,7 @@ class TrainedDetector(CallbackSupportMixin, ScoringDetector):
         )
 
     def _tasks(
-        self, X: Any, y: Any, n_epochs: int, learned: Callable[[Trained], dict[str, Any]]
+        self, X: ArrayLike, y: Any, n_epochs: int, learned: Callable[[Trained], dict[str, Any]]
     ) -> AbstractContextManager[FitTasks | None]:
         """Return what tells scikit-learn's callbacks of the fit, where it has callbacks."""
         if not hasattr(self, "_init_callback_context"):
@@ -307,7 +311,7 @@ class TrainedDetector(CallbackSupportMixin, ScoringDetector):
                 # Usable from here on, and the search or script around it ends as its user wants.
                 raise KeyboardInterrupt("training was interrupted; the detector is fitted as far as it came")
 
-    def score_samples(self, X: Any) -> np.ndarray:
+    def score_samples(self, X: ArrayLike) -> np.ndarray:
         """Return how normal flows are: the lower, the more abnormal.
 
         Parameters
@@ -324,7 +328,7 @@ class TrainedDetector(CallbackSupportMixin, ScoringDetector):
         X = self._checked_for_scoring(X)
         return np.asarray(self._scorer.score(X, resolved_device(self.device)))
 
-    def _checked_for_scoring(self, X: Any) -> np.ndarray:
+    def _checked_for_scoring(self, X: ArrayLike) -> np.ndarray:
         check_is_fitted(self)
         return check_range(validate_data(self, X, reset=False))
 
