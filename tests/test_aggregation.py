@@ -165,6 +165,18 @@ def test_abnormality_is_the_share_of_normal_flows(traffic):
     assert aggregator.abnormality([scores.max()])[0] == 0
 
 
+def test_of_many_normal_scores_evenly_spaced_ones_are_kept(traffic):
+    flows, _ = traffic
+    many = np.arange(150_000.0)
+    fitted = FlowAggregator(false_alarm_rate=None).fit(flows[np.resize(np.arange(400), 150_000)], many[::-1])
+    kept = fitted.normal_scores_
+    assert (len(kept), kept[0], kept[-1]) == (100_000, many[0], many[-1])
+    assert set(np.diff(kept)) == {1, 2}
+    few = many[:100_000]
+    fitted = FlowAggregator(false_alarm_rate=None).fit(flows[np.resize(np.arange(400), 100_000)], few[::-1])
+    assert fitted.normal_scores_.tolist() == few.tolist()
+
+
 def test_many_channels_make_a_host_abnormal_and_none_of_its_channels(write):
     def flows_of(n_ports, host):
         packets = [tcp(src=host, sport=5000 + n, dport=1000 + n % n_ports) for n in range(60)]
