@@ -43,6 +43,17 @@ def described(groups):
     )
 
 
+def rows_of(group, flows):
+    """Return the rows whose flows are in a group."""
+    is_in = (flows.time_first // round(WINDOW * 1e9) == group.window) & (flows.src_ip == group.src_ip)
+    if group.dst_ip is not None:
+        is_in &= (flows.dst_ip == group.dst_ip) & (flows.dst_port == group.dst_port)
+        is_in &= flows.protocol == group.protocol
+    else:
+        assert group.dst_port is group.protocol is None
+    return np.flatnonzero(is_in)
+
+
 @pytest.mark.parametrize("level", ["channel", "host"])
 @pytest.mark.parametrize("n_highest", [1, 3, 50])
 def test_scores_are_those_of_the_obvious_way(traffic, level, n_highest):
@@ -53,8 +64,10 @@ def test_scores_are_those_of_the_obvious_way(traffic, level, n_highest):
     assert described(groups) == expected
     assert [g.score for g in groups] == sorted(g.score for g in groups)
     for group in groups:
-        assert flows.src_ip[group.most_abnormal] == group.src_ip
-        assert group.time_first <= flows.time_first[group.most_abnormal] <= group.time_last
+        rows = rows_of(group, flows)
+        assert len(rows) == group.n_flows
+        assert (group.time_first, group.time_last) == (flows.time_first[rows].min(), flows.time_first[rows].max())
+        assert group.most_abnormal == rows[scores[rows].argmin()]  # the first among equals
 
 
 @pytest.mark.parametrize("level", ["channel", "host"])
@@ -145,6 +158,15 @@ def test_a_scan_does_not_wipe_out_the_sum_of_a_beacon(scan_and_beacon, level):
     assert beacon == dataclasses.replace(expected, most_abnormal=0)
     if level == "channel":
         assert groups[0] == beacon
+
+
+def test_of_equally_abnormal_groups_the_least_recently_active_go(tmp_path):
+    ports = [*range(1, 11), 1, 11]  # the first channel has a flow once more before there is one channel too many
+    flows = sampled(
+        tmp_path / "c.pcap", [tcp(sport=50 + n, dport=port) for n, port in enumerate(ports)], np.arange(12.0)
+    )
+    stream = FlowAggregator(n_highest=1, false_alarm_rate=None, max_groups=10).fit(flows, np.zeros(12)).stream()
+    assert [group.dst_port for group in stream.update(flows, np.full(12, -1.0))] == [2, 3]
 
 
 def test_eviction_frees_a_tenth_of_the_room_at_a_time(scan_and_beacon):
