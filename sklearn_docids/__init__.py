@@ -11,7 +11,6 @@ from sklearn_docids._version import __version__
 
 if TYPE_CHECKING:
     from sklearn_docids._sampler import FlowSampler
-    from sklearn_docids.capture import CaptureError, CaptureWarning
     from sklearn_docids.detectors import (
         AutoencoderDetector,
         ConvAutoencoderDetector,
@@ -19,12 +18,13 @@ if TYPE_CHECKING:
         DOCIDSDetector,
         ReferenceData,
     )
+    from sklearn_docids.exceptions import CaptureError, CaptureWarning
     from sklearn_docids.persistence import load_detector, save_detector
 
 _HOME = {
     "AutoencoderDetector": "sklearn_docids.detectors",
-    "CaptureError": "sklearn_docids.capture",
-    "CaptureWarning": "sklearn_docids.capture",
+    "CaptureError": "sklearn_docids.exceptions",
+    "CaptureWarning": "sklearn_docids.exceptions",
     "ConvAutoencoderDetector": "sklearn_docids.detectors",
     "DOCFeatures": "sklearn_docids.detectors",
     "DOCIDSDetector": "sklearn_docids.detectors",
@@ -34,7 +34,7 @@ _HOME = {
     "save_detector": "sklearn_docids.persistence",
 }
 _SUBMODULES = {
-    "aggregation", "capture", "datasets", "detectors", "evaluation", "inspection", "metrics",
+    "aggregation", "capture", "datasets", "detectors", "evaluation", "exceptions", "inspection", "metrics",
     "model_selection", "paper", "persistence", "plotting",
 }  # fmt: skip
 

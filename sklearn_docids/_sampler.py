@@ -17,9 +17,10 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils._set_output import _get_output_config
 
+from sklearn_docids._warn import called_from, caller
 from sklearn_docids.capture import fields as field_policies
 from sklearn_docids.capture.containers import capture_name
-from sklearn_docids.capture.flows import FlowRows, FlowRules, assemble_blocks, read_capture
+from sklearn_docids.capture.flows import FlowRows, FlowRules, assemble, read_whole
 from sklearn_docids.capture.table import FlowTable, concatenate
 from sklearn_docids.capture.writing import write_flows
 
@@ -80,9 +81,10 @@ class FlowSampler(TransformerMixin, BaseEstimator):
     Attributes
     ----------
     counters_ : list of dict
-        For each capture of the last call: packets read, packets by what happened to them, flows; empty for a capture
-        that was left out
-        (see `~sklearn_docids.capture.table.FlowTable`).
+        For each capture of the call that ended last: packets read, packets by what happened to them, flows; empty for
+        a capture that was left out. Nothing reads it: it is a convenience, replaced as a whole at the end of each call
+        (of `iter_flows`: before each table). Threads that share a sampler take ``FlowTable.counters`` of their own
+        tables instead, or what `write` returns.
 
     See Also
     --------
@@ -282,11 +284,9 @@ class FlowSampler(TransformerMixin, BaseEstimator):
         list of dict
             Counters per capture.
         """
-        rules, actions = self._rules(), self._actions(training=False)
         counters = write_flows(
-            _as_list(captures), rules, self.on_error, os.fsdecode(out), self._progress,
-            lambda rows: field_policies.apply_fields(rows, actions, seed=0), self._run_all,
-        )  # fmt: skip
+            _as_list(captures), self._rules(), self.on_error, os.fsdecode(out), self._progress, self._run_all
+        )
         self.counters_ = counters
         return counters
 
@@ -306,14 +306,13 @@ class FlowSampler(TransformerMixin, BaseEstimator):
         FlowTable
             One or more flows, in the order in which they were complete.
         """
-        rules, actions = self._rules(emit_early=True), self._actions(training=False)
+        rules = self._rules(emit_early=True)
         queue: list[FlowRows] = []
         name = capture_name(source)
-        for assembler in assemble_blocks(source, rules, lambda rows: queue.append(rows.copy()), self.on_error):
+        for assembler in assemble(source, rules, self.on_error, lambda rows: queue.append(rows.copy())):
             assembler.flush_idle()
             self.counters_ = [assembler.counters]
             for rows in queue:
-                field_policies.apply_fields(rows, actions, seed=0)
                 yield FlowTable(rows, np.zeros(len(rows), np.int64), [name], self.counters_)
             queue.clear()
 
@@ -342,29 +341,38 @@ class FlowSampler(TransformerMixin, BaseEstimator):
         tags.input_tags.string = True
         return tags
 
-    def _rules(self, *, emit_early: bool = False) -> FlowRules:
+    def _rules(self, *, training: bool = False, emit_early: bool = False) -> FlowRules:
         self._validate_params()
         if not self.protocols or not set(self.protocols) <= {"tcp", "udp"}:
             raise ValueError(f"protocols must name 'tcp', 'udp' or both, got {self.protocols!r}")
-        field_policies.policy_actions(self.fields, training=True)
         return FlowRules(
-            int(self.n_packets), int(self.n_bytes), self.bidirectional, self.idle_timeout, self.tcp_restart,
-            tuple(self.protocols), self.max_live_flows, self.tunnels == "innermost", self.duplicate_window,
-            self.reorder_window, emit_early,
-        )  # fmt: skip
+            n_packets=int(self.n_packets),
+            n_bytes=int(self.n_bytes),
+            bidirectional=self.bidirectional,
+            idle_timeout=self.idle_timeout,
+            tcp_restart=self.tcp_restart,
+            protocols=tuple(self.protocols),
+            max_live_flows=self.max_live_flows,
+            innermost=self.tunnels == "innermost",
+            duplicate_window=self.duplicate_window,
+            reorder_window=self.reorder_window,
+            emit_early=emit_early,
+            field_actions=field_policies.actions_at_copy(self._actions(training=training)),
+        )
 
     def _actions(self, *, training: bool) -> np.ndarray:
         return field_policies.policy_actions(self.fields, training=training)
 
     def _sampled(self, captures: Any, *, training: bool) -> FlowTable:
-        rules = self._rules()
-        parts = self._run_all(
-            read_capture, [(source, rules, self.on_error, self._progress) for source in _as_list(captures)]
-        )
-        flows = concatenate(parts, rules)
+        rules = self._rules(training=training)
+        sources = _as_list(captures)
+        parts = self._run_all(read_whole, [(source, rules, self.on_error, self._progress) for source in sources])
+        flows = concatenate([capture_name(source) for source in sources], parts, rules)
         # Outside training nothing is random, and no generator is touched.
         seed = int(check_random_state(self.random_state).randint(2**63 - 1, dtype=np.int64)) if training else 0
-        field_policies.apply_fields(flows.rows, self._actions(training=training), seed)
+        actions = self._actions(training=training)
+        if field_policies.is_random(actions):
+            field_policies.apply_fields(flows.rows, actions, seed)
         self.counters_ = flows.counters
         return flows
 
@@ -374,13 +382,14 @@ class FlowSampler(TransformerMixin, BaseEstimator):
         After an error no other capture is begun; those in work are finished, so that no thread goes on behind the
         caller's back, and the first error in order of captures is raised, whatever the number of threads.
         """
-        failed = threading.Event()
+        failed, frame = threading.Event(), caller()
 
         def guarded(each: tuple[Any, ...]) -> tuple[Any, Exception | None]:
             if failed.is_set():
                 return None, None
             try:
-                return function(*each), None
+                with called_from(frame):
+                    return function(*each), None
             except Exception as error:
                 failed.set()
                 return None, error

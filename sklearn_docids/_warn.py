@@ -1,18 +1,46 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Warnings that point at the line that called the package, however deep inside they arise."""
+"""Warnings that point at the line that called the package, however deep inside, or in whose thread, they arise."""
 
 from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import FrameType
 
-# Frames of these stand between the caller and the place that warns.
-PASSED_THROUGH = ("sklearn_docids", "sklearn", "joblib", "contextlib", "functools")
+# Nobody wrote the lines in these: scikit-learn wraps methods and calls those of pipeline steps, joblib runs threads.
+_NO_CALLERS = {"sklearn_docids", "sklearn", "joblib"}
+# Who called, where the thread's own frames do not say so.
+_caller: ContextVar[FrameType | None] = ContextVar("_caller", default=None)
+
+
+def caller() -> FrameType:
+    """Return the frame that called into the package, perhaps through scikit-learn."""
+    frame: FrameType | None = sys._getframe(1)
+    around = sys._getframe(1)
+    while frame:
+        if frame.f_globals.get("__name__", "").partition(".")[0] in _NO_CALLERS and frame.f_back:
+            around = frame.f_back
+        frame = frame.f_back
+    return _caller.get() or around
+
+
+@contextmanager
+def called_from(frame: FrameType) -> Iterator[None]:
+    """Let warnings name the line a frame is at: a worker thread does not know for whom it works."""
+    token = _caller.set(frame)
+    try:
+        yield
+    finally:
+        _caller.reset(token)
 
 
 def warn_caller(message: str, category: type[Warning] = UserWarning) -> None:
-    """Warn at the nearest line outside of this package and of what it is called through."""
-    level, frame = 2, sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in PASSED_THROUGH:
-        level, frame = level + 1, frame.f_back
-    warnings.warn(message, category, stacklevel=level)
+    """Warn at the line that called into the package."""
+    frame = caller()
+    warnings.warn_explicit(
+        message, category, frame.f_code.co_filename, frame.f_lineno, frame.f_globals.get("__name__"),
+        frame.f_globals.setdefault("__warningregistry__", {}),
+    )  # fmt: skip

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import heapq
 import math
-import warnings
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -27,6 +26,8 @@ from sklearn.utils.validation import check_is_fitted
 
 from sklearn_docids._meta import forget_fit
 from sklearn_docids._thresholds import conformal_threshold, least_held_out
+from sklearn_docids._warn import warn_caller
+from sklearn_docids.exceptions import TooFewGroupsError
 
 if TYPE_CHECKING:
     from sklearn_docids.capture.table import FlowTable
@@ -43,10 +44,6 @@ POWER = 1.5
 # The clock of a stream is the median window of so many flows: a few wrong time stamps neither stop nor hasten it.
 N_CLOCK_FLOWS = 9
 Key = tuple[Any, ...]
-
-
-class TooFewGroupsError(ValueError):
-    """There are too few normal channels or hosts for the false-alarm rate asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +241,7 @@ class FlowAggregator(BaseEstimator):
             group_scores = [group.score for group in _all_groups(flows, abnormality, fitted)]
         rate, reason = self._resolved_rate(len(group_scores))
         if reason and self.false_alarm_rate is not None:
-            warnings.warn(f"no threshold: {reason}", UserWarning, stacklevel=2)
+            warn_caller(f"no threshold: {reason}")
         self.false_alarm_rate_, self.no_threshold_reason_ = rate, reason
         self.offset_ = -math.inf if rate is None else conformal_threshold(np.array(group_scores), rate)
         self.normal_scores_ = _thinned(np.sort(scores))

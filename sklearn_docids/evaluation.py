@@ -24,6 +24,7 @@ from sklearn.utils.validation import has_fit_parameter
 
 from sklearn_docids._measures import Curve, Ranking, average_precision, recall_at_fpr, resolves, roc_auc, too_few_normal
 from sklearn_docids._meta import seeded_clone
+from sklearn_docids._warn import warn_caller
 from sklearn_docids.aggregation import LEVELS, FlowAggregator
 from sklearn_docids.capture.table import FlowTable, join
 from sklearn_docids.metrics import alarm_counts
@@ -210,7 +211,7 @@ class Evaluation:
             message = too_few_normal(n_normal, max_fpr, f"{level}s")
             if not resolves(n_normal, max_fpr) and message not in self._unresolved:
                 self._unresolved.add(message)
-                warnings.warn(message, UndefinedMetricWarning, stacklevel=3)
+                warn_caller(message, UndefinedMetricWarning)
 
     @staticmethod
     def _counted(scored: Scored, attack: str, kinds: list[str]) -> dict[str, Any]:
@@ -515,7 +516,7 @@ def evaluate(
                 reasons.add(scored.no_threshold_reason if calibrated.false_alarm_rate is not None else "")
             found.add(name, seed, scored._replace(fit_seconds=seconds), level=level, n_resamples=n_resamples)
     for reason in reasons - {""}:
-        warnings.warn(f"no threshold: {reason}", UserWarning, stacklevel=2)
+        warn_caller(f"no threshold: {reason}")
     return found
 
 

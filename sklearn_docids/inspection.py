@@ -8,21 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sklearn_docids.capture import layouts
 from sklearn_docids.capture.headers import LINK_ETHERNET, TCP, UDP, find_transport
 
-IPV4_FIELDS = (
-    ("IP version", 1), ("IP TOS", 1), ("IP length", 2), ("IP ID", 2), ("IP fragment", 2), ("IP TTL", 1),
-    ("IP protocol", 1), ("IP checksum", 2), ("IP source", 4), ("IP destination", 4),
-)  # fmt: skip
-IPV6_FIELDS = (
-    ("IP version", 1), ("IP flow label", 3), ("IP length", 2), ("IP next header", 1), ("IP hop limit", 1),
-    ("IP source", 16), ("IP destination", 16),
-)  # fmt: skip
-TCP_FIELDS = (
-    ("source port", 2), ("destination port", 2), ("TCP sequence number", 4), ("TCP acknowledgment number", 4),
-    ("TCP header length", 1), ("TCP flags", 1), ("TCP window", 2), ("TCP checksum", 2), ("TCP urgent pointer", 2),
-)  # fmt: skip
-UDP_FIELDS = (("source port", 2), ("destination port", 2), ("UDP length", 2), ("UDP checksum", 2))
+__all__ = ["ByteReason", "byte_reasons", "field_names"]
 
 
 class ByteReason(NamedTuple):
@@ -134,7 +123,7 @@ def field_names(packet: Any, link_type: int = LINK_ETHERNET) -> list[str]:
     if not version:
         return ["unknown"] * len(data)
     names = _link_fields(ip) if link_type == LINK_ETHERNET else ["link header"] * ip
-    names += _spelled(IPV4_FIELDS if version == 4 else IPV6_FIELDS)
+    names += (layouts.IPV4 if version == 4 else layouts.IPV6).names()
     names += ["IP options"] * (transport - len(names))
     names += _transport_fields(data, transport, protocol)
     names += ["payload"] * (len(data) - len(names))
@@ -142,18 +131,15 @@ def field_names(packet: Any, link_type: int = LINK_ETHERNET) -> list[str]:
 
 
 def _link_fields(n_bytes: int) -> list[str]:
-    names = ["MAC destination"] * 6 + ["MAC source"] * 6 + ["Ethernet type"] * 2
+    names = layouts.ETHERNET.names()
     return names + ["tags and labels"] * (n_bytes - len(names))
 
 
 def _transport_fields(data: np.ndarray, at: int, protocol: int) -> list[str]:
     if protocol == UDP:
-        return _spelled(UDP_FIELDS)
+        return layouts.UDP.names()
     if protocol != TCP:
         return []
-    n_header = 4 * int(data[at + 12] >> 4) if at + 12 < len(data) else 20
-    return _spelled(TCP_FIELDS) + ["TCP options"] * max(0, n_header - 20)
-
-
-def _spelled(fields: tuple[tuple[str, int], ...]) -> list[str]:
-    return [name for name, n_bytes in fields for _ in range(n_bytes)]
+    length_at = at + layouts.TCP_HEADER_LENGTH
+    n_header = 4 * int(data[length_at] >> 4) if length_at < len(data) else layouts.TCP_BYTES
+    return layouts.TCP.names() + ["TCP options"] * max(0, n_header - layouts.TCP_BYTES)

@@ -9,7 +9,6 @@ abnormal), and labels that leave a doubt raise.
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +25,7 @@ from sklearn_docids._measures import (
     roc_auc,
     too_few_normal,
 )
+from sklearn_docids._warn import warn_caller
 
 __all__ = [
     "AlarmCounts",
@@ -137,7 +137,7 @@ def recall_at_fpr_score(y_true: Any, y_score: Any, *, max_fpr: float = 0.01, pos
     curve = _curve(y_true, y_score, pos_label)
     n_normal = int(curve.normal[-1])
     if not resolves(n_normal, max_fpr):
-        warnings.warn(too_few_normal(n_normal, max_fpr), UndefinedMetricWarning, stacklevel=2)
+        warn_caller(too_few_normal(n_normal, max_fpr), UndefinedMetricWarning)
     return recall_at_fpr(curve, max_fpr)
 
 

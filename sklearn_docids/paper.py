@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+__all__ = ["detector", "sampler"]
+
 if TYPE_CHECKING:
     from sklearn_docids._sampler import FlowSampler
     from sklearn_docids.detectors import DOCIDSDetector

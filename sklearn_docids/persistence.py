@@ -23,6 +23,7 @@ from sklearn_docids._sealed import SealedFileError, is_count, is_strings
 from sklearn_docids._version import __version__
 from sklearn_docids._warn import warn_caller
 from sklearn_docids.detectors._trained import TrainedDetector
+from sklearn_docids.exceptions import ModelFileError
 
 if TYPE_CHECKING:
     from sklearn_docids._sampler import FlowSampler
@@ -68,8 +69,9 @@ def save_detector(
     TypeError
         There is no model file of such an object.
     ValueError
-        Parameters were changed after the fit, the sampler makes rows of another width, or `load_detector` would refuse
-        the file.
+        Parameters were changed after the fit, or the sampler makes rows of another width.
+    ModelFileError
+        `load_detector` would refuse the file; a ValueError.
     sklearn.exceptions.NotFittedError
         The detector is not fitted.
 
@@ -111,7 +113,7 @@ def save_detector(
         _check(config)
         _sealed.write(os.fsdecode(path), tensors, config)
     except SealedFileError as error:  # better now than when the model is needed
-        raise ValueError(f"this detector cannot be saved: {error}") from None
+        raise ModelFileError(f"this detector cannot be saved: {error}") from None
 
 
 def _savable() -> dict[str, type[TrainedDetector]]:
@@ -198,8 +200,8 @@ def load_detector(path: str | os.PathLike[str]) -> TrainedDetector | Pipeline:
     ------
     OSError
         The file is missing or cannot be read.
-    ValueError
-        The file is not a model, or it is damaged.
+    ModelFileError
+        The file is not a model, or it is damaged; a ValueError.
 
     Warns
     -----
@@ -228,7 +230,7 @@ def load_detector(path: str | os.PathLike[str]) -> TrainedDetector | Pipeline:
             _fill(detector, config, tensors)
             loaded = _in_pipeline(detector, config["steps"])
     except SealedFileError as error:
-        raise ValueError(f"{os.fsdecode(path)}: not a usable DOC-IDS model: {error}") from None
+        raise ModelFileError(f"{os.fsdecode(path)}: not a usable DOC-IDS model: {error}") from None
     _warn_of_versions(os.fsdecode(path), config["versions"])
     return loaded
 

@@ -9,6 +9,7 @@ import io
 import lzma
 import random
 import warnings
+from dataclasses import replace
 
 import numpy as np
 from captures import enhanced, interface, old_packet, option, pcap, section, simple, tcp
@@ -17,8 +18,11 @@ from packets import EXTENSIONS, LINK_LAYERS, NOT_SAMPLED, TUNNELS, udp6
 from sklearn_docids import CaptureError, CaptureWarning
 from sklearn_docids.capture.flows import FlowRows, FlowRules, assemble
 
-RULES = FlowRules(4, 80, True, 120.0, True, ("tcp", "udp"), 262_144)
-INNERMOST = FlowRules(4, 80, True, 120.0, True, ("tcp", "udp"), 3, innermost=True, duplicate_window=3)
+RULES = FlowRules(
+    n_packets=4, n_bytes=80, bidirectional=True, idle_timeout=120.0, tcp_restart=True, protocols=("tcp", "udp"),
+    max_live_flows=262_144,
+)  # fmt: skip
+INNERMOST = replace(RULES, max_live_flows=3, innermost=True, duplicate_window=3)
 NUMBERS = (0, 1, 2, 3, 4, 7, 8, 0x7F, 0x80, 0xFF, 0x100, 0x7FFF, 0xFFFF, 2**24, 2**31 - 1, 2**31, 2**32 - 1)
 
 PACKETS = [(link_type, bytes(packet)) for link_type, packet, _ in LINK_LAYERS.values()]
@@ -97,10 +101,11 @@ def check(data, rules):
         warnings.simplefilter("error")
         warnings.simplefilter("ignore", CaptureWarning)
         try:
-            assembler = assemble(io.BytesIO(data), rules, None, "warn", lambda *_: None)
+            *_, assembler = assemble(io.BytesIO(data), rules, "warn")
         except CaptureError:
             return False
-        assemble(io.BytesIO(data), rules, lambda rows: streamed.append(rows.copy()), "warn", lambda *_: None)
+        for _ in assemble(io.BytesIO(data), rules, "warn", lambda rows: streamed.append(rows.copy())):
+            pass
     rows, counters = assembler.rows, assembler.counters
     fates = {name: n for name, n in counters.items() if name not in ("packets", "flows", "flows_evicted")}
     assert sum(fates.values()) == counters["packets"]

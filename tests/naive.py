@@ -17,6 +17,8 @@ from scapy.main import load_contrib
 from scapy.packet import bind_layers
 from scapy.utils import RawPcapNgReader, RawPcapReader
 
+from sklearn_docids.capture.headers import SAMPLED, find_transport
+
 load_contrib("mpls")
 from scapy.contrib.mpls import MPLS  # noqa: E402 - needs the line above
 
@@ -202,6 +204,167 @@ def sample(
         flow.add(packet, time, n_packets, n_bytes)
         live[key] = flow
     return flows, fates
+
+
+def mix(h):
+    """Return the finaliser of SplitMix64."""
+    h = ((h ^ (h >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+    h = ((h ^ (h >> 27)) * 0x94D049BB133111EB) % 2**64
+    return h ^ (h >> 31)
+
+
+def random_bytes(old, field, seed):
+    """Return what a field becomes: a hash of seed, field and old value."""
+    h = mix((seed + (POLICY_FIELDS.index(field) + 1) * 0x9E3779B97F4A7C15) % 2**64)
+    for byte in old:
+        h = mix(h ^ byte)
+    new = []
+    for _ in old:
+        h = mix((h + 0x9E3779B97F4A7C15) % 2**64)
+        new.append(h % 256)
+    return bytes(new)
+
+
+def words(data):
+    """Return the sum of the 16-bit words of bytes, an odd end padded with zero."""
+    data = data + bytes(len(data) % 2)
+    return sum(int.from_bytes(data[i : i + 2], "big") for i in range(0, len(data), 2))
+
+
+def ones_complement(total):
+    while total > 0xFFFF:
+        total = (total & 0xFFFF) + (total >> 16)
+    return total
+
+
+POLICY_FIELDS = ("mac", "ip", "ports", "ip_id", "ttl", "checksums", "tcp_seq", "tcp_window", "tcp_options",
+                 "tcp_timestamps")  # fmt: skip
+
+
+class Rewritten:
+    """A packet, as far as a row holds it, whose fields are changed one after the other."""
+
+    def __init__(self, packet, actions, seed):
+        self.packet, self.actions, self.seed = bytearray(packet), actions, seed
+
+    def change(self, first, last, field):
+        last = min(last, len(self.packet))
+        action = self.actions.get(field, "keep")
+        if action == "keep" or first >= last:
+            return
+        old = bytes(self.packet[first:last])
+        self.packet[first:last] = bytes(len(old)) if action == "zero" else random_bytes(old, field, self.seed)
+
+    def change_link(self, link_type):
+        start = 0
+        if link_type == 192 and len(self.packet) >= 8:
+            start, link_type = (int.from_bytes(self.packet[a:b], "little") for a, b in ((2, 4), (4, 8)))
+            if start < 8:
+                return
+        places = {1: [(0, 6), (6, 12)], 113: [(6, 14)], 276: [(12, 20)]}
+        for first, last in places.get(link_type, []):
+            self.change(start + first, start + last, "mac")
+
+    def change_ipv4(self, ip, transport):
+        for first, last, field in ((4, 6, "ip_id"), (8, 9, "ttl"), (12, 16, "ip"), (16, 20, "ip")):
+            self.change(ip + first, ip + last, field)
+        self.change(ip + 20, transport, "ip")
+
+    def change_ipv6(self, ip, transport):
+        if ip + 4 > len(self.packet):
+            return
+        traffic_class = self.packet[ip + 1] & 0xF0
+        self.change(ip + 1, ip + 4, "ip_id")
+        self.packet[ip + 1] = self.packet[ip + 1] & 0x0F | traffic_class
+        for first, last, field in ((7, 8, "ttl"), (8, 24, "ip"), (24, 40, "ip")):
+            self.change(ip + first, ip + last, field)
+        at, stop = ip + 40, min(transport, len(self.packet))
+        header = self.packet[ip + 6] if at <= stop else None
+        while at + 2 <= stop:
+            following, length = self.packet[at], self.packet[at + 1]
+            size = 8 if header == 44 else 4 * (length + 2) if header == 51 else 8 * (length + 1)
+            if header == 43:
+                self.change(at + 8, min(at + size, stop), "ip")
+            header, at = following, at + size
+
+    def change_tcp(self, at):
+        for first, last, field in ((4, 8, "tcp_seq"), (8, 12, "tcp_seq"), (14, 16, "tcp_window")):
+            self.change(at + first, at + last, field)
+        end = self.transport_end(at, 6)
+        first = values = min(at + 20, end)
+        while values < end and self.packet[values] != 8:
+            kind = self.packet[values]
+            if kind == 0 or (kind > 1 and (values + 1 >= end or self.packet[values + 1] < 2)):
+                values = end
+            else:
+                values += 1 if kind == 1 else self.packet[values + 1]
+        values = end if values + 1 >= end or self.packet[values + 1] < 2 else min(values + 2, end)
+        kept = self.actions.get("tcp_timestamps", "keep") == "keep"
+        middle, last = min(values + 4, end), min(values + 8, end)
+        for begin, stop, field in ((first, values, 0), (values, middle, 1), (middle, last, 1), (last, end, 0)):
+            self.change(begin, stop, "tcp_timestamps" if field and not kept else "tcp_options")
+
+    def transport_end(self, at, protocol):
+        if protocol == 17:
+            return min(at + 8, len(self.packet))
+        if at + 13 > len(self.packet):
+            return len(self.packet)
+        return min(at + max(20, self.packet[at + 12] // 16 * 4), len(self.packet))
+
+    def patch(self, at, before, after, pseudo_before=0, pseudo_after=0):
+        if self.actions.get("checksums", "keep") != "keep":
+            self.change(at, at + 2, "checksums")
+        elif at + 2 <= len(self.packet) and before != after:
+            old = int.from_bytes(self.packet[at : at + 2], "big")
+            new = 0xFFFF - (0xFFFF - old + after - before) % 0xFFFF
+            if old == ones_complement(pseudo_before):
+                new = ones_complement(pseudo_after)
+            if old:
+                self.packet[at : at + 2] = new.to_bytes(2, "big")
+
+
+def rewritten(packet, link_type, actions, seed=0):
+    """Return the bytes that a row holds of a packet with its header fields zeroed or randomised."""
+    changed = Rewritten(packet, actions, seed)
+    changed.change_link(link_type)
+    data = np.frombuffer(bytes(packet) + bytes(8), np.uint8)[: len(packet)]
+    fate, version, ip, protocol, transport, end = find_transport(data, 0, len(data), link_type)
+    if not version:
+        return bytes(changed.packet)
+    if fate != SAMPLED:
+        protocol, transport, end = 0, len(data), len(data)
+    addresses = slice(ip + 12, ip + 20) if version == 4 else slice(ip + 8, ip + 40)
+
+    def sums():
+        header = words(changed.packet[ip : min(transport, len(data))]) if version == 4 else 0
+        pseudo = words(changed.packet[addresses]) + protocol + end - transport
+        return header, pseudo, pseudo + words(changed.packet[transport : changed.transport_end(transport, protocol)])
+
+    before = sums()
+    (changed.change_ipv4 if version == 4 else changed.change_ipv6)(ip, transport)
+    if transport < len(data):
+        changed.change(transport, transport + 2, "ports")
+        changed.change(transport + 2, transport + 4, "ports")
+        if protocol == 6:
+            changed.change_tcp(transport)
+    after = sums()
+    if version == 4:
+        changed.patch(ip + 10, before[0], after[0])
+    if transport < len(data):
+        changed.patch(transport + (16 if protocol == 6 else 6), before[2], after[2], before[1], after[1])
+    return bytes(changed.packet)
+
+
+def with_policy(flows, actions, seed=0):
+    """Return the rows of a raw flow table with header fields zeroed or randomised."""
+    X = flows.X.copy()
+    n_bytes = X.shape[1] // flows.kept_bytes.shape[1]
+    for row, kept, link_type, number in zip(X, flows.kept_bytes, flows.link_type, range(len(X)), strict=True):
+        flow_seed = mix((seed + number * 0xD1342543DE82EF95) % 2**64)
+        for packet, length in enumerate(kept):
+            place = slice(packet * n_bytes, packet * n_bytes + int(length))
+            row[place] = np.frombuffer(rewritten(row[place].tobytes(), int(link_type), actions, flow_seed), np.uint8)
+    return X
 
 
 def compactness(h):

@@ -16,6 +16,7 @@ import zlib
 import numpy as np
 import pytest
 from captures import block, enhanced, interface, old_packet, option, pcap, section, simple, tcp, udp
+from sklearn.pipeline import make_pipeline
 
 from sklearn_docids import CaptureError, CaptureWarning, FlowSampler
 from sklearn_docids.capture import containers
@@ -490,7 +491,7 @@ def test_a_flood_of_interfaces_stops(monkeypatch):
         (b"version https://git-lfs.github.com/spec/v1", "Git LFS pointer"),
         (b"<!DOCTYPE html>", "web page"),
         (pcap([])[:20], "header cut after 20 of 24 bytes"),
-        (gzip.compress(b""), "packed, but empty"),
+        (gzip.compress(b"", mtime=0), "packed, but empty"),
         (pcap([], link_type=105), r"link type 105 \(IEEE802_11\) is not supported"),
         (b"\x0a\x0d\x0d\x0a" + bytes(40), "no byte-order mark"),
         (section()[:20], "cut after 20 of 28"),
@@ -578,3 +579,19 @@ def test_a_decompressing_stream_that_breaks_off_keeps_what_came_before():
     with stream, pytest.warns(CaptureWarning, match="the packed data is damaged: Compressed file ended"):
         flows = sampled(stream)
     assert len(flows) > 1000
+
+
+@pytest.mark.parametrize("n_jobs", [None, 2])
+@pytest.mark.parametrize("method", ["transform", "pipeline", "iter_flows", "write"])
+def test_a_warning_names_the_line_of_the_caller(write, tmp_path, method, n_jobs):
+    path = write(pcap([udp(), udp()])[:-5])
+    sampler = FlowSampler(n_jobs=n_jobs)
+    calls = {
+        "transform": lambda: sampler.transform([path, path]),
+        "pipeline": lambda: make_pipeline(sampler, "passthrough").fit_transform([path, path]),
+        "iter_flows": lambda: list(sampler.iter_flows(path)),
+        "write": lambda: sampler.write([path, path], tmp_path / "X.npy"),
+    }
+    with pytest.warns(CaptureWarning) as caught:
+        calls[method]()
+    assert {warning.filename for warning in caught} == {__file__}

@@ -1,18 +1,24 @@
 """Header-field policies: what they touch, what they leave, and that randomisation keeps a flow consistent."""
 
 import io
+import random
 from ipaddress import ip_address
 
+import hypothesis
+import mutations
+import naive
 import numpy as np
 import pytest
 from captures import pcap, tcp, udp, udp6
+from hypothesis import given
+from hypothesis import strategies as st
 from packets import LINK_LAYERS, TUNNELS
 from scapy.layers.inet import IP, TCP, UDP, IPOption_RR
 from scapy.layers.inet6 import IPv6, IPv6ExtHdrHopByHop, IPv6ExtHdrRouting
 from scapy.layers.l2 import CookedLinux, CookedLinuxV2, Dot1Q, Ether
 from scapy.utils import checksum
 
-from sklearn_docids import FlowSampler
+from sklearn_docids import CaptureError, FlowSampler
 from sklearn_docids.capture.fields import FIELDS
 
 OPTIONS = [("MSS", 1460), ("NOP", None), ("NOP", None), ("Timestamp", (1111, 2222))]
@@ -240,6 +246,63 @@ def test_option_lengths_that_lie_end_the_walk(options):
     header[16:18] = (94 - 14).to_bytes(2, "big")
     raw, zeroed = rows([bytes(header)], "raw"), rows([bytes(header)], {"tcp_timestamps": "zero"})
     assert changed(raw, zeroed) <= set(range(54, 80)) | {50, 51}
+
+
+ACTION_MAPS = st.dictionaries(st.sampled_from(FIELDS), st.sampled_from(("keep", "zero", "randomize")), min_size=1)
+SETTINGS = st.fixed_dictionaries(
+    {"n_bytes": st.sampled_from((40, 61, 80, 120)), "tunnels": st.sampled_from(("outermost", "innermost"))}
+)
+
+
+def assert_as_the_twin_says(data, fields, settings):
+    """Compare rows in memory, as training data, to disk and as a stream with those of the naive twin."""
+    try:
+        raw = FlowSampler(fields="raw", **settings).flows(io.BytesIO(data))
+    except CaptureError:
+        return
+    sampler = FlowSampler(fields=fields, random_state=1, **settings)
+    zeros = {name: action for name, action in fields.items() if action == "zero"}
+    expected = naive.with_policy(raw, zeros)
+    assert (sampler.transform(io.BytesIO(data)) == expected).all()
+    streamed = list(sampler.iter_flows(io.BytesIO(data)))
+    if streamed:
+        order = np.concatenate([flows.rows.records["row"] for flows in streamed])
+        assert (np.concatenate([flows.X for flows in streamed]) == expected[order]).all()
+    seed = int(np.random.RandomState(1).randint(2**63 - 1, dtype=np.int64))
+    assert (sampler.fit_transform(io.BytesIO(data)) == naive.with_policy(raw, fields, seed)).all()
+
+
+@pytest.mark.filterwarnings("ignore::sklearn_docids.CaptureWarning")
+@given(fields=ACTION_MAPS, settings=SETTINGS, seed=st.integers(0, 10**6))
+@hypothesis.settings(max_examples=60, deadline=None)
+def test_rows_of_damaged_packets_are_those_of_the_twin(fields, settings, seed):
+    assert_as_the_twin_says(mutations.damaged_packets(random.Random(seed)), fields, settings)
+
+
+@given(fields=ACTION_MAPS, settings=SETTINGS, packet=st.sampled_from(mutations.PACKETS), data=st.data())
+@hypothesis.settings(max_examples=150, deadline=None)
+def test_rows_of_packets_cut_anywhere_are_those_of_the_twin(fields, settings, packet, data):
+    link_type, packet = packet
+    captured = data.draw(st.integers(0, len(packet)))
+    assert_as_the_twin_says(pcap([packet] * 3, link_type=link_type, captured=[captured] * 3), fields, settings)
+
+
+@pytest.mark.parametrize("fields", [dict.fromkeys(FIELDS, "zero"), {"ip": "zero"}, {"ip": "randomize", "mac": "zero"}])
+def test_an_ip_length_left_to_the_network_card_is_that_of_the_row(fields):
+    frames = []
+    for packet in (tcp(payload=b"abc"), udp(payload=b"a" * 90), udp6(payload=b"xyz")):
+        frame = bytearray(bytes(packet))
+        frame[slice(16, 18) if frame[14] >> 4 == 4 else slice(18, 20)] = bytes(2)
+        frames.append(bytes(frame))
+    assert_as_the_twin_says(pcap(frames), fields, {})
+
+
+def test_written_rows_are_those_in_memory(tmp_path):
+    packets = [bytes(packet) for link_type, packet in mutations.PACKETS if link_type == 1]
+    for policy in ("no_addresses", "portable"):
+        sampler = FlowSampler(fields=policy, max_live_flows=2)
+        sampler.write(io.BytesIO(pcap(packets)), tmp_path / "X.npy")
+        assert (np.load(tmp_path / "X.npy") == sampler.transform(io.BytesIO(pcap(packets)))).all()
 
 
 def test_a_result_does_not_depend_on_the_number_of_threads(write):

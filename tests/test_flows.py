@@ -23,7 +23,10 @@ from sklearn_docids.capture.containers import Capture
 from sklearn_docids.capture.flows import STAGED_ROWS, FlowAssembler, FlowRules
 from sklearn_docids.capture.kernels import FLOW_DTYPE
 
-RULES = FlowRules(4, 80, True, 1.0, True, ("tcp", "udp"), 10**6)
+RULES = FlowRules(
+    n_packets=4, n_bytes=80, bidirectional=True, idle_timeout=1.0, tcp_restart=True, protocols=("tcp", "udp"),
+    max_live_flows=10**6,
+)  # fmt: skip
 
 
 COLUMNS = (

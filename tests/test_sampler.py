@@ -425,3 +425,25 @@ def test_threads_stay_threads_under_any_joblib_backend(captures):
     with joblib.parallel_config("loky", n_jobs=2):
         files = [io.BytesIO(path.read_bytes()) for path in captures]
         assert len(FlowSampler().transform(files)) == 8
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_a_column_cannot_be_written_to(write, name):
+    flows = FlowSampler().flows(write(pcap([udp(), tcp()])))
+    with pytest.raises(ValueError, match="read-only"):
+        flows[name][:] = flows[name][::-1]
+
+
+def test_captures_are_read_where_scapy_cannot_be_imported(write, tmp_path):
+    path = write(pcap([udp(), tcp(), tcp(sport=7)]))
+    code = (
+        "import sys; sys.modules['scapy'] = None\n"
+        "import sklearn_docids.cli, sklearn_docids.datasets, sklearn_docids.inspection\n"
+        "from sklearn_docids import FlowSampler\n"
+        f"path, sampler = {str(path)!r}, FlowSampler(fields='paper', random_state=0)\n"
+        f"sampler.write(path, {str(tmp_path / 'X.npy')!r})\n"
+        "print(len(sampler.fit_transform(path)), sum(map(len, sampler.iter_flows(path))))\n"
+        "print(sampler.flows(path).dst_ip[0])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (result.stderr, result.stdout) == ("", "3 3\n10.0.0.2\n")

@@ -12,7 +12,6 @@ import json
 import math
 import os
 import time
-import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import version
@@ -27,6 +26,7 @@ from sklearn_docids import _sealed
 from sklearn_docids._training.callbacks import EarlyStopping, Snapshot
 from sklearn_docids._training.moments import moments_of, shapes_of
 from sklearn_docids._training.net import PairedNet
+from sklearn_docids._warn import warn_caller
 
 FORMAT = 1
 # At most one file in this time: it holds three times the weights.
@@ -194,7 +194,7 @@ class CheckpointWriter(Callback):
         try:
             self.file.write(self._state(net))
         except (OSError, _sealed.SealedFileError) as error:  # a full disk is no reason to lose what was trained so far
-            warnings.warn(f"no checkpoint could be written, training goes on: {error}", stacklevel=2)
+            warn_caller(f"no checkpoint could be written, training goes on: {error}")
         self._written = time.monotonic()
 
     def _state(self, net: PairedNet) -> TrainingState:

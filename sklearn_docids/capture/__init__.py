@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Captures into flows: bytes in, `FlowTable` out, with numpy and numba alone."""
+"""Captures into flows: bytes in, `FlowTable` out, with numpy and numba alone.
 
-from sklearn_docids.capture._errors import CaptureError, CaptureWarning
+`CaptureError`, `CaptureWarning` and `FlowTable` are public; everything else in this package is private.
+"""
+
+from sklearn_docids.exceptions import CaptureError, CaptureWarning
 
 __all__ = ["CaptureError", "CaptureWarning", "FlowTable"]
 

@@ -8,7 +8,6 @@ instead, so that numba checks every byte of them.
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -19,6 +18,8 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from sklearn_docids._warn import warn_caller
 
 CACHE_LINE = 64
 
@@ -33,7 +34,7 @@ def part(function: Callable[..., Any]) -> Callable[..., Any]:
     return _compiled(function, forceinline=True)
 
 
-def _compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+def _compiled(function: Callable[..., Any], **options: Any) -> Any:
     # Kernels allocate nothing, so numba need not count references to arrays: that is two locked instructions per
     # array and call.
     options |= {"nogil": True, "_nrt": False}
@@ -49,10 +50,9 @@ def _compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any
 @cache
 def _warn_uncached() -> None:
     """Say once that each process compiles anew: a read-only installation and no home directory, mostly."""
-    warnings.warn(
+    warn_caller(
         "no folder for compiled kernels can be written: each process compiles them anew, which takes some ten seconds; "
-        "set NUMBA_CACHE_DIR to a folder for them",
-        stacklevel=4,
+        "set NUMBA_CACHE_DIR to a folder for them"
     )
 
 
@@ -77,6 +77,32 @@ def _load(bits: int, order: str) -> Any:
         return result(data, types.intp), generate
 
     return intrinsic(load)
+
+
+def apart(function: Callable[..., Any]) -> Any:
+    """Compile a function of two arguments that is called, never inlined: for what is rare and long.
+
+    Within its callers, it would push what is not rare out of the processor's cache of instructions.
+    """
+    compiled = _compiled(function)
+
+    def call(typing_context: Any, first: Any, second: Any) -> Any:
+        signature = typing_context.resolve_function_type(numba.typeof(compiled), (first, second), {})
+        callee = compiled.overloads[signature.args]
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            context.add_linking_libs([callee.library])
+            status, result = context.call_conv.call_function(
+                builder, context.declare_function(builder.module, callee.fndesc), signature.return_type,
+                signature.args, arguments, attrs=("noinline",),
+            )  # fmt: skip
+            with cgutils.if_unlikely(builder, status.is_error):
+                context.call_conv.return_status_propagate(builder, status)
+            return result
+
+        return signature, generate
+
+    return intrinsic(call)
 
 
 @intrinsic
@@ -107,6 +133,29 @@ def _copy(typing_context: Any, source: Any, first: Any, target: Any, place: Any,
         return context.get_dummy_value()
 
     return types.void(source, types.intp, target, types.intp, types.intp), generate
+
+
+@intrinsic
+def _set_u16(typing_context: Any, data: Any, at: Any, number: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        address = _address(context, builder, signature.args[0], *arguments[:2])
+        short = builder.trunc(arguments[2], ir.IntType(16))
+        if sys.byteorder == "little":
+            short = builder.bswap(short)
+        builder.store(short, builder.bitcast(address, short.type.as_pointer()), align=1)
+        return context.get_dummy_value()
+
+    return types.void(data, types.intp, types.int64), generate
+
+
+@intrinsic
+def _clear(typing_context: Any, data: Any, at: Any, n_bytes: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        address = _address(context, builder, signature.args[0], *arguments[:2])
+        cgutils.memset(builder, address, arguments[2], 0)
+        return context.get_dummy_value()
+
+    return types.void(data, types.intp, types.intp), generate
 
 
 @intrinsic
@@ -141,14 +190,25 @@ if numba.config.BOUNDSCHECK:
         return (np.uint64(u32(data, at)) << np.uint64(32)) | np.uint64(u32(data, at + 4))
 
     @kernel
+    def little_u16(data, at):
+        """Return a little-endian number of two bytes."""
+        return np.int64(data[at]) | (np.int64(data[at + 1]) << 8)
+
+    @kernel
     def little_u32(data, at):
         """Return a little-endian number of four bytes."""
-        return (
-            np.int64(data[at])
-            | (np.int64(data[at + 1]) << 8)
-            | (np.int64(data[at + 2]) << 16)
-            | (np.int64(data[at + 3]) << 24)
-        )
+        return little_u16(data, at) | (little_u16(data, at + 2) << 16)
+
+    @kernel
+    def set_u16(data, at, number):
+        """Store a big-endian number of two bytes."""
+        data[at], data[at + 1] = np.uint64(number) >> np.uint64(8), np.uint64(number) & np.uint64(0xFF)
+
+    @kernel
+    def clear(data, at, n_bytes):
+        """Zero bytes."""
+        for i in range(at, at + n_bytes):
+            data[i] = 0
 
     @kernel
     def copy(source, first, target, place, n_bytes):
@@ -157,5 +217,6 @@ if numba.config.BOUNDSCHECK:
             target[place + i] = source[first + i]
 
 else:
-    u16, u32, u64, little_u32 = _load(16, "big"), _load(32, "big"), _load(64, "big"), _load(32, "little")
-    copy = _copy
+    u16, u32, u64 = _load(16, "big"), _load(32, "big"), _load(64, "big")
+    little_u16, little_u32 = _load(16, "little"), _load(32, "little")
+    copy, set_u16, clear = _copy, _set_u16, _clear

@@ -20,9 +20,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from sklearn_docids.capture import records
-from sklearn_docids.capture._errors import CaptureError
 from sklearn_docids.capture.compression import CompressionError, Unpacked, compression_of
 from sklearn_docids.capture.headers import LINK_TYPES
+from sklearn_docids.exceptions import CaptureError
 
 BUFFER_BYTES = 2**20
 PAGE_BYTES = 4096

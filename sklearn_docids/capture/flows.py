@@ -4,19 +4,23 @@
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from sklearn_docids._warn import warn_caller
 from sklearn_docids.capture import kernels
-from sklearn_docids.capture._errors import CaptureError, CaptureWarning
 from sklearn_docids.capture.containers import Capture, capture_name, link_name, opened
-from sklearn_docids.capture.headers import LINK_PPI, PACKET_FATES
+from sklearn_docids.capture.headers import LINK_PPI, PACKET_DTYPE, PACKET_FATES
+from sklearn_docids.capture.layouts import FIELDS
 from sklearn_docids.capture.reordering import reordered
+from sklearn_docids.capture.rewriting import KEEP
+from sklearn_docids.exceptions import CaptureError, CaptureWarning
 
 # Finished flows are handed on in groups of this size: large enough that most of their rows are neighbours on disk.
 STAGED_ROWS = 8192
@@ -32,9 +36,9 @@ GUESS_ROWS = 32_768
 Progress = Callable[[str, float | None, dict[str, int]], object]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FlowRules:
-    """What makes a flow, and which of its bytes are kept."""
+    """What makes a flow, which of its bytes are kept, and which of these are zeroed as they are copied."""
 
     n_packets: int
     n_bytes: int
@@ -47,6 +51,7 @@ class FlowRules:
     duplicate_window: int = 0
     reorder_window: int = 0
     emit_early: bool = False
+    field_actions: tuple[int, ...] = (KEEP,) * len(FIELDS)
 
     @property
     def row_bytes(self) -> int:
@@ -63,6 +68,7 @@ class FlowRules:
             settings[name] = getattr(self, name)
         settings["tcp"] = "tcp" in self.protocols
         settings["udp"] = "udp" in self.protocols
+        settings["rewrites"] = any(self.field_actions)
         # 73 years are never, as all times lie within twice that; so sums of times and timeouts do not overflow.
         never = self.idle_timeout is None or self.idle_timeout * 1e9 >= 2**61
         settings["idle_timeout"] = 2**62 if never else round(self.idle_timeout * 1e9)  # type: ignore[operator]
@@ -138,11 +144,12 @@ class FlowAssembler:
         self.fraction_read = fraction_read
         self._settings = rules.settings()
         self._settings["recycles"] = emit is not None
+        self._field_actions = np.array(rules.field_actions, np.int64)
         self._table = np.zeros(2 * FIRST_ROWS, kernels.ENTRY_DTYPE)
         self._free = np.arange(len(self.rows))[::-1].copy() if emit else np.zeros(0, np.int64)
         self._staged = FlowRows.empty(min(STAGED_ROWS, most) if emit else 2, rules)
         self._candidates = np.zeros(0, kernels.CANDIDATE_DTYPE)
-        self._packets = np.zeros(kernels.LOOKAHEAD, kernels.PACKET_DTYPE)
+        self._packets = np.zeros(kernels.LOOKAHEAD, PACKET_DTYPE)
         self._digests = np.zeros(max(rules.duplicate_window, 1), np.uint64)
         self._fates = np.zeros(len(PACKET_FATES), np.int64)
         self._cursor = np.zeros(1, kernels.CURSOR_DTYPE)
@@ -155,10 +162,7 @@ class FlowAssembler:
         """File all records under their flows."""
         done = 0
         while True:
-            done, lacking = kernels.add_packets(
-                data, records, done, self._packets, self._digests, self._table, *self._storage(), self._candidates,
-                self._cursor, self._settings, self._keys, self._fates,
-            )  # fmt: skip
+            done, lacking = kernels.add_packets(data, records, done, self._storage)
             if lacking == kernels.DONE:
                 return
             self._make_room(lacking)
@@ -184,6 +188,7 @@ class FlowAssembler:
             self._sweep(everything=True)
             self.flush()
         else:
+            self._forget_storage()
             self.rows.resize(int(self._cursor["n_rows"][0]))
 
     @property
@@ -198,15 +203,23 @@ class FlowAssembler:
             "flows_evicted": int(cursor["n_evicted"]),
         }
 
-    def _storage(self) -> tuple[np.ndarray, ...]:
-        """Return the flows, the free slots and the staged flows as the kernels take them."""
-        rows, staged = self.rows, self._staged
-        return (
-            rows.records, rows.X.reshape(-1), rows.kept_bytes, self._free,
-            staged.records, staged.X.reshape(-1), staged.kept_bytes,
+    @cached_property
+    def _storage(self) -> kernels.Storage:
+        """Everything as the kernels take it; forgotten when an array is replaced by another one."""
+        return kernels.Storage(
+            table=self._table, rows=_flat(self.rows), free=self._free, staged=_flat(self._staged),
+            candidates=self._candidates, packets=self._packets, digests=self._digests, cursors=self._cursor,
+            settings=self._settings, field_actions=self._field_actions, keys=self._keys, fates=self._fates,
         )  # fmt: skip
 
+    def _forget_storage(self) -> None:
+        self.__dict__.pop("_storage", None)
+
     def _make_room(self, lacking: int) -> None:
+        self._replace_arrays(lacking)
+        self._forget_storage()
+
+    def _replace_arrays(self, lacking: int) -> None:
         if lacking == kernels.STAGE_FULL:
             self.flush()
         elif lacking == kernels.NO_CANDIDATE:
@@ -233,17 +246,18 @@ class FlowAssembler:
         """Finish the flows that have idled out, in order of their rows; put the others into a fresh table."""
         table = self._table
         idle = table["name"] != 0
+        fresh = np.zeros(size or len(table), kernels.ENTRY_DTYPE)
         if not everything:
             idle &= self._cursor["clock"][0] - table["last_active"] > self._settings["idle_timeout"][0]
-        self._table = np.zeros(size or len(table), kernels.ENTRY_DTYPE)
-        if not everything:
-            kernels.rehash(table, self._table, self._cursor, self._settings)
+            kernels.rehash(fresh, self._storage)
+        self._table = fresh
+        self._forget_storage()
         if self._emit:
             slots = _slots(table["name"][idle])
             slots = slots[np.argsort(self.rows.records["row"][slots])]
             at = 0
             while at < len(slots):
-                at = kernels.finish_all(slots, at, *self._storage(), self._cursor, self._settings)
+                at = kernels.finish_all(slots, at, self._storage)
                 if at < len(slots):
                     self.flush()
 
@@ -293,15 +307,23 @@ class FlowAssembler:
         self._cursor["candidate"] = 0
 
 
+def _flat(rows: FlowRows) -> kernels.Rows:
+    return kernels.Rows(rows.records, rows.X.reshape(-1), rows.kept_bytes)
+
+
 def _slots(names: np.ndarray) -> np.ndarray:
     """Return the slots in the names of table entries."""
     return (names & np.uint64(0xFFFFFFFF)).astype(np.int64) - 1
 
 
 def assemble(
-    source: Any, rules: FlowRules, emit: Callable[[FlowRows], object] | None, on_error: str, progress: Progress
-) -> FlowAssembler:
-    """Read one capture to its end or to its damage; return its assembler.
+    source: Any,
+    rules: FlowRules,
+    on_error: str,
+    emit: Callable[[FlowRows], object] | None = None,
+    progress: Progress | None = None,
+) -> Iterator[FlowAssembler]:
+    """Read one capture to its end or to its damage; yield its assembler after each block of records, and at the end.
 
     ``progress`` is told at every tenth of a file whose size is known, and at the end.
 
@@ -312,29 +334,19 @@ def assemble(
     CaptureError
         The source is no capture, or it is damaged and ``on_error="raise"``.
     """
-    name, tenth = capture_name(source), 1
-    for assembler in assemble_blocks(source, rules, emit, on_error):
-        last = assembler
-        fraction = assembler.fraction_read()
-        if fraction and 10 * fraction >= tenth:
-            tenth = int(10 * fraction) + 1
-            progress(name, fraction, assembler.counters)
-    progress(name, None, last.counters)
-    return last
-
-
-def assemble_blocks(
-    source: Any, rules: FlowRules, emit: Callable[[FlowRows], object] | None, on_error: str
-) -> Iterator[FlowAssembler]:
-    """Do the work of `assemble`, pausing after each block of records and at the end."""
     with opened(source) as stream, closing(Capture(stream, capture_name(source))) as capture:
         assembler = FlowAssembler(rules, emit, capture.fraction_read)
+        tenth = 1
         try:
             blocks = capture.blocks()
             for data, records in reordered(blocks, rules.reorder_window) if rules.reorder_window else blocks:
                 if capture.joint and on_error == "raise":
                     break
                 assembler.add(data, records)
+                fraction = capture.fraction_read() if progress else None
+                if progress and fraction and 10 * fraction >= tenth:
+                    tenth = int(10 * fraction) + 1
+                    progress(capture.name, fraction, assembler.counters)
                 yield assembler
             if capture.joint and on_error == "raise":
                 raise capture.joint
@@ -342,18 +354,15 @@ def assemble_blocks(
             if on_error == "raise":
                 raise
             joint = f", another capture begins at byte {capture.joint.offset}" if capture.joint else ""
-            warn(f"{error}; the {capture.n_records} records before it are kept{joint}")
+            warn_caller(f"{error}; the {capture.n_records} records before it are kept{joint}", CaptureWarning)
         else:
             if capture.joint:
-                warn(f"{capture.joint}; it is read, too")
+                warn_caller(f"{capture.joint}; it is read, too", CaptureWarning)
         assembler.finish()
         _report_link_types(capture, assembler.counters)
+        if progress:
+            progress(capture.name, None, assembler.counters)
         yield assembler
-
-
-def warn(message: str) -> None:
-    """Warn of damage, and of what was kept."""
-    warnings.warn(message, CaptureWarning, stacklevel=2)
 
 
 def _report_link_types(capture: Capture, counters: dict[str, int]) -> None:
@@ -364,20 +373,32 @@ def _report_link_types(capture: Capture, counters: dict[str, int]) -> None:
     names = names or f"{link_name(LINK_PPI)} around another"
     if n_unknown == counters["packets"]:
         raise CaptureError(f"link type {names} is not supported", capture.name)
-    warn(f"{capture.name}: {n_unknown} packets of unsupported link type {names} are skipped")
+    warn_caller(f"{capture.name}: {n_unknown} packets of unsupported link type {names} are skipped", CaptureWarning)
 
 
-def read_capture(
-    source: Any, rules: FlowRules, on_error: str, progress: Progress
-) -> tuple[str, FlowRows, dict[str, int]] | CaptureError:
-    """Return (name, flows, counters) of one capture.
+def read_whole(
+    source: Any,
+    rules: FlowRules,
+    on_error: str,
+    progress: Progress,
+    emit: Callable[[FlowRows], object] | None = None,
+) -> tuple[FlowRows, dict[str, int]] | CaptureError:
+    """Return the flows of one capture, those that ``emit`` was not handed, and its counters.
 
     What is no capture returns its error, where errors are warned of: others of the same call may be captures.
     """
     try:
-        assembler = assemble(source, rules, None, on_error, progress)
+        assembler = deque(assemble(source, rules, on_error, emit, progress), maxlen=1).pop()
     except CaptureError as error:
         if on_error == "raise":
             raise
         return error
-    return capture_name(source), assembler.rows, assembler.counters
+    return assembler.rows, assembler.counters
+
+
+def warn_of_refused(errors: Sequence[CaptureError], n_captures: int) -> None:
+    """Warn of each capture that was refused; raise the first error if all were: there is nothing to go on with."""
+    if errors and len(errors) == n_captures:
+        raise errors[0]
+    for error in errors:
+        warn_caller(f"{error}; it is left out", CaptureWarning)

@@ -19,6 +19,8 @@ All kernels release the GIL and allocate nothing. One that lacks room returns th
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from sklearn_docids.capture._native import CACHE_LINE, copy, kernel, part, prefetch, product, u16, u32, u64
@@ -32,6 +34,20 @@ from sklearn_docids.capture.headers import (
     find_innermost,
     find_transport,
 )
+from sklearn_docids.capture.layouts import (
+    DESTINATION_PORT,
+    IPV4_DESTINATION,
+    IPV4_SOURCE,
+    IPV6_DESTINATION,
+    IPV6_SOURCE,
+    PORTS_BYTES,
+    SOURCE_PORT,
+    TCP_BYTES,
+    TCP_FLAGS,
+    TCP_HEADER_LENGTH,
+    UDP_BYTES,
+)
+from sklearn_docids.capture.rewriting import Rewriting, zero_fields
 
 FIN, SYN, RST, ACK = 0x01, 0x02, 0x04, 0x10
 # Packets that are read ahead. More are not faster; their entries and flows have to stay in the nearest cache.
@@ -80,31 +96,6 @@ ENTRY_DTYPE = np.dtype(
 )
 # A flow that may be evicted, as it stood when the candidates were listed.
 CANDIDATE_DTYPE = np.dtype([("name", np.uint64), ("last_active", np.int64), ("row", np.int64)], align=True)
-# One packet whose headers have been read.
-PACKET_DTYPE = np.dtype(
-    [
-        ("fate", np.int64),
-        ("hash", np.uint64),  # 32 bits
-        ("digest", np.uint64),  # of all captured bytes; while duplicates are looked for
-        ("start", np.int64),  # first byte in the buffer
-        ("captured_end", np.int64),
-        ("ip_end", np.int64),  # by the IP length; may lie beyond the captured end
-        ("time", np.int64),
-        ("src_high", np.uint64),
-        ("src_low", np.uint64),
-        ("dst_high", np.uint64),
-        ("dst_low", np.uint64),
-        ("src_port", np.int64),
-        ("dst_port", np.int64),
-        ("protocol", np.int64),
-        ("ip_version", np.int64),
-        ("link_type", np.int64),
-        ("tcp_flags", np.int64),
-        ("ip_bytes", np.int64),
-        ("payload_bytes", np.int64),
-    ],
-    align=True,
-)
 CURSOR_DTYPE = np.dtype(
     [
         ("clock", np.int64),  # ns, never runs backwards
@@ -132,12 +123,38 @@ SETTINGS_DTYPE = np.dtype(
         ("innermost", np.bool_),
         ("emit_early", np.bool_),
         ("recycles", np.bool_),
+        ("rewrites", np.bool_),  # the policy does not keep all fields
         ("idle_timeout", np.int64),  # ns
         ("max_live_flows", np.int64),
         ("duplicate_window", np.int64),
     ],
     align=True,
 )
+
+
+class Rows(NamedTuple):
+    """Flows as parallel arrays, one slot each."""
+
+    flows: np.ndarray  # FLOW_DTYPE
+    X: np.ndarray  # uint8, all rows as a single one
+    kept: np.ndarray  # uint16 (n_slots, n_packets): how many bytes of each packet were kept
+
+
+class Storage(NamedTuple):
+    """All that the kernels work on: the live flows of one capture, its finished ones, its rules and counts."""
+
+    table: np.ndarray  # ENTRY_DTYPE
+    rows: Rows
+    free: np.ndarray  # int64: the slots that are not used, `n_free` of them
+    staged: Rows  # finished flows, `n_staged` of them
+    candidates: np.ndarray  # CANDIDATE_DTYPE
+    packets: np.ndarray  # PACKET_DTYPE: those that are read ahead
+    digests: np.ndarray  # uint64: those of the last packets
+    cursors: np.ndarray  # CURSOR_DTYPE: one
+    settings: np.ndarray  # SETTINGS_DTYPE: one
+    field_actions: np.ndarray  # int64: what happens to header fields
+    keys: np.ndarray  # uint64
+    fates: np.ndarray  # int64: packets by what happened to them
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -213,11 +230,11 @@ def digest(data, start, stop, keys):
 def read_transport(data, protocol, transport, stop, end):
     """Return (TCP flags, payload bytes by the IP length)."""
     if protocol == UDP:
-        return 0, max(end - transport - 8, 0)
-    if transport + 14 > stop:  # cut inside the header
-        return 0, max(end - transport - 20, 0)
-    header = max(np.int64(data[transport + 12]) >> 4, 5) * 4
-    return np.int64(data[transport + 13]), max(end - transport - header, 0)
+        return 0, max(end - transport - UDP_BYTES, 0)
+    if transport + TCP_FLAGS + 1 > stop:  # cut inside the header
+        return 0, max(end - transport - TCP_BYTES, 0)
+    header = max((np.int64(data[transport + TCP_HEADER_LENGTH]) >> 4) * 4, TCP_BYTES)
+    return np.int64(data[transport + TCP_FLAGS]), max(end - transport - header, 0)
 
 
 @kernel
@@ -234,25 +251,27 @@ def read_packet(data, record, rules, packet):
         return fate
     if not ((protocol == TCP and rules.tcp) or (protocol == UDP and rules.udp)):
         return OTHER_PROTOCOL
-    if transport + 4 > min(stop, end):
+    if transport + PORTS_BYTES > min(stop, end):
         return SHORT
-    packet.start, packet.captured_end, packet.ip_end = start, stop, end
+    packet.start, packet.ip, packet.transport = start, ip, transport
+    packet.captured_end, packet.ip_end = stop, end
     packet.ip_version, packet.protocol, packet.link_type = version, protocol, link_type
     if version == 4:
-        packet.src_high, packet.src_low = 0, np.uint64(u32(data, ip + 12))
-        packet.dst_high, packet.dst_low = 0, np.uint64(u32(data, ip + 16))
+        packet.src_high, packet.src_low = 0, np.uint64(u32(data, ip + IPV4_SOURCE))
+        packet.dst_high, packet.dst_low = 0, np.uint64(u32(data, ip + IPV4_DESTINATION))
     else:
-        packet.src_high, packet.src_low = u64(data, ip + 8), u64(data, ip + 16)
-        packet.dst_high, packet.dst_low = u64(data, ip + 24), u64(data, ip + 32)
-    packet.src_port, packet.dst_port = u16(data, transport), u16(data, transport + 2)
+        packet.src_high, packet.src_low = u64(data, ip + IPV6_SOURCE), u64(data, ip + IPV6_SOURCE + 8)
+        packet.dst_high, packet.dst_low = u64(data, ip + IPV6_DESTINATION), u64(data, ip + IPV6_DESTINATION + 8)
+    packet.src_port, packet.dst_port = u16(data, transport + SOURCE_PORT), u16(data, transport + DESTINATION_PORT)
     packet.ip_bytes = end - ip
     packet.tcp_flags, packet.payload_bytes = read_transport(data, protocol, transport, min(stop, end), end)
     return SAMPLED
 
 
-@kernel
-def read_ahead(data, records, packets, table, flows, rules, keys):
+@part
+def read_ahead(data, records, storage):
     """Read the headers of some records; ask memory for their table entries, then for their flows."""
+    packets, table, keys, rules = storage.packets, storage.table, storage.keys, storage.settings[0]
     mask = len(table) - 1
     for i in range(len(records)):
         prefetch(data, records[i].start)
@@ -270,7 +289,7 @@ def read_ahead(data, records, packets, table, flows, rules, keys):
         if packets[i].fate == SAMPLED:
             name = table[np.int64(packets[i].hash) & mask].name
             if name:
-                prefetch(flows, np.int64(name & np.uint64(0xFFFFFFFF)) - 1)
+                prefetch(storage.rows.flows, slot_of(name))
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -362,42 +381,49 @@ def drop_entry(table, at):
 # Life of a flow
 
 
+@part
+def n_packets_of(flow):
+    """Return how many packets a flow has had."""
+    return np.int64(flow.packets_forward) + np.int64(flow.packets_backward)
+
+
 @kernel
-def stage(slot, flows, X, kept, staged, staged_X, staged_kept, cursor, rules):
+def stage(slot, rows, staged, cursor, rules):
     """Copy a flow out, with zeros where it has no bytes: its slot may hold those of an earlier flow."""
     n = cursor.n_staged
     cursor.n_staged = n + 1
-    staged[n] = flows[slot]
-    width = rules.n_packets * rules.n_bytes
-    number = np.int64(flows[slot].packets_forward) + np.int64(flows[slot].packets_backward)
+    staged.flows[n] = rows.flows[slot]
+    number = n_packets_of(rows.flows[slot])
     for packet in range(rules.n_packets):
-        length = np.int64(kept[slot, packet]) if packet < number else np.int64(0)
-        staged_kept[n, packet] = length
-        column = packet * rules.n_bytes
-        copy(X, slot * width + column, staged_X, n * width + column, length)
-        for i in range(n * width + column + length, n * width + column + rules.n_bytes):
-            staged_X[i] = 0
+        length = np.int64(rows.kept[slot, packet]) if packet < number else np.int64(0)
+        staged.kept[n, packet] = length
+        place = (n * rules.n_packets + packet) * rules.n_bytes
+        copy(rows.X, (slot * rules.n_packets + packet) * rules.n_bytes, staged.X, place, length)
+        for i in range(place + length, place + rules.n_bytes):
+            staged.X[i] = 0
 
 
-@kernel
-def finish(slot, flows, X, kept, free, staged, staged_X, staged_kept, cursor, rules):
+@part
+def finish(slot, storage):
     """End a flow that leaves the table. When all are kept there is nothing to do: it is in its row."""
+    cursor, rules = storage.cursors[0], storage.settings[0]
     if rules.recycles:
-        number = np.int64(flows[slot].packets_forward) + np.int64(flows[slot].packets_backward)
-        if not (rules.emit_early and number >= rules.n_packets):  # that one was given out with its last packet kept
-            stage(slot, flows, X, kept, staged, staged_X, staged_kept, cursor, rules)
-        free[cursor.n_free] = slot
+        given_out = rules.emit_early and n_packets_of(storage.rows.flows[slot]) >= rules.n_packets
+        if not given_out:
+            stage(slot, storage.rows, storage.staged, cursor, rules)
+        storage.free[cursor.n_free] = slot
         cursor.n_free += 1
 
 
-@kernel
-def start_flow(flows, free, cursor, rules, packet):
+@part
+def start_flow(storage, packet):
     """Return the slot of a new flow, its record filled in but for the first packet's counts."""
+    cursor = storage.cursors[0]
     slot = cursor.n_rows
-    if rules.recycles:
+    if storage.settings[0].recycles:
         cursor.n_free -= 1
-        slot = free[cursor.n_free]
-    flow = flows[slot]
+        slot = storage.free[cursor.n_free]
+    flow = storage.rows.flows[slot]
     flow.row = cursor.n_rows
     cursor.n_rows += 1
     flow.time_first = flow.time_last = packet.time
@@ -429,14 +455,19 @@ def count_packet(flow, packet, forward):
         flow.tcp_flags_backward |= np.uint8(packet.tcp_flags)
 
 
-@kernel
-def keep_bytes(flow, X, kept, slot, number, data, packet, rules):
-    """Copy the first bytes of the flow's packet ``number``: from the link header to the end of the IP packet."""
+@part
+def keep_bytes(slot, number, data, packet, storage):
+    """Copy the first bytes of a flow's packet ``number``, from the link header to the end of the IP packet."""
+    rows, rules = storage.rows, storage.settings[0]
     length = min(rules.n_bytes, min(packet.captured_end, packet.ip_end) - packet.start)
-    copy(data, packet.start, X, (slot * rules.n_packets + number) * rules.n_bytes, length)
-    kept[slot, number] = length
+    place = (slot * rules.n_packets + number) * rules.n_bytes
+    copy(data, packet.start, rows.X, place, length)
+    if rules.rewrites:
+        stop = packet.start + length
+        zero_fields(Rewriting(data, rows.X, place - packet.start, stop, storage.field_actions, np.uint64(0)), packet)
+    rows.kept[slot, number] = length
     if packet.captured_end < packet.ip_end and packet.captured_end - packet.start < rules.n_bytes:
-        flow.truncated = True
+        rows.flows[slot].truncated = True
 
 
 @kernel
@@ -485,110 +516,131 @@ def candidate_is_true(candidate, table, flows):
     )
 
 
-@kernel
-def missing_room(table, flows, candidates, staged, cursor, rules):
+@part
+def missing_room(storage):
     """Return what is lacking for one more packet, whatever it is: `DONE` if nothing."""
-    if 2 * (cursor.n_live + 1) > len(table):
+    cursor, rules, candidates = storage.cursors[0], storage.settings[0], storage.candidates
+    if 2 * (cursor.n_live + 1) > len(storage.table):
         return TABLE_FULL
     if cursor.clock > MAX_CLOCK + rules.idle_timeout:
         return CLOCK_FULL
-    if (rules.recycles and cursor.n_free == 0) or (not rules.recycles and cursor.n_rows == len(flows)):
+    if (cursor.n_free == 0) if rules.recycles else (cursor.n_rows == len(storage.rows.flows)):
         return NO_SLOT
-    if cursor.n_staged + 2 > len(staged):  # a flow can end by this packet, and its own be given out early
+    if cursor.n_staged + 2 > len(storage.staged.flows):  # a flow can end by this packet, and its own be given out early
         return STAGE_FULL
     if cursor.n_live >= rules.max_live_flows:
         while cursor.candidate < len(candidates):
-            if candidate_is_true(candidates[cursor.candidate], table, flows):
+            if candidate_is_true(candidates[cursor.candidate], storage.table, storage.rows.flows):
                 return DONE
             cursor.candidate += 1
         return NO_CANDIDATE
     return DONE
 
 
+@part
+def evict(storage):
+    """End the flow that has been idle longest."""
+    cursor = storage.cursors[0]
+    victim = storage.candidates[cursor.candidate]
+    if cursor.clock - victim.last_active <= storage.settings[0].idle_timeout:  # it would not have ended anyway
+        cursor.n_evicted += 1
+    drop_entry(storage.table, find_name(storage.table, victim.name))
+    finish(slot_of(victim.name), storage)
+    cursor.n_live -= 1
+
+
+@part
+def is_over(flow, last_active, packet, cursor, rules):
+    """Whether a packet of a flow's five-tuple begins a new flow."""
+    opens = rules.tcp_restart and packet.tcp_flags & (SYN | ACK) == SYN
+    closed = (flow.tcp_flags_forward | flow.tcp_flags_backward) & (FIN | RST)
+    return (opens and closed != 0) or cursor.clock - last_active > rules.idle_timeout
+
+
+@part
+def flow_of(packet, storage):
+    """Return (slot, packet goes forward) of the flow a packet belongs to; start one if there is none."""
+    cursor, rules, table, flows = storage.cursors[0], storage.settings[0], storage.table, storage.rows.flows
+    at, slot, forward = find_flow(table, flows, packet, rules.bidirectional)
+    new = slot < 0
+    if new:
+        if cursor.n_live >= rules.max_live_flows:
+            evict(storage)
+            at = find_empty(table, packet.hash)
+        cursor.n_live += 1
+    elif is_over(flows[slot], table[at].last_active, packet, cursor, rules):
+        finish(slot, storage)
+        new = True
+    if new:
+        slot, forward = start_flow(storage, packet), True
+        table[at].name = name_of(packet.hash, slot)
+    table[at].last_active = cursor.clock
+    return slot, forward
+
+
+@part
+def file_packet(data, packet, storage):
+    """Count a packet with its flow, and keep its bytes if it is among the first."""
+    rows, cursor, rules = storage.rows, storage.cursors[0], storage.settings[0]
+    slot, forward = flow_of(packet, storage)
+    number = n_packets_of(rows.flows[slot])
+    count_packet(rows.flows[slot], packet, forward)
+    if number < rules.n_packets:
+        keep_bytes(slot, number, data, packet, storage)
+        if rules.emit_early and number == rules.n_packets - 1:
+            stage(slot, rows, storage.staged, cursor, rules)
+
+
 @kernel
-def add_packets(
-    data, records, first, packets, digests, table, flows, X, kept, free, staged, staged_X, staged_kept, candidates,
-    cursors, settings, keys, fates,
-):  # fmt: skip
+def add_packets(data, records, first, storage):
     """File records from ``first`` on under their flows; return (the first one that was not filed, what is lacking)."""
-    cursor, rules = cursors[0], settings[0]
+    cursor, rules = storage.cursors[0], storage.settings[0]
     for group in range(first, len(records), LOOKAHEAD):
         ahead = records[group : group + LOOKAHEAD]
-        read_ahead(data, ahead, packets, table, flows, rules, keys)
+        read_ahead(data, ahead, storage)
         for i in range(len(ahead)):
-            lacking = missing_room(table, flows, candidates, staged, cursor, rules)
+            lacking = missing_room(storage)
             if lacking != DONE:
                 return group + i, lacking
-            packet = packets[i]
-            if rules.duplicate_window and is_duplicate(packet, digests, cursor):
-                fates[DUPLICATE] += 1
+            packet = storage.packets[i]
+            if rules.duplicate_window and is_duplicate(packet, storage.digests, cursor):
+                storage.fates[DUPLICATE] += 1
                 continue
             advance_clock(cursor, packet.time, rules.idle_timeout)
-            fates[packet.fate] += 1
-            if packet.fate != SAMPLED:
-                continue
-
-            at, slot, forward = find_flow(table, flows, packet, rules.bidirectional)
-            new = slot < 0
-            if new:
-                if cursor.n_live >= rules.max_live_flows:
-                    victim = candidates[cursor.candidate]
-                    gone = find_name(table, victim.name)
-                    cursor.n_evicted += cursor.clock - victim.last_active <= rules.idle_timeout  # or idle anyway
-                    drop_entry(table, gone)
-                    finish(slot_of(victim.name), flows, X, kept, free, staged, staged_X, staged_kept, cursor, rules)
-                    cursor.n_live -= 1
-                    at = find_empty(table, packet.hash)
-                cursor.n_live += 1
-            else:
-                opens = rules.tcp_restart and packet.tcp_flags & (SYN | ACK) == SYN
-                closed = (flows[slot].tcp_flags_forward | flows[slot].tcp_flags_backward) & (FIN | RST)
-                if (opens and closed) or cursor.clock - table[at].last_active > rules.idle_timeout:
-                    finish(slot, flows, X, kept, free, staged, staged_X, staged_kept, cursor, rules)
-                    new = True
-            if new:
-                slot, forward = start_flow(flows, free, cursor, rules, packet), True
-                table[at].name = name_of(packet.hash, slot)
-            table[at].last_active = cursor.clock
-
-            flow = flows[slot]
-            number = np.int64(flow.packets_forward) + np.int64(flow.packets_backward)
-            count_packet(flow, packet, forward)
-            if number < rules.n_packets:
-                keep_bytes(flow, X, kept, slot, number, data, packet, rules)
-                if rules.emit_early and number == rules.n_packets - 1:
-                    stage(slot, flows, X, kept, staged, staged_X, staged_kept, cursor, rules)
+            storage.fates[packet.fate] += 1
+            if packet.fate == SAMPLED:
+                file_packet(data, packet, storage)
     return len(records), DONE
 
 
 @kernel
-def rehash(table, fresh, cursors, settings):
-    """Enter the flows of a table that have not idled out into a fresh one."""
-    cursor, rules = cursors[0], settings[0]
+def rehash(fresh, storage):
+    """Enter the flows of the table that have not idled out into a fresh one."""
+    cursor, rules = storage.cursors[0], storage.settings[0]
     cursor.n_live = 0
-    for i in range(len(table)):
-        entry = table[i]
+    for i in range(len(storage.table)):
+        entry = storage.table[i]
         if entry.name and cursor.clock - entry.last_active <= rules.idle_timeout:
             fresh[find_empty(fresh, entry.name >> np.uint64(32))] = entry
             cursor.n_live += 1
 
 
 @kernel
-def ask_for_flow(slot, flows, X, rules):
+def ask_for_flow(slot, rows, rules):
     """Ask memory for a flow that is to be copied out soon."""
-    prefetch(flows, slot)
+    prefetch(rows.flows, slot)
     width = rules.n_packets * rules.n_bytes
     for column in range(slot * width, slot * width + width, CACHE_LINE):
-        prefetch(X, column)
+        prefetch(rows.X, column)
 
 
 @kernel
-def finish_all(slots, at, flows, X, kept, free, staged, staged_X, staged_kept, cursors, settings):
+def finish_all(slots, at, storage):
     """Finish the flows of ``slots[at:]``, as many as can be staged; return the place of the next one."""
-    cursor, rules = cursors[0], settings[0]
-    while at < len(slots) and cursor.n_staged < len(staged):
+    cursor, rules = storage.cursors[0], storage.settings[0]
+    while at < len(slots) and cursor.n_staged < len(storage.staged.flows):
         if at + LOOKAHEAD < len(slots):
-            ask_for_flow(slots[at + LOOKAHEAD], flows, X, rules)
-        finish(slots[at], flows, X, kept, free, staged, staged_X, staged_kept, cursor, rules)
+            ask_for_flow(slots[at + LOOKAHEAD], storage.rows, rules)
+        finish(slots[at], storage)
         at += 1
     return at

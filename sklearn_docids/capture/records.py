@@ -22,6 +22,9 @@ MAX_TIME = 2**62 - 1
 NEED_BYTES, RECORDS_FULL, BAD_LENGTH, ZERO_RECORDS, SECTION_BLOCK, INTERFACE_BLOCK, BAD_INTERFACE, NEXT_CAPTURE = range(
     8
 )
+# Types of pcapng blocks. That of a section is the same in both byte orders; its length may be in the other one.
+BLOCK_INTERFACE, BLOCK_OLD_PACKET, BLOCK_SIMPLE_PACKET, BLOCK_ENHANCED_PACKET = 1, 2, 3, 6
+BLOCK_SECTION = 0x0A0D0D0A
 # Where a classic record has its captured length: before the original one; behind it (before version 2.3); either
 # (version 2.3), the captured one being the smaller.
 CAPTURED_FIRST, CAPTURED_LAST, CAPTURED_SMALLER = range(3)
@@ -153,7 +156,7 @@ def index_pcapng(data, position, stop, records, big_endian, interfaces, n_interf
         if position + 12 > stop:
             return n, position, NEED_BYTES, 12
         kind = file_u32(data, position, big_endian)
-        if kind == 0x0A0D0D0A:  # the same in both byte orders; its length may be in the other one
+        if kind == BLOCK_SECTION:
             return n, position, SECTION_BLOCK, 28
         length = file_u32(data, position + 4, big_endian)
         if length < 12 or length % 4 or length > MAX_RECORD:
@@ -162,19 +165,19 @@ def index_pcapng(data, position, stop, records, big_endian, interfaces, n_interf
             return n, position, NEED_BYTES, length
         if file_u32(data, position + length - 4, big_endian) != length:
             return n, position, BAD_LENGTH, length
-        if kind == 1:
+        if kind == BLOCK_INTERFACE:
             return n, position, INTERFACE_BLOCK, length
-        if kind == 6 or kind == 2 or kind == 3:
+        if kind in (BLOCK_ENHANCED_PACKET, BLOCK_OLD_PACKET, BLOCK_SIMPLE_PACKET):
             if n == len(records):
                 return n, position, RECORDS_FULL, 0
-            simple = kind == 3
+            simple = kind == BLOCK_SIMPLE_PACKET
             header = 12 if simple else 28
             if length < header + 4:
                 return n, position, BAD_LENGTH, length
             number = 0
-            if kind == 6:
+            if kind == BLOCK_ENHANCED_PACKET:
                 number = file_u32(data, position + 8, big_endian)
-            elif kind == 2:  # the interface is a 16-bit field there
+            elif kind == BLOCK_OLD_PACKET:  # the interface is a 16-bit field there
                 number = file_u32(data, position + 8, big_endian)
                 number = number >> 16 if big_endian else number & 0xFFFF
             if number >= n_interfaces:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from sklearn_docids.capture._errors import CaptureError
 from sklearn_docids.capture.records import RECORD_DTYPE
+from sklearn_docids.exceptions import CaptureError
 
 # Bytes between the held packets, in relation to their own, before they are gathered instead of copied as they lie.
 MOST_WASTE = 2

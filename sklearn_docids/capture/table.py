@@ -6,20 +6,21 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import tokenize
 import zipfile
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
 import numpy as np
 
 from sklearn_docids.capture import kernels
-from sklearn_docids.capture._errors import CaptureError
 from sklearn_docids.capture.community_id import community_id
-from sklearn_docids.capture.flows import FlowRows, FlowRules, warn
+from sklearn_docids.capture.flows import FlowRows, FlowRules, warn_of_refused
+from sklearn_docids.exceptions import CaptureError
 
-NUMERIC_COLUMNS = (
+COLUMNS = (
     *(name for name in kernels.FLOW_DTYPE.names or () if name[:3] not in ("src", "dst", "row")),
     "src_port",
     "dst_port",
@@ -34,8 +35,8 @@ COLUMNS = (
 class FlowTable:
     """Flows of one or more captures, as columns.
 
-    Every column is an attribute and an item: ``table.src_ip`` is ``table["src_ip"]``. A slice, an index array or a
-    mask selects flows: ``table[table.dst_port == 443]``.
+    Every column is an attribute and an item: ``table.src_ip`` is ``table["src_ip"]``. Columns are read-only; a copy is
+    not. A slice, an index array or a mask selects flows: ``table[table.dst_port == 443]``.
 
     Parameters
     ----------
@@ -93,9 +94,13 @@ class FlowTable:
         self, rows: FlowRows, capture: np.ndarray, captures: Sequence[str], counters: Sequence[dict[str, int]]
     ):
         self.rows = rows
-        self.capture = capture
         self.captures = list(captures)
         self.counters = list(counters)
+        self._capture = capture
+
+    def _numbers(self, name: str) -> np.ndarray:
+        # Small unsigned integers would wrap around in a user's arithmetic.
+        return _read_only(self.rows.records[name].astype(np.int64))
 
     @property
     def X(self) -> np.ndarray:
@@ -105,32 +110,102 @@ class FlowTable:
     @property
     def kept_bytes(self) -> np.ndarray:
         """Bytes kept of each packet."""
-        return self.rows.kept_bytes
+        return _read_only(self.rows.kept_bytes)
+
+    @property
+    def capture(self) -> np.ndarray:
+        """Numbers of the captures."""
+        return _read_only(self._capture)
 
     @cached_property
     def src_ip(self) -> np.ndarray:
         """Addresses of the senders of the first packets."""
-        return _addresses(self.rows.records, "src")
+        return _read_only(_addresses(self.rows.records, "src"))
 
     @cached_property
     def dst_ip(self) -> np.ndarray:
         """Addresses of the other sides."""
-        return _addresses(self.rows.records, "dst")
+        return _read_only(_addresses(self.rows.records, "dst"))
 
     @cached_property
     def community_id(self) -> np.ndarray:
         """Community IDs, version 1."""
-        return community_id(self.rows.records)
+        return _read_only(community_id(self.rows.records))
 
-    def __getattr__(self, name: str) -> np.ndarray:
-        if name not in NUMERIC_COLUMNS:
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        column = self.rows.records[name]
-        # Small unsigned integers wrap around in a user's arithmetic.
-        return column.copy() if column.dtype == np.bool_ else column.astype(np.int64)
+    @property
+    def truncated(self) -> np.ndarray:
+        """Whether bytes are missing that the row has room for."""
+        return _read_only(self.rows.records["truncated"])
 
-    def __dir__(self) -> list[str]:
-        return [*super().__dir__(), *NUMERIC_COLUMNS]
+    @property
+    def time_first(self) -> np.ndarray:
+        """Times of the first packets."""
+        return self._numbers("time_first")
+
+    @property
+    def time_last(self) -> np.ndarray:
+        """Latest times of a packet."""
+        return self._numbers("time_last")
+
+    @property
+    def src_port(self) -> np.ndarray:
+        """Ports of the senders of the first packets."""
+        return self._numbers("src_port")
+
+    @property
+    def dst_port(self) -> np.ndarray:
+        """Ports of the other sides."""
+        return self._numbers("dst_port")
+
+    @property
+    def protocol(self) -> np.ndarray:
+        """6 for TCP, 17 for UDP."""
+        return self._numbers("protocol")
+
+    @property
+    def packets_forward(self) -> np.ndarray:
+        """Packets from source to destination."""
+        return self._numbers("packets_forward")
+
+    @property
+    def packets_backward(self) -> np.ndarray:
+        """Packets from destination to source."""
+        return self._numbers("packets_backward")
+
+    @property
+    def bytes_forward(self) -> np.ndarray:
+        """IP bytes from source to destination."""
+        return self._numbers("bytes_forward")
+
+    @property
+    def bytes_backward(self) -> np.ndarray:
+        """IP bytes from destination to source."""
+        return self._numbers("bytes_backward")
+
+    @property
+    def payload_forward(self) -> np.ndarray:
+        """Payload bytes from source to destination."""
+        return self._numbers("payload_forward")
+
+    @property
+    def payload_backward(self) -> np.ndarray:
+        """Payload bytes from destination to source."""
+        return self._numbers("payload_backward")
+
+    @property
+    def tcp_flags_forward(self) -> np.ndarray:
+        """TCP flags from source to destination."""
+        return self._numbers("tcp_flags_forward")
+
+    @property
+    def tcp_flags_backward(self) -> np.ndarray:
+        """TCP flags from destination to source."""
+        return self._numbers("tcp_flags_backward")
+
+    @property
+    def link_type(self) -> np.ndarray:
+        """Numbers of the link types, as libpcap counts them."""
+        return self._numbers("link_type")
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -145,7 +220,7 @@ class FlowTable:
             return getattr(self, key)
         if isinstance(key, int | np.integer):
             key = [key]
-        return FlowTable(self.rows[key], self.capture[key], self.captures, self.counters)
+        return FlowTable(self.rows[key], self._capture[key], self.captures, self.counters)
 
     def to_pandas(self) -> Any:
         """Return the columns as a pandas DataFrame.
@@ -194,7 +269,7 @@ class FlowTable:
             else:
                 with open(part, "wb") as file:
                     np.savez(
-                        file, records=self.rows.records, X=self.X, kept_bytes=self.kept_bytes, capture=self.capture,
+                        file, records=self.rows.records, X=self.X, kept_bytes=self.kept_bytes, capture=self._capture,
                         described=np.frombuffer(described.encode(), np.uint8),
                     )  # fmt: skip
             os.replace(part, path)
@@ -225,12 +300,15 @@ class FlowTable:
         read = _load_folder if os.path.isdir(path) else _load_parquet if path.endswith(".parquet") else _load_npz
         try:
             return cls(*_checked(*read(path)))
-        except (OSError, ImportError):
-            raise
-        except Exception as error:  # a file that holds something else can make its readers raise nearly anything
-            # numpy's own message would advise to load a pickle.
-            reason = "it is no file of arrays" if "pickle" in str(error) else str(error) or type(error).__name__
-            raise ValueError(f"{path}: no flow table: {reason}") from None
+        except _OTHER_CONTENT as error:
+            raise ValueError(f"{path}: no flow table: {str(error) or type(error).__name__}") from None
+
+
+def _read_only(array: np.ndarray) -> np.ndarray:
+    """Return a view that cannot be written to."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 def _checked(
@@ -260,19 +338,36 @@ def _checked(
     return rows, capture, captures, counters
 
 
+# What json, zipfile, numpy and pyarrow raise of a file that holds something else, or is damaged.
+_OTHER_CONTENT = (
+    ValueError, LookupError, TypeError, AttributeError, ArithmeticError, EOFError, RuntimeError, zipfile.BadZipFile,
+    tokenize.TokenError,
+)  # fmt: skip
+
+
+def _array(read: Callable[[], np.ndarray]) -> np.ndarray:
+    """Return the array that numpy reads; its own message about any other file would advise to load a pickle."""
+    try:
+        return read()
+    except ValueError:
+        raise ValueError("it is no file of arrays") from None
+
+
 def _load_npz(path: str) -> tuple[FlowRows, np.ndarray, list[str], list[dict[str, int]]]:
     with zipfile.ZipFile(path) as archive:
         if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
             raise ValueError("it is compressed, which save never does")
     with np.load(path, allow_pickle=False) as arrays:
-        rows = FlowRows(arrays["records"], arrays["X"], arrays["kept_bytes"])
-        described = json.loads(arrays["described"].tobytes())
-        return rows, arrays["capture"], list(described["captures"]), list(described["counters"])
+        records, X, kept_bytes, capture, text = (
+            _array(partial(arrays.__getitem__, name)) for name in ("records", "X", "kept_bytes", "capture", "described")
+        )
+    described = json.loads(text.tobytes())
+    return FlowRows(records, X, kept_bytes), capture, list(described["captures"]), list(described["counters"])
 
 
 def _load_folder(path: str) -> tuple[FlowRows, np.ndarray, list[str], list[dict[str, int]]]:
     records, X, kept_bytes = (
-        np.load(os.path.join(path, f"{name}.npy"), mmap_mode="r", allow_pickle=False)
+        _array(partial(np.load, os.path.join(path, f"{name}.npy"), mmap_mode="r", allow_pickle=False))
         for name in ("flows", "X", "kept_bytes")
     )
     with open(os.path.join(path, "captures.json"), encoding="utf-8") as file:
@@ -354,23 +449,19 @@ def _addresses(records: np.ndarray, side: str) -> np.ndarray:
     return np.array(texts, dtype="U39")[place.ravel()]
 
 
-def concatenate(parts: Sequence[tuple[str, FlowRows, dict[str, int]] | CaptureError], rules: FlowRules) -> FlowTable:
+def concatenate(
+    names: Sequence[str], parts: Sequence[tuple[FlowRows, dict[str, int]] | CaptureError], rules: FlowRules
+) -> FlowTable:
     """Return one table of the flows of captures that could be read, with a warning for each that could not.
 
-    If none could be read, the first error is raised: there is nothing to go on with.
+    If none could be read, the first error is raised.
     """
-    errors = [part for part in parts if isinstance(part, CaptureError)]
-    if errors and len(errors) == len(parts):
-        raise errors[0]
-    for error in errors:
-        warn(f"{error}; it is left out")
+    warn_of_refused([part for part in parts if isinstance(part, CaptureError)], len(parts))
     # A capture that was left out keeps its number and has no flows.
-    read = [
-        part if not isinstance(part, CaptureError) else (part.capture, FlowRows.empty(0, rules), {}) for part in parts
-    ]
-    rows = [part[1] for part in read]
-    capture = np.repeat(np.arange(len(rows)), [len(r) for r in rows])
-    return FlowTable(_joined(rows), capture, [part[0] for part in read], [part[2] for part in read])
+    read = [(FlowRows.empty(0, rules), {}) if isinstance(part, CaptureError) else part for part in parts]
+    rows = [each for each, _ in read]
+    capture = np.repeat(np.arange(len(rows)), [len(each) for each in rows])
+    return FlowTable(_joined(rows), capture, names, [counts for _, counts in read])
 
 
 def join(first: FlowTable, second: FlowTable) -> FlowTable:

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from sklearn_docids.capture import kernels
-from sklearn_docids.capture._errors import CaptureError
 from sklearn_docids.capture.containers import capture_name
-from sklearn_docids.capture.flows import FlowRows, FlowRules, Progress, assemble, warn
+from sklearn_docids.capture.flows import FlowRows, FlowRules, Progress, read_whole, warn_of_refused
+from sklearn_docids.exceptions import CaptureError
 
 MAX_GAP_ROWS = 64
 
@@ -115,7 +115,6 @@ def write_flows(
     on_error: str,
     out: str,
     progress: Progress,
-    apply_policy: Callable[[FlowRows], object],
     run_all: RunAll,
 ) -> list[dict[str, int]]:
     """Write the flows of captures to ``out``; return the counters of each.
@@ -132,16 +131,9 @@ def write_flows(
     with tempfile.TemporaryDirectory(prefix=".docids-", dir=folder) as scratch:
         parts = run_all(
             _write_capture,
-            [
-                (s, rules, on_error, scratch, number, formats, progress, apply_policy)
-                for number, s in enumerate(sources)
-            ],
+            [(s, rules, on_error, scratch, number, formats, progress) for number, s in enumerate(sources)],
         )
-        errors = [error for _, _, error in parts if error]
-        if len(errors) == len(parts):
-            raise errors[0]
-        for error in errors:
-            warn(f"{error}; it is left out")
+        warn_of_refused([error for _, _, error in parts if error], len(parts))
         counters = [counts for _, counts, _ in parts]
         described = [{"name": capture_name(s), **c} for s, c in zip(sources, counters, strict=True)]
         joined = [_join([files[i] for files, _, _ in parts]) for i in range(len(formats))]
@@ -163,29 +155,22 @@ def _write_capture(
     number: int,
     formats: Sequence[RowFormat],
     progress: Progress,
-    apply_policy: Callable[[FlowRows], object],
 ) -> tuple[list[RowFile], dict[str, int], CaptureError | None]:
     """Write the flows of one capture; return its files, its counters and why it was refused, if it was."""
     files = [RowFile(os.path.join(scratch, f"{number}-{form.name}"), form) for form in formats]
-    error, counters = None, {}
 
     def put(rows: FlowRows) -> None:
-        apply_policy(rows)
         order = np.argsort(rows.records["row"])
         place = rows.records["row"][order]
         for file in files:
             file.put(place, getattr(rows, file.form.field)[order])
 
     try:
-        counters = assemble(source, rules, put, on_error, progress).counters
-    except CaptureError as refusal:
-        if on_error == "raise":
-            raise
-        error = refusal
+        read = read_whole(source, rules, on_error, progress, put)
     finally:
         for file in files:
             file.close()
-    return files, counters, error
+    return (files, {}, read) if isinstance(read, CaptureError) else (files, read[1], None)
 
 
 def _runs(place: np.ndarray, max_step: int) -> list[tuple[int, int]]:

@@ -24,6 +24,7 @@ from sklearn.base import clone
 
 from sklearn_docids._sampler import FlowSampler
 from sklearn_docids._version import __version__
+from sklearn_docids._warn import warn_caller
 from sklearn_docids.capture import CaptureWarning
 from sklearn_docids.capture import fields as field_policies
 from sklearn_docids.capture.table import FlowTable
@@ -76,7 +77,7 @@ def captured_flows(
         try:
             flows = _read(folder, described)
         except (FileNotFoundError, ValueError, KeyError, TypeError) as error:  # no other error of the system is damage
-            warnings.warn(f"{folder} is damaged and made again: {error}", UserWarning, stacklevel=3)
+            warn_caller(f"{folder} is damaged and made again: {error}")
             shutil.rmtree(folder)
     if flows is None:
         with opened(capture) as captures:
@@ -154,11 +155,9 @@ def _unevicted(flows: FlowTable, capture: Path) -> FlowTable:
     """Return flows; warn if some were ended early, because those have lost their later packets, and their label."""
     n_evicted = sum(counters["flows_evicted"] for counters in flows.counters)
     if n_evicted:
-        warnings.warn(
+        warn_caller(
             f"{capture}: {n_evicted} flows were ended early, their later packets count as flows of their own; give a "
-            "sampler with a higher max_live_flows",
-            UserWarning,
-            stacklevel=4,
+            "sampler with a higher max_live_flows"
         )
     return flows
 
@@ -172,7 +171,7 @@ def _read(folder: Path, described: dict[str, Any]) -> FlowTable:
             raise ValueError(f"{name} has another checksum than when it was written")
     flows = FlowTable.load(folder)
     for message in note["damage"]:
-        warnings.warn(message, CaptureWarning, stacklevel=4)
+        warn_caller(message, CaptureWarning)
     return flows
 
 

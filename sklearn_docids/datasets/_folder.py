@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 from sklearn.utils import Bunch, check_random_state
 
 from sklearn_docids._sampler import FlowSampler
+from sklearn_docids._warn import warn_caller
 
 PACKED = (".gz", ".zst", ".lz4", ".xz", ".bz2")
 
@@ -34,7 +34,7 @@ def class_captures(folder: str | os.PathLike[str]) -> tuple[list[Path], list[str
         inside = (p for p in entry.rglob("*") if p.is_file() and not p.name.startswith("."))
         found = sorted(inside) if entry.is_dir() else [entry]
         if not found:
-            warnings.warn(f"{entry} holds no captures", UserWarning, stacklevel=3)
+            warn_caller(f"{entry} holds no captures")
         paths += found
         labels += [entry.name if entry.is_dir() else plain_name(entry)] * len(found)
     if not paths:
@@ -111,7 +111,7 @@ def load_class_folder(
     X, y, groups = sampler.sample(paths, labels)
     y = np.asarray(y)
     for label in sorted(set(labels) - set(y.tolist())):
-        warnings.warn(f"class {label!r} of {folder} has no flows", UserWarning, stacklevel=2)
+        warn_caller(f"class {label!r} of {folder} has no flows")
     data = drawn_bunch(X, y, groups, n_per_class, rng)
     data.captures = paths
     data.DESCR = f"Flows of {len(paths)} captures in {folder}, sampled as training data.\n{data.DESCR}"

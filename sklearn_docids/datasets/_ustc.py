@@ -10,7 +10,6 @@ import os
 import re
 import struct
 import tempfile
-import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from sklearn.utils import Bunch, check_random_state
 
 from sklearn_docids import paper
 from sklearn_docids._sampler import FlowSampler
+from sklearn_docids._warn import warn_caller
 from sklearn_docids.datasets._cache import as_sampled, captured_flows
 from sklearn_docids.datasets._folder import check_n_per_class, drawn_bunch, plain_name
 
@@ -130,7 +130,7 @@ def _completed(data: Bunch, what: str) -> Bunch:
     """Add what is true of the set however it was read; warn of classes without flows."""
     missing = sorted(set(BENIGN + MALWARE) - set(data.target_names.tolist()))
     if missing:
-        warnings.warn(f"USTC-TFC2016: no flows of {', '.join(missing)}", UserWarning, stacklevel=3)
+        warn_caller(f"USTC-TFC2016: no flows of {', '.join(missing)}")
     data.malware = np.isin(data.y, MALWARE)
     data.DESCR = DESCR.format(what=what) + "\n" + data.DESCR
     return data

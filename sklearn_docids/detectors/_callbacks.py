@@ -4,22 +4,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from sklearn_docids._training.run import Trained
 
-__all__ = ["CallbackSupportMixin", "FitTasks", "with_callbacks"]
+Method = TypeVar("Method", bound=Callable[..., Any])
 
-try:
-    from sklearn.callback import CallbackSupportMixin, with_callbacks
-except ImportError:
+__all__ = ["CallbackSupportMixin", "FitTasks", "available_if", "with_callbacks"]
 
-    class CallbackSupportMixin:  # type: ignore[no-redef]
-        """Stand-in for a scikit-learn that has no callbacks."""
+if TYPE_CHECKING:
+    # scikit-learn has no types: of what it decorates, a type checker would know nothing.
+    class CallbackSupportMixin:
+        def set_callbacks(self, *callbacks: Any) -> Self: ...
 
-    def with_callbacks(method: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the method as it is."""
-        return method
+    def with_callbacks(method: Method) -> Method: ...
+
+    def available_if(check: Callable[[Any], bool]) -> Callable[[Method], Method]: ...
+
+else:
+    from sklearn.utils.metaestimators import available_if
+
+    try:
+        from sklearn.callback import CallbackSupportMixin, with_callbacks
+    except ImportError:
+
+        class CallbackSupportMixin:
+            """Stand-in for a scikit-learn that has no callbacks."""
+
+        def with_callbacks(method):
+            """Return the method as it is."""
+            return method
 
 
 class FitTasks:

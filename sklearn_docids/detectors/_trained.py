@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from sklearn_docids._meta import forget_fit
@@ -29,7 +28,7 @@ from sklearn_docids._training.pairs import PairedFlows
 from sklearn_docids._training.run import Trained, fit_network, n_epochs
 from sklearn_docids._warn import warn_caller
 from sklearn_docids.detectors._base import ScoringDetector, check_range
-from sklearn_docids.detectors._callbacks import CallbackSupportMixin, FitTasks, with_callbacks
+from sklearn_docids.detectors._callbacks import CallbackSupportMixin, FitTasks, available_if, with_callbacks
 from sklearn_docids.detectors._rows import FitRows, checked_callbacks, split, threshold
 from sklearn_docids.detectors._templates import Drawn
 
