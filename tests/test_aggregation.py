@@ -213,6 +213,14 @@ def test_many_channels_make_a_host_abnormal_and_none_of_its_channels(write):
     assert channels.aggregate(many, scores)[0].score > channels.aggregate(few, scores)[0].score
 
 
+def test_a_port_of_tcp_and_the_same_of_udp_are_two_channels(tmp_path):
+    flows = sampled(tmp_path / "c.pcap", [tcp(dport=53), udp(dport=53)], [0.0, 1.0])
+    (host,) = FlowAggregator("host", false_alarm_rate=None).fit(flows, [0.0, 1.0]).aggregate(flows, [0.0, 1.0])
+    assert host.n_channels == 2
+    channels = FlowAggregator(false_alarm_rate=None).fit(flows, [0.0, 1.0]).aggregate(flows, [0.0, 1.0])
+    assert [channel.protocol for channel in channels] == [6, 17]
+
+
 def test_flows_that_come_back_make_a_channel_abnormal(write):
     def flows_of(n):
         return FlowSampler().flows(write(pcap([tcp(sport=5000 + i, dport=443) for i in range(n)])))
