@@ -43,6 +43,17 @@ def described(groups):
     )
 
 
+def rows_of(group, flows):
+    """Return the rows whose flows are in a group."""
+    is_in = (flows.time_first // round(WINDOW * 1e9) == group.window) & (flows.src_ip == group.src_ip)
+    if group.dst_ip is not None:
+        is_in &= (flows.dst_ip == group.dst_ip) & (flows.dst_port == group.dst_port)
+        is_in &= flows.protocol == group.protocol
+    else:
+        assert group.dst_port is group.protocol is None
+    return np.flatnonzero(is_in)
+
+
 @pytest.mark.parametrize("level", ["channel", "host"])
 @pytest.mark.parametrize("n_highest", [1, 3, 50])
 def test_scores_are_those_of_the_obvious_way(traffic, level, n_highest):
@@ -53,8 +64,10 @@ def test_scores_are_those_of_the_obvious_way(traffic, level, n_highest):
     assert described(groups) == expected
     assert [g.score for g in groups] == sorted(g.score for g in groups)
     for group in groups:
-        assert flows.src_ip[group.most_abnormal] == group.src_ip
-        assert group.time_first <= flows.time_first[group.most_abnormal] <= group.time_last
+        rows = rows_of(group, flows)
+        assert len(rows) == group.n_flows
+        assert (group.time_first, group.time_last) == (flows.time_first[rows].min(), flows.time_first[rows].max())
+        assert group.most_abnormal == rows[scores[rows].argmin()]  # the first among equals
 
 
 @pytest.mark.parametrize("level", ["channel", "host"])
@@ -147,6 +160,15 @@ def test_a_scan_does_not_wipe_out_the_sum_of_a_beacon(scan_and_beacon, level):
         assert groups[0] == beacon
 
 
+def test_of_equally_abnormal_groups_the_least_recently_active_go(tmp_path):
+    ports = [*range(1, 11), 1, 11]  # the first channel has a flow once more before there is one channel too many
+    flows = sampled(
+        tmp_path / "c.pcap", [tcp(sport=50 + n, dport=port) for n, port in enumerate(ports)], np.arange(12.0)
+    )
+    stream = FlowAggregator(n_highest=1, false_alarm_rate=None, max_groups=10).fit(flows, np.zeros(12)).stream()
+    assert [group.dst_port for group in stream.update(flows, np.full(12, -1.0))] == [2, 3]
+
+
 def test_eviction_frees_a_tenth_of_the_room_at_a_time(scan_and_beacon):
     # One at a time, each new channel would cost a search through all others; all at once, nothing would be kept.
     flows, scores = scan_and_beacon
@@ -165,6 +187,18 @@ def test_abnormality_is_the_share_of_normal_flows(traffic):
     assert aggregator.abnormality([scores.max()])[0] == 0
 
 
+def test_of_many_normal_scores_evenly_spaced_ones_are_kept(traffic):
+    flows, _ = traffic
+    many = np.arange(150_000.0)
+    fitted = FlowAggregator(false_alarm_rate=None).fit(flows[np.resize(np.arange(400), 150_000)], many[::-1])
+    kept = fitted.normal_scores_
+    assert (len(kept), kept[0], kept[-1]) == (100_000, many[0], many[-1])
+    assert set(np.diff(kept)) == {1, 2}
+    few = many[:100_000]
+    fitted = FlowAggregator(false_alarm_rate=None).fit(flows[np.resize(np.arange(400), 100_000)], few[::-1])
+    assert fitted.normal_scores_.tolist() == few.tolist()
+
+
 def test_many_channels_make_a_host_abnormal_and_none_of_its_channels(write):
     def flows_of(n_ports, host):
         packets = [tcp(src=host, sport=5000 + n, dport=1000 + n % n_ports) for n in range(60)]
@@ -177,6 +211,14 @@ def test_many_channels_make_a_host_abnormal_and_none_of_its_channels(write):
     assert hosts.aggregate(many, scores)[0].n_channels == 60
     channels = FlowAggregator("channel", window=60, false_alarm_rate=None).fit(few, scores)
     assert channels.aggregate(many, scores)[0].score > channels.aggregate(few, scores)[0].score
+
+
+def test_a_port_of_tcp_and_the_same_of_udp_are_two_channels(tmp_path):
+    flows = sampled(tmp_path / "c.pcap", [tcp(dport=53), udp(dport=53)], [0.0, 1.0])
+    (host,) = FlowAggregator("host", false_alarm_rate=None).fit(flows, [0.0, 1.0]).aggregate(flows, [0.0, 1.0])
+    assert host.n_channels == 2
+    channels = FlowAggregator(false_alarm_rate=None).fit(flows, [0.0, 1.0]).aggregate(flows, [0.0, 1.0])
+    assert [channel.protocol for channel in channels] == [6, 17]
 
 
 def test_flows_that_come_back_make_a_channel_abnormal(write):
