@@ -35,6 +35,7 @@ from sklearn_docids.datasets import (
     load_testbed,
     load_ustc_tfc2016,
 )
+from sklearn_docids.detectors import StatisticDetector
 from sklearn_docids.metrics import attack_average_precision_score, attack_roc_auc_score
 
 # The paper's Table 2: 20 classes of USTC-TFC2016, as many flows of each.
@@ -88,23 +89,6 @@ def thinned(data, n_flows, seed):
     return Bunch(X_train=data.X_train[train], X_test=data.X_test[test], attack=data.attack[test], DESCR=data.DESCR)
 
 
-class NumberOfPackets:
-    """A detector that looks at nothing but how many packets of a row are there: what it finds was easy."""
-
-    def fit(self, X):
-        """Count how common each number is."""
-        self.frequency_ = np.bincount(self._count(X), minlength=X.shape[1]) / len(X)
-        return self
-
-    def score_samples(self, X):
-        """Return how common the number of packets was in training."""
-        return self.frequency_[self._count(X)]
-
-    @staticmethod
-    def _count(X):
-        return (X.reshape(len(X), 4, -1) != 0).any(axis=2).sum(axis=1)
-
-
 def detectors(seed, max_epochs):
     """Return the detectors compared, and whether each takes a reference."""
     scaled = FunctionTransformer(lambda X: X / np.float32(255))
@@ -116,7 +100,7 @@ def detectors(seed, max_epochs):
         "1D convolutional autoencoder": (ConvAutoencoderDetector(**own), False),
         "IsolationForest": (make_pipeline(scaled, IsolationForest(random_state=seed)), False),
         "OneClassSVM": (make_pipeline(scaled, OneClassSVM(gamma="scale")), False),
-        "number of packets": (NumberOfPackets(), False),
+        "number of packets": (StatisticDetector("packets"), False),
     }
 
 

@@ -16,7 +16,7 @@ from sklearn_docids._sampler import FlowSampler
 from sklearn_docids.capture.table import FlowTable
 from sklearn_docids.cli._text import format_flows
 from sklearn_docids.datasets import load_testbed
-from sklearn_docids.detectors import AutoencoderDetector, DOCIDSDetector
+from sklearn_docids.detectors import AutoencoderDetector, DOCIDSDetector, StatisticDetector
 from sklearn_docids.metrics import attack_average_precision_score, attack_roc_auc_score
 
 N_LISTED = 10
@@ -43,7 +43,7 @@ def run(folder: str, seed: int) -> None:
             name: baseline.fit(testbed.X_train).score_samples(testbed.X_test)
             for name, baseline in _baselines(seed).items()
         },
-        "number of packets": _packet_count_scores(testbed.X_train, testbed.X_test),
+        "number of packets": StatisticDetector("packets").fit(testbed.X_train).score_samples(testbed.X_test),
     }
     _print_report(scores, y_test, kinds)
     _print_alarms(detector, testbed.X_test, y_test, len(testbed.X_train))
@@ -61,15 +61,6 @@ def _baselines(seed: int) -> dict[str, Any]:
         "IsolationForest": scaled(IsolationForest(random_state=seed)),
         "OneClassSVM": scaled(OneClassSVM()),
     }
-
-
-def _packet_count_scores(X_train: np.ndarray, X_test: np.ndarray) -> np.ndarray:
-    """Return how common a row's number of packets is in the training data: a detector that looks at nothing else."""
-
-    def n_packets(X: np.ndarray) -> np.ndarray:
-        return (X.reshape(len(X), 4, -1) != 0).any(axis=2).sum(axis=1)
-
-    return (np.bincount(n_packets(X_train), minlength=5) / len(X_train))[n_packets(X_test)]
 
 
 def _print_report(scores: dict[str, np.ndarray], y_test: np.ndarray, kinds: np.ndarray) -> None:
