@@ -16,13 +16,15 @@ from captures import enhanced, interface, old_packet, option, pcap, section, sim
 from packets import EXTENSIONS, LINK_LAYERS, NOT_SAMPLED, TUNNELS, udp6
 
 from sklearn_docids import CaptureError, CaptureWarning
+from sklearn_docids.capture.fields import FIELDS, policy_actions
 from sklearn_docids.capture.flows import FlowRows, FlowRules, assemble
 
 RULES = FlowRules(
     n_packets=4, n_bytes=80, bidirectional=True, idle_timeout=120.0, tcp_restart=True, protocols=("tcp", "udp"),
     max_live_flows=262_144,
 )  # fmt: skip
-INNERMOST = replace(RULES, max_live_flows=3, innermost=True, duplicate_window=3)
+ALL_ZERO = tuple(policy_actions(dict.fromkeys(FIELDS, "zero"), training=False).tolist())
+INNERMOST = replace(RULES, max_live_flows=3, innermost=True, duplicate_window=3, field_actions=ALL_ZERO)
 NUMBERS = (0, 1, 2, 3, 4, 7, 8, 0x7F, 0x80, 0xFF, 0x100, 0x7FFF, 0xFFFF, 2**24, 2**31 - 1, 2**31, 2**32 - 1)
 
 PACKETS = [(link_type, bytes(packet)) for link_type, packet, _ in LINK_LAYERS.values()]
