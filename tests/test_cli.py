@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from captures import pcap, udp
+from sklearn.pipeline import Pipeline
 
 from sklearn_docids import AutoencoderDetector, FlowSampler, load_detector, save_detector
 from sklearn_docids.capture import FlowTable
@@ -154,6 +155,14 @@ def test_a_model_that_was_loaded_and_saved_again_scores_captures(model, traffic,
     save_detector(load_detector(model), tmp_path / "again")
     assert main(["score", str(traffic.test), "--model", str(tmp_path / "again")]) == 0
     assert capsys.readouterr().out.startswith("capture,time_first,")
+
+
+def test_a_saved_pipeline_scores_captures(traffic, tmp_path, capsys):
+    pipeline = Pipeline([("sampler", FlowSampler()), ("detector", AutoencoderDetector(max_epochs=1, random_state=0))])
+    save_detector(pipeline.fit([traffic.train]), tmp_path / "pipeline")
+    assert main(["score", str(traffic.test), "--model", str(tmp_path / "pipeline")]) == 0
+    scores = [float(line.split(",")[-2]) for line in capsys.readouterr().out.splitlines()[1:]]
+    assert scores == pytest.approx(pipeline.score_samples([traffic.test]), rel=1e-5)
 
 
 @pytest.fixture

@@ -231,10 +231,13 @@ def sources(captures: Sequence[str]) -> list[Any]:
 
 
 def _loaded(path: str) -> Any:
-    """Return a detector that knows how its captures were read."""
+    """Return a detector that knows how its captures were read, of a pipeline its last step."""
+    from sklearn.pipeline import Pipeline
+
     from sklearn_docids.persistence import load_detector
 
-    detector = load_detector(path)
+    loaded = load_detector(path)
+    detector: Any = loaded[-1] if isinstance(loaded, Pipeline) else loaded
     if detector.sampler_ is None:
         raise ValueError(f"{path} holds no sampler, so captures cannot be read as it was trained; use docids fit")
     detector.sampler_.set_params(verbose=0)  # standard output is the table's alone
