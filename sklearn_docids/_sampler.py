@@ -12,11 +12,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 from joblib import Parallel, delayed
-from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils._set_output import _get_output_config
 
+from sklearn_docids._bases import BaseEstimator, TransformerMixin
 from sklearn_docids._warn import called_from, caller
 from sklearn_docids.capture import fields as field_policies
 from sklearn_docids.capture.containers import capture_name
@@ -209,7 +209,7 @@ class FlowSampler(TransformerMixin, BaseEstimator):
         """
         return self._output(captures, self.flows(captures).X)
 
-    def fit_transform(self, captures: Any, y: Any = None) -> Any:
+    def fit_transform(self, captures: Any, y: Any = None) -> Any:  # type: ignore[override] # no fit parameters
         """Return the flow bytes of captures as training data: fields with action ``"randomize"`` are random.
 
         Parameters

@@ -9,11 +9,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.base import BaseEstimator, MetaEstimatorMixin, clone
+from sklearn.base import clone
 from sklearn.model_selection import BaseCrossValidator, GroupKFold, KFold
 from sklearn.utils import _safe_indexing, column_or_1d, get_tags, indexable
 from sklearn.utils.validation import check_is_fitted
 
+from sklearn_docids._bases import BaseEstimator, MetaEstimatorMixin
 from sklearn_docids._meta import FitParamsToEstimator, forget_fit
 
 __all__ = ["NormalOnly", "NormalTrainSplit", "make_flow_scorer"]

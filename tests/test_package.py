@@ -72,6 +72,7 @@ def test_reading_captures_loads_no_scapy(write):
 LAYERS = {
     "": "_sampler _version detectors exceptions persistence",
     "__main__": "cli",
+    "_bases": "",
     "_measures": "_thresholds",
     "_meta": "",
     "_network": "",
@@ -82,7 +83,7 @@ LAYERS = {
     "_network.scoring": "_network.autoencoders _network.folding _network.table1 _network.tensors",
     "_network.table1": "_network.losses _network.tensors",
     "_network.tensors": "",
-    "_sampler": "_warn capture.containers capture.fields capture.flows capture.table capture.writing",
+    "_sampler": "_bases _warn capture.containers capture.fields capture.flows capture.table capture.writing",
     "_sealed": "",
     "_thresholds": "",
     "_training": "",
@@ -97,7 +98,7 @@ LAYERS = {
     ),
     "_version": "",
     "_warn": "",
-    "aggregation": "_meta _thresholds _warn capture.table exceptions",
+    "aggregation": "_bases _meta _thresholds _warn capture.table exceptions",
     "capture": "capture.table exceptions",
     "capture._native": "_warn",
     "capture.community_id": "",
@@ -140,17 +141,17 @@ LAYERS = {
     "detectors._autoencoders": (
         "_network.autoencoders _network.scoring _network.tensors _training.net detectors._trained"
     ),
-    "detectors._base": "",
+    "detectors._base": "_bases",
     "detectors._callbacks": "_training.run",
     "detectors._doc_features": (
-        "_meta _network.scoring _network.table1 _network.tensors _training.net _training.pairs _training.run "
-        "_warn detectors._base detectors._docids detectors._reference detectors._rows"
+        "_bases _meta _network.scoring _network.table1 _network.tensors _training.net _training.pairs "
+        "_training.run _warn detectors._base detectors._docids detectors._reference detectors._rows"
     ),
     "detectors._docids": (
         "_network.onnx _network.scoring _network.table1 _network.tensors _training.net detectors._reference "
         "detectors._rows detectors._templates detectors._trained"
     ),
-    "detectors._ensemble": "_meta _thresholds detectors._base",
+    "detectors._ensemble": "_bases _meta _thresholds detectors._base",
     "detectors._reference": "_warn detectors._base",
     "detectors._rows": "_thresholds _training.net",
     "detectors._simple": "_meta _thresholds detectors._base detectors._reference",
@@ -163,7 +164,7 @@ LAYERS = {
     "exceptions": "",
     "inspection": "capture.headers capture.layouts",
     "metrics": "_measures _warn",
-    "model_selection": "_meta",
+    "model_selection": "_bases _meta",
     "paper": "_sampler detectors",
     "persistence": "_sampler _sealed _version _warn detectors detectors._trained exceptions",
     "plotting": "_measures",

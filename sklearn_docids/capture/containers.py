@@ -109,9 +109,10 @@ class Window:
     """
 
     def __init__(self, stream: Any):
-        self.data = _pages(BUFFER_BYTES)
-        self.start = self.stop = 0
-        self.offset = 0
+        self.data: np.ndarray = _pages(BUFFER_BYTES)
+        self.start: int = 0
+        self.stop: int = 0
+        self.offset: int = 0
         # A pipe is read as data comes; a buffered file's readinto would wait until the buffer is full.
         self._readinto = getattr(stream, "readinto1", None) or stream.readinto
 
@@ -163,12 +164,12 @@ class Capture:
 
     def __init__(self, stream: BinaryIO, name: str):
         self.name = name
-        self.n_records = 0
+        self.n_records: int = 0
         self.unsupported: set[int] = set()
         self.joint: CaptureError | None = None
         self._file = stream
         self._unpacked: Unpacked | None = None
-        self.window = Window(stream)
+        self.window: Window = Window(stream)
         self._records = np.empty(RECORDS_PER_CALL, records.RECORD_DTYPE)
         self._big_endian = False
         self._time = 0  # ns, of the last packet

@@ -139,7 +139,7 @@ class FlowAssembler:
         self.rules = rules
         most = max(FIRST_BYTES // rules.row_bytes, 4)
         n_first = min(FIRST_ROWS, most, rules.max_live_flows + 1 if emit else FIRST_ROWS)
-        self.rows = FlowRows.empty(n_first, rules)
+        self.rows: FlowRows = FlowRows.empty(n_first, rules)
         self._emit = emit
         self.fraction_read = fraction_read
         self._settings = rules.settings()

@@ -26,8 +26,8 @@ class Header:
     """Fields that follow each other; what has no fixed place, as options do, lies behind them."""
 
     def __init__(self, *fields: tuple[str, int] | tuple[str, int, str]):
-        self.fields = tuple(Field(*field) for field in fields)
-        self.n_bytes = sum(field.n_bytes for field in self.fields)
+        self.fields: tuple[Field, ...] = tuple(Field(*field) for field in fields)
+        self.n_bytes: int = sum(field.n_bytes for field in self.fields)
 
     def at(self, name: str) -> int:
         """Return the offset of a field."""

@@ -39,10 +39,10 @@ class RowFile:
     def __init__(self, path: str, form: RowFormat):
         self.path = path
         self.form = form
-        self.n_rows = 0
+        self.n_rows: int = 0
         self._file = open(path, "w+b", buffering=0)  # noqa: SIM115 - closed by `close`
         self._write_header()
-        self.data_start = self._file.tell()
+        self.data_start: int = self._file.tell()
 
     def _write_header(self) -> None:
         # numpy pads the header so that the length can grow to 20 digits in place.

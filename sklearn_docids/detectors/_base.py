@@ -7,7 +7,8 @@ from abc import ABCMeta, abstractmethod
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.base import BaseEstimator, OutlierMixin
+
+from sklearn_docids._bases import BaseEstimator, OutlierMixin
 
 
 class ScoringDetector(OutlierMixin, BaseEstimator, metaclass=ABCMeta):

@@ -10,12 +10,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from sklearn_docids._bases import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn_docids._meta import forget_fit
 from sklearn_docids._network.scoring import FrozenNetwork, features_of
 from sklearn_docids._network.table1 import N_FEATURES_G, DOCIDSNetwork

@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.base import MetaEstimatorMixin
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval
 from sklearn.utils.validation import check_is_fitted
 
+from sklearn_docids._bases import MetaEstimatorMixin
 from sklearn_docids._meta import FitParamsToEstimator, forget_fit, seeded_clone
 from sklearn_docids._thresholds import contamination_threshold
 from sklearn_docids.detectors._base import ScoringDetector

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""scikit-learn's base classes, with types where a type checker looks.
+
+scikit-learn ships no types, so of a class that inherits from its own a user's type checker would know next to nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Self
+
+__all__ = [
+    "BaseEstimator",
+    "ClassNamePrefixFeaturesOutMixin",
+    "MetaEstimatorMixin",
+    "OutlierMixin",
+    "TransformerMixin",
+]
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import ArrayLike
+
+    class BaseEstimator:
+        def get_params(self, deep: bool = True) -> dict[str, Any]: ...
+        def set_params(self, **params: Any) -> Self: ...
+        def _validate_params(self) -> None: ...
+        def __sklearn_tags__(self) -> Any: ...
+
+    class OutlierMixin:
+        def fit_predict(self, X: ArrayLike, y: object = None, **kwargs: Any) -> np.ndarray: ...
+
+    class TransformerMixin:
+        def fit_transform(self, X: Any, y: Any = None, **fit_params: Any) -> Any: ...
+        def set_output(self, *, transform: str | None = None) -> Self: ...
+
+    class ClassNamePrefixFeaturesOutMixin:
+        def get_feature_names_out(self, input_features: ArrayLike | None = None) -> np.ndarray: ...
+
+    class MetaEstimatorMixin: ...
+
+else:
+    from sklearn.base import (
+        BaseEstimator,
+        ClassNamePrefixFeaturesOutMixin,
+        MetaEstimatorMixin,
+        OutlierMixin,
+        TransformerMixin,
+    )
