@@ -157,6 +157,54 @@ def test_a_model_that_was_loaded_and_saved_again_scores_captures(model, traffic,
     assert capsys.readouterr().out.startswith("capture,time_first,")
 
 
+@pytest.mark.parametrize("name", ["--output", "--csv", "--model"])
+@pytest.mark.parametrize("taken", ["input", "other capture", "packed capture", "damaged capture"])
+def test_no_command_writes_over_a_capture(model, traffic, tmp_path, capsys, name, taken):
+    paths = {
+        kind: tmp_path / f"{kind}.pcap" for kind in ("input", "other capture", "packed capture", "damaged capture")
+    }
+    data = traffic.test.read_bytes()
+    for path in paths.values():
+        path.write_bytes(data)
+    paths["packed capture"].write_bytes(gzip.compress(data))
+    paths["damaged capture"].write_bytes(data[:24] + b"\xff" * 40)
+    before = paths[taken].read_bytes()
+    capture, output = str(paths["input"]), str(paths[taken])
+    command = {
+        "--output": ["score", capture, "--model", str(model), "--output", output, "--force"],
+        "--csv": ["evaluate", "--model", str(model), "--normal", capture, "--attacks", str(tmp_path), "--csv", output],
+        "--model": ["fit", capture, "--reference", str(traffic.reference[0].parent), "--model", output, "--force"],
+    }[name]
+    assert main(command) == 1
+    error = capsys.readouterr().err
+    assert (
+        f"{name} {output} is {'an input of this command' if taken == 'input' else 'a capture'}, and would be lost"
+        in error
+    )
+    assert paths[taken].read_bytes() == before
+
+
+def test_a_model_is_replaced_with_force_alone_and_never_where_it_is_an_input(model, traffic, tmp_path, capsys):
+    taken = tmp_path / "m"
+    taken.write_bytes(model.read_bytes())
+    before = taken.read_bytes()
+    for command in (
+        ["fit", str(traffic.train), "--reference", str(traffic.reference[0].parent), "--model", str(taken)],
+        ["score", str(traffic.test), "--model", str(model), "--output", str(taken)],
+        ["sample", str(traffic.test), "--output", str(taken)],
+        ["score", str(traffic.test), "--model", str(taken), "--output", str(taken), "--force"],
+    ):
+        assert main(command) == 1
+        assert "would be lost" in capsys.readouterr().err
+        assert taken.read_bytes() == before
+    link = tmp_path / "link"
+    link.symlink_to(taken)
+    assert main(["score", str(traffic.test), "--model", str(taken), "--output", str(link), "--force"]) == 1
+    assert "is an input of this command" in capsys.readouterr().err
+    assert main(["score", str(traffic.test), "--model", str(model), "--output", str(taken), "--force"]) == 0
+    assert taken.read_text().startswith("capture,time_first")
+
+
 def test_a_saved_pipeline_scores_captures(traffic, tmp_path, capsys):
     pipeline = Pipeline([("sampler", FlowSampler()), ("detector", AutoencoderDetector(max_epochs=1, random_state=0))])
     save_detector(pipeline.fit([traffic.train]), tmp_path / "pipeline")

@@ -119,11 +119,12 @@ LAYERS = {
     "capture.writing": "capture.containers capture.flows capture.kernels exceptions",
     "cli": "cli._commands",
     "cli._commands": (
-        "_sampler _version aggregation cli._demo cli._html cli._text datasets datasets._folder detectors "
-        "evaluation inspection persistence"
+        "_sampler _version aggregation cli._demo cli._html cli._outputs cli._text datasets datasets._folder "
+        "detectors evaluation inspection persistence"
     ),
     "cli._demo": "_sampler capture.table cli._text datasets detectors metrics plotting",
     "cli._html": "evaluation inspection plotting",
+    "cli._outputs": "capture.containers exceptions",
     "cli._text": "aggregation capture.table inspection",
     "datasets": "datasets._bos datasets._cic datasets._folder datasets._synthetic datasets._testbed datasets._ustc",
     "datasets._bos": "_sampler datasets._cache paper",

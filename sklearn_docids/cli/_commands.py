@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from sklearn_docids._version import __version__
+from sklearn_docids.cli._outputs import check_spared, check_writable
 from sklearn_docids.cli._text import format_flows, format_groups, format_reasons, printable, write_scores
 
 N_LISTED = 10
@@ -77,6 +77,7 @@ def _add_sample(commands: Any) -> None:
         "-o", "--output", required=True, metavar="OUT",
         help="X.npy: the array alone; another name: a folder with the array and the flow table",
     )  # fmt: skip
+    _add_force_option(sample)
     _add_fields_option(sample)
     sample.set_defaults(command=_sample)
 
@@ -91,6 +92,7 @@ def _add_fit(commands: Any) -> None:
         help="one capture, or folder of captures, per class, named after it",
     )
     fit.add_argument("--model", required=True, metavar="M", help="model file to write")
+    _add_force_option(fit)
     fit.add_argument("--max-epochs", type=_epochs, default="auto", metavar="N", help="passes over the traffic")
     fit.add_argument("--score-method", default="knn", choices=("knn", "reconstruction"))
     fit.add_argument(
@@ -111,6 +113,7 @@ def _add_score(commands: Any) -> None:
     score.add_argument("captures", nargs="+", metavar="CAPTURE", help=CAPTURE_HELP)
     score.add_argument("--model", required=True, metavar="M", help="model file written by fit")
     score.add_argument("--output", metavar="CSV", help="one row per flow; default: standard output")
+    _add_force_option(score)
     _add_level_options(score)
     score.set_defaults(command=_score)
 
@@ -135,6 +138,7 @@ def _add_evaluate(commands: Any) -> None:
         "--train", nargs="+", metavar="CAPTURE", help="the traffic of fit: compares with simple detectors"
     )
     evaluate.add_argument("--output", metavar="HTML", help="write the tables and pictures as one HTML page")
+    _add_force_option(evaluate)
     evaluate.add_argument("--csv", metavar="CSV", help="write every measure: one line per detector and attack")
     _add_level_options(evaluate)
     evaluate.set_defaults(command=_evaluate)
@@ -151,6 +155,10 @@ def _add_level_options(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="seconds in which a channel or host is one (default 3600)",
     )
+
+
+def _add_force_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--force", action="store_true", help="write over an existing model; never over an input")
 
 
 def _positive(text: str) -> int:
@@ -182,6 +190,7 @@ def _sample(args: argparse.Namespace) -> None:
     sampler = FlowSampler(
         fields=args.fields, tunnels=args.tunnels, duplicate_window=args.duplicate_window, n_jobs=args.jobs, verbose=2
     )
+    check_spared("--output", args.output, args.captures, force=args.force)
     counters = sampler.write(sources(args.captures), args.output)
     print(f"{sum(c.get('flows', 0) for c in counters)} flows written to {args.output}")
 
@@ -199,7 +208,8 @@ def _fit(args: argparse.Namespace) -> None:
     )  # fmt: skip
     # What can be refused is refused before the work begins.
     detector._validate_params()
-    _check_writable("--model", args.model, is_replaced=True)
+    check_writable("--model", args.model, is_replaced=True)
+    check_spared("--model", args.model, args.captures, force=args.force)
     if args.checkpoint_folder is not None and not Path(args.checkpoint_folder).is_dir():
         raise NotADirectoryError(f"--checkpoint-folder {args.checkpoint_folder} is not an existing folder")
     X_reference, y_reference = load_class_folder(args.reference, sampler=sampler, return_X_y=True)
@@ -211,18 +221,6 @@ def _fit(args: argparse.Namespace) -> None:
         print(
             "The threshold flags 1 % of these flows, more of new ones; --false-alarm-rate sets it with held-out flows."
         )
-
-
-def _check_writable(option: str, path: str, *, is_replaced: bool = False) -> None:
-    """Refuse a file that could not be written, or replaced by a new one, before the work that is to go into it."""
-    folder = Path(path).absolute().parent
-    if not folder.is_dir():
-        raise FileNotFoundError(f"the folder of {option} {path} does not exist")
-    # A device, such as /dev/stdout, can be written to as well, but must not be replaced.
-    if not path or Path(path).is_dir() or (is_replaced and Path(path).exists() and not Path(path).is_file()):
-        raise FileExistsError(f"{option} {path or repr('')} is not a file name")
-    if not os.access(path if Path(path).exists() and not is_replaced else folder, os.W_OK):
-        raise PermissionError(f"{option} {path} cannot be written to")
 
 
 def sources(captures: Sequence[str]) -> list[Any]:
@@ -256,7 +254,8 @@ def _score(args: argparse.Namespace) -> None:
     if args.output is None and (args.calibration or args.window is not None):
         raise ValueError("--calibration and --window are for the rankings, which need --output: flows are printed now")
     if args.output is not None:
-        _check_writable("--output", args.output)
+        check_writable("--output", args.output)
+        check_spared("--output", args.output, [args.model, *args.captures, *(args.calibration or ())], force=args.force)
     detector = _loaded(args.model)
     calibration = _flows(detector.sampler_, args.calibration, "--calibration") if args.calibration else None
     flows = detector.sampler_.flows(sources(args.captures))
@@ -332,7 +331,9 @@ def _evaluate(args: argparse.Namespace) -> None:
 
     for option, path in (("--csv", args.csv), ("--output", args.output)):
         if path is not None:
-            _check_writable(option, path)
+            check_writable(option, path)
+            inputs = [args.model, *args.normal, *(args.train or ()), *(args.calibration or ())]
+            check_spared(option, path, inputs, force=args.force)
     if args.output is not None:
         import matplotlib.figure  # noqa: F401 - the page has pictures: better missed now than behind all the work
     detector = _loaded(args.model)

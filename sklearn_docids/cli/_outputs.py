@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Files that commands write: refused before the work, and never in place of what they were made from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from sklearn_docids.exceptions import CaptureError
+
+# A model begins with the length of its header, in 8 bytes, and the header with this.
+MODEL_BEGINS_WITH = b'{"__metadata__":{"docids":'
+
+
+def check_writable(option: str, path: str, *, is_replaced: bool = False) -> None:
+    """Refuse a file that could not be written, or replaced by a new one, before the work that is to go into it."""
+    folder = Path(path).absolute().parent
+    if not folder.is_dir():
+        raise FileNotFoundError(f"the folder of {option} {path} does not exist")
+    # A device, such as /dev/stdout, can be written to as well, but must not be replaced.
+    if not path or Path(path).is_dir() or (is_replaced and Path(path).exists() and not Path(path).is_file()):
+        raise FileExistsError(f"{option} {path or repr('')} is not a file name")
+    if not os.access(path if Path(path).exists() and not is_replaced else folder, os.W_OK):
+        raise PermissionError(f"{option} {path} cannot be written to")
+
+
+def check_spared(option: str, path: str, inputs: Iterable[str], *, force: bool = False) -> None:
+    """Refuse to write over an input of the command, over a capture, or, without ``force``, over a model."""
+    if not Path(path).is_file():
+        return
+    if any(Path(given).exists() and os.path.samefile(given, path) for given in inputs if given != "-"):
+        raise FileExistsError(f"{option} {path} is an input of this command, and would be lost")
+    if begins_like_a_capture(path):
+        raise FileExistsError(f"{option} {path} is a capture, and would be lost")
+    if begins_like_a_model(path) and not force:
+        raise FileExistsError(f"{option} {path} is a model, and would be lost: --force replaces it")
+
+
+def begins_like_a_capture(path: str) -> bool:
+    """Return whether a file is a capture, packed or not, perhaps a damaged one."""
+    from sklearn_docids.capture.containers import Capture, opened
+
+    try:
+        with opened(path) as stream:
+            capture = Capture(stream, path)
+            try:
+                next(capture.blocks(), None)
+            finally:
+                capture.close()
+    except CaptureError as error:
+        return error.record is not None  # damage behind a beginning that was right
+    except ImportError:  # packed in a way that cannot be looked into here
+        return True
+    return True
+
+
+def begins_like_a_model(path: str) -> bool:
+    """Return whether a file begins as model files do."""
+    with open(path, "rb") as file:
+        return file.read(8 + len(MODEL_BEGINS_WITH))[8:] == MODEL_BEGINS_WITH
