@@ -1,7 +1,11 @@
 """DOCIDSDetector: scikit-learn's contract, scores, thresholds, and inputs that must fail well."""
 
 import itertools
+import os
 import pickle
+import subprocess
+import sys
+import textwrap
 import warnings
 
 import numpy as np
@@ -562,6 +566,58 @@ def test_nan_is_never_a_normal_verdict(fitted):
     detector = pickle.loads(pickle.dumps(fitted))
     detector.offset_ = np.nan
     assert (detector.predict(blobs()[0]) == -1).all()
+
+
+@pytest.mark.parametrize("score_method", ["knn", "reconstruction"])
+def test_a_score_that_is_not_a_number_raises_instead_of_being_the_most_normal(score_method):
+    X, reference, _ = blobs()
+    detector = fit(X, reference, score_method=score_method)
+    with torch.no_grad():
+        detector._scorer.modules.h_c.bias[0] = torch.nan
+        detector._scorer.modules.autoencoder[0].bias[0] = torch.inf
+        detector._scorer.modules.autoencoder[2].bias[0] = torch.nan
+    for method in ("score_samples", "decision_function", "predict"):
+        with pytest.raises(ValueError, match="a score is not finite"):
+            getattr(detector, method)(X)
+
+
+class Killing(Callback):
+    """Leaves a network whose class scores are 0 for all flows."""
+
+    def on_train_end(self, net, **kwargs):
+        with torch.no_grad():
+            net.module_.h_c.weight.zero_()
+
+
+def test_a_network_that_tells_nothing_apart_is_said():
+    X, reference, _ = blobs()
+    with pytest.warns(ConvergenceWarning, match="the same of 60 different training rows"):
+        fit(X, reference, callbacks=[Killing()])
+    fit(np.tile(X[:1], (20, 1)), reference)  # rows that do not differ say nothing about the network
+
+
+def work(args):
+    detector, rows = args
+    return detector.score_samples(rows)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_scoring_goes_on_in_a_forked_process():
+    """torch's threads do not survive a fork: the child would wait for them for ever."""
+    code = f"""
+        import multiprocessing, sys; sys.path.insert(0, {os.path.dirname(__file__)!r})
+        import numpy as np, torch
+        from test_detector import blobs, fit, work
+        torch.set_num_threads(2)
+        X, reference, _ = blobs(n=2000, n_columns=320)
+        detector = fit(X[:100], reference)
+        expected = detector.score_samples(X)
+        with multiprocessing.get_context("fork").Pool(2) as pool:
+            found = pool.map_async(work, [(detector, X[:1000]), (detector, X[1000:])]).get(100)
+        np.testing.assert_allclose(np.concatenate(found), expected, rtol=1e-5)
+        assert torch.get_num_threads() == 2
+    """
+    subprocess.run([sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)], check=True, timeout=150)
 
 
 def test_explain_is_finite_at_templates():

@@ -8,8 +8,10 @@ gets a copy for the time of a call.
 from __future__ import annotations
 
 import copy
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +26,10 @@ from sklearn_docids._network.tensors import only_scoring, recording_gradients, r
 # Points at which a gradient is taken on the way to a flow. On 100 flows of the testbed's
 # validation part the sum over a flow was off by 3 % in the median, with 8 points by 15 %.
 N_PATH_STEPS = 32
+# The threads of torch do not survive a fork: a child would wait for them for ever (a pool of processes, a web server
+# that forks after loading its model). One thread needs none of them.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=partial(torch.set_num_threads, 1))
 # Rows that an autoencoder scores at a time, always as many: a score must not depend on the flows beside it.
 CHUNK_ROWS = 256
 # Of a network with ``h_c`` and ``autoencoder``, and features g, (n, 256).
@@ -101,6 +107,10 @@ class Scorer(FrozenNetwork, ABC):
     def score(self, X: np.ndarray, device: str) -> np.ndarray:
         """Return the scores of rows."""
         return -self.evaluate(self.abnormality, X, device)
+
+    def places_of(self, X: np.ndarray, device: str) -> np.ndarray:
+        """Return what the network makes of rows: their class scores."""
+        return self.evaluate(class_scores_of, X, device)
 
 
 class ReconstructionScorer(Scorer):
@@ -180,8 +190,9 @@ class NeighborScorer(Scorer):
             return torch.zeros(len(places), dtype=torch.float64)
         nearest = squares.topk(k, largest=False, sorted=False).indices
         exact = (places[:, None] - self.places[nearest]).square().sum(dim=2)
-        # The gradient of the root is infinite at 0; a template is 0 from itself, and no byte takes it further off.
-        return (torch.where(exact > 0, exact, 1.0).sqrt() * (exact > 0)).mean(dim=1)
+        # The gradient of the root is infinite at 0; a template is 0 from itself, and no byte takes it further off. What
+        # is not a number stays so: as a distance of 0 it would be the most normal flow of all.
+        return (torch.where(exact == 0, 1.0, exact).sqrt() * (exact != 0)).mean(dim=1)
 
     def most_similar(self, X: np.ndarray) -> np.ndarray:
         """Return, per row, the number of the template with the most equal bytes."""
@@ -216,6 +227,10 @@ class AutoencoderScorer:
     def score(self, X: np.ndarray, device: str) -> np.ndarray:
         """Return the scores of rows."""
         return -self.evaluate("squared_error", X, device)
+
+    def places_of(self, X: np.ndarray, device: str) -> np.ndarray:
+        """Return what the network makes of rows: their codes."""
+        return self.evaluate("code", X, device)
 
     def evaluate(self, method: str, X: np.ndarray, device: str) -> np.ndarray:
         """Return what a method of the network makes of all rows, as float64."""

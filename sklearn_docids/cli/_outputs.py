@@ -9,8 +9,9 @@ from pathlib import Path
 
 from sklearn_docids.exceptions import CaptureError
 
-# A model begins with the length of its header, in 8 bytes, and the header with this.
-MODEL_BEGINS_WITH = b'{"__metadata__":{"docids":'
+# A model begins with the length of its header, in 8 bytes, and the header with metadata: settings and a checksum of 64
+# digits, in any order.
+N_LENGTH_BYTES, N_BYTES_READ = 8, 256
 
 
 def check_writable(option: str, path: str, *, is_replaced: bool = False) -> None:
@@ -58,4 +59,5 @@ def begins_like_a_capture(path: str) -> bool:
 def begins_like_a_model(path: str) -> bool:
     """Return whether a file begins as model files do."""
     with open(path, "rb") as file:
-        return file.read(8 + len(MODEL_BEGINS_WITH))[8:] == MODEL_BEGINS_WITH
+        header = file.read(N_BYTES_READ)[N_LENGTH_BYTES:]
+    return header.startswith(b'{"__metadata__":{') and b'"docids":' in header

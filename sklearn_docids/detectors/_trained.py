@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 # Packets of a row where nothing says otherwise (paper, section 3.2).
 N_PACKETS = 4
+# Training rows that are looked at to see whether a network tells anything apart.
+N_ROWS_COMPARED = 256
 
 
 def _takes_more(detector: TrainedDetector) -> bool:
@@ -214,6 +216,7 @@ class TrainedDetector(CallbackSupportMixin, ScoringDetector):
             fitted = learned(trained)
         if not math.isfinite(fitted["offset_"]):
             raise ValueError("scores of the training rows are not finite; lower lr, or look for extreme values in X")
+        self._check_that_scores_differ(fitted["_scorer"], rows)
         for name, value in fitted.items():
             setattr(self, name, value)
         self._moments = trained.moments if self.warm_start or is_partial else None
@@ -302,6 +305,17 @@ class TrainedDetector(CallbackSupportMixin, ScoringDetector):
             **({"reference_classes_": rows.classes} if "reference_classes_" in self._fitted_names else {}),
         }
 
+    def _check_that_scores_differ(self, scorer: Any, rows: FitRows) -> None:
+        """Warn of a network that makes the same of all rows: nothing would ever be flagged."""
+        some = rows.target[:N_ROWS_COMPARED]
+        places = scorer.places_of(some, resolved_device(self.device))
+        if len(some) > 2 and (some != some[0]).any() and (places == places[0]).all():
+            warn_caller(
+                f"the network makes the same of {len(some)} different training rows: it tells nothing apart; "
+                "lower lr, or train longer",
+                ConvergenceWarning,
+            )
+
     def _say_how_it_ended(self, trained: Trained) -> None:
         try:
             if trained.ended_early:
@@ -324,9 +338,17 @@ class TrainedDetector(CallbackSupportMixin, ScoringDetector):
         ndarray of float64, shape (n_flows,)
             Opposite of the reconstruction error (`reconstruction_error`), or, from `DOCIDSDetector` with
             ``score_method="knn"``, of the mean distance to the nearest templates; at most 0.
+
+        Raises
+        ------
+        ValueError
+            A score is not finite: X has extreme values, or the weights of the network are of no use.
         """
         X = self._checked_for_scoring(X)
-        return np.asarray(self._scorer.score(X, resolved_device(self.device)))
+        scores = np.asarray(self._scorer.score(X, resolved_device(self.device)))
+        if not np.isfinite(scores).all():
+            raise ValueError("a score is not finite: X has extreme values, or the network's weights are of no use")
+        return scores
 
     def _checked_for_scoring(self, X: ArrayLike) -> np.ndarray:
         check_is_fitted(self)
