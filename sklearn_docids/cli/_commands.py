@@ -326,40 +326,19 @@ def _explained(detector: Any, flows: Any, n_flows: int, n_bytes: int) -> list[tu
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from sklearn_docids.datasets._folder import class_captures
-    from sklearn_docids.evaluation import Evaluation, evaluate
-
-    for option, path in (("--csv", args.csv), ("--output", args.output)):
-        if path is not None:
-            check_writable(option, path)
-            inputs = [args.model, *args.normal, *(args.train or ()), *(args.calibration or ())]
-            check_spared(option, path, inputs, force=args.force)
-    if args.output is not None:
-        import matplotlib.figure  # noqa: F401 - the page has pictures: better missed now than behind all the work
+    _check_outputs_of_evaluate(args)
     detector = _loaded(args.model)
     sampler = detector.sampler_
-    paths, names = class_captures(args.attacks)
-    by_name: dict[str, list[Any]] = {}
-    for path, name in zip(paths, names, strict=True):
-        by_name.setdefault(printable(name), []).append(str(path))
-    attacks = {name: _flows(sampler, captures, "--attacks") for name, captures in by_name.items()}
+    attacks = _attacks_of(sampler, args.attacks)
     normal = _flows(sampler, args.normal, "--normal")
     calibration = _flows(sampler, args.calibration, "--calibration") if args.calibration else None
-    detectors = {"model": detector}
-    if args.train:
-        X, _, _ = sampler.sample(sources(args.train))
-        if len(X) < 2:
-            raise ValueError(f"--train {' '.join(args.train)}: {len(X)} flows are too few to train on")
-        detectors.update(_simple_detectors(X, sampler.n_packets))
-    found = {"flow": evaluate(detectors, normal, attacks)}
-    for level in ("channel", "host"):
-        if calibration is None:
-            continue
-        aggregator = _aggregator(level, args.window)
-        found[level] = evaluate(detectors, normal, attacks, level=level, calibration=calibration, aggregator=aggregator)
+    detectors = {"model": detector, **(_simple_detectors(sampler, args.train) if args.train else {})}
+    found = _evaluated(detectors, normal, attacks, calibration, args.window)
     for level, evaluation in found.items():
         print(f"By {level}\n\n{evaluation}\n")
     if args.csv is not None:
+        from sklearn_docids.evaluation import Evaluation
+
         Evaluation.joined(found.values()).write_csv(args.csv)
     if args.output is not None:
         from sklearn_docids.cli._html import write_report
@@ -369,14 +348,51 @@ def _evaluate(args: argparse.Namespace) -> None:
         print(f"Report: {args.output}")
 
 
-def _simple_detectors(X: np.ndarray, n_packets: int) -> dict[str, Any]:
-    """Return simple detectors, fitted."""
+def _check_outputs_of_evaluate(args: argparse.Namespace) -> None:
+    for option, path in (("--csv", args.csv), ("--output", args.output)):
+        if path is not None:
+            check_writable(option, path)
+            inputs = [args.model, *args.normal, *(args.train or ()), *(args.calibration or ())]
+            check_spared(option, path, inputs, force=args.force)
+    if args.output is not None:
+        import matplotlib.figure  # noqa: F401 - the page has pictures: better missed now than behind all the work
+
+
+def _attacks_of(sampler: Any, folder: str) -> dict[str, Any]:
+    """Return the flows of each attack, named after its capture or folder of captures."""
+    from sklearn_docids.datasets._folder import class_captures
+
+    by_name: dict[str, list[str]] = {}
+    for path, name in zip(*class_captures(folder), strict=True):
+        by_name.setdefault(printable(name), []).append(str(path))
+    return {name: _flows(sampler, captures, "--attacks") for name, captures in by_name.items()}
+
+
+def _evaluated(
+    detectors: dict[str, Any], normal: Any, attacks: dict[str, Any], calibration: Any, window: float | None
+) -> dict[str, Any]:
+    """Return evaluations by level: of flows, and, with flows to calibrate with, of channels and hosts."""
+    from sklearn_docids.evaluation import evaluate
+
+    found = {"flow": evaluate(detectors, normal, attacks)}
+    if calibration is not None:
+        for level in ("channel", "host"):
+            settings = {"level": level, "calibration": calibration, "aggregator": _aggregator(level, window)}
+            found[level] = evaluate(detectors, normal, attacks, **settings)
+    return found
+
+
+def _simple_detectors(sampler: Any, captures: Sequence[str]) -> dict[str, Any]:
+    """Return simple detectors, trained on captures."""
     from sklearn.ensemble import IsolationForest
 
     from sklearn_docids.detectors import NearestNeighborDetector, StatisticDetector
 
+    X, _, _ = sampler.sample(sources(captures))
+    if len(X) < 2:
+        raise ValueError(f"--train {' '.join(captures)}: {len(X)} flows are too few to train on")
     return {
         "IsolationForest": IsolationForest(random_state=0).fit(X),
         "1-NN on bytes": NearestNeighborDetector().fit(X),
-        "number of packets": StatisticDetector(n_packets=n_packets).fit(X),
+        "number of packets": StatisticDetector(n_packets=sampler.n_packets).fit(X),
     }
