@@ -41,7 +41,6 @@ def estimators(seed):
     yield "DOCIDSDetector", DOCIDSDetector(**short)
     yield "DOCIDSDetector, reconstruction", DOCIDSDetector(score_method="reconstruction", **short)
     yield "DOCIDSDetector, early stopping", DOCIDSDetector(early_stopping=True, **short)
-    yield "DOCIDSDetector, bfloat16", DOCIDSDetector(precision="bfloat16", **short)
     yield "paper.detector", paper.detector(**short)
     yield "NormalOnly(DOCIDSDetector), labels of the checks made +1", AllNormal(DOCIDSDetector(**short))
     yield "AutoencoderDetector", AutoencoderDetector(**short)

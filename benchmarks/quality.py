@@ -137,15 +137,14 @@ def studies(memory):
             ("testbed", name, detector, own, three, {"contamination": share})
             for share in (0.01, 0.05, 0.1, 0.2)
             for name, detector in {OURS: ours, **cheap}.items()
-        ]
-        + [("testbed", f"{OURS}, trim=0.05", DOCIDSDetector(trim=0.05), own, three, {"contamination": 0.05})],
+        ],
         "target-size": [
             ("testbed", name, detector, own, three, {"n_train": n})
             for n in (100, 300, 1000, 3000)
             for name, detector in {OURS: ours, **cheap}.items()
         ],
         "bytes": [
-            ("testbed", OURS, DOCIDSDetector(n_packets=n), own, range(1), {"n_packets": n, "n_bytes": n_bytes})
+            ("testbed", OURS, ours, own, range(1), {"n_packets": n, "n_bytes": n_bytes})
             for n in (1, 2, 4, 8)
             for n_bytes in (40, 80, 160)
         ],

@@ -1,11 +1,14 @@
-"""The examples run, small, and do what they say."""
+"""The examples run, small, and do what they say; benchmarks can at least begin."""
 
 import csv
 import runpy
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from sklearn_docids import DOCIDSDetector
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -68,3 +71,23 @@ def test_lambda_search_example_sees_no_attack_and_no_stand_in():
     assert np.isfinite(search.cv_results_["mean_test_score"]).all()
     train, test = next(search.cv.split(np.zeros(680), np.repeat([1, -1], [80, 600])))
     assert (len(train), len(test)) == (40, 640)
+
+
+BENCHMARKS = sorted((EXAMPLES.parent / "benchmarks").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", BENCHMARKS, ids=[path.stem for path in BENCHMARKS])
+def test_a_benchmark_knows_the_interface_that_it_measures(path, monkeypatch):
+    """What a script imports and the settings it compares are there; running it takes minutes to hours."""
+    monkeypatch.setattr(sys, "path", [str(path.parent), *sys.path])
+    names = runpy.run_path(str(path))
+    assert callable(names["main"])
+    if path.stem == "quality":
+        compared = [fit[2] for fits in names["studies"](None).values() for fit in fits]
+    elif path.stem == "estimator_checks":
+        compared = [estimator for _, estimator in names["estimators"](0)]
+    elif path.stem == "defaults":
+        compared = [DOCIDSDetector(**settings) for settings, _ in names["VARIANTS"].values()]
+    else:
+        return
+    assert len({repr(estimator) for estimator in compared}) > 8
