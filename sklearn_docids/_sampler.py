@@ -81,10 +81,10 @@ class FlowSampler(TransformerMixin, BaseEstimator):
     Attributes
     ----------
     counters_ : list of dict
-        For each capture of the call that ended last: packets read, packets by what happened to them, flows; empty for
-        a capture that was left out. Nothing reads it: it is a convenience, replaced as a whole at the end of each call
-        (of `iter_flows`: before each table). Threads that share a sampler take ``FlowTable.counters`` of their own
-        tables instead, or what `write` returns.
+        For each capture of the call that ended last: packets read, packets by what happened to them, flows; empty for a
+        capture that was left out. Nothing reads it: it is a convenience, replaced as a whole at the end of each call
+        (by `iter_flows`: with each block of records). Threads that share a sampler take ``FlowTable.counters`` of their
+        own tables instead, or what `write` returns.
 
     See Also
     --------

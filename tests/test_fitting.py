@@ -14,6 +14,7 @@ import pytest
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from skorch.callbacks import Callback, EarlyStopping, GradientNormClipping, LRScheduler
+from test_persistence import rewritten
 
 from sklearn_docids import AutoencoderDetector, DOCIDSDetector, _sealed, load_detector, save_detector
 from sklearn_docids._training import callbacks, checkpoint, net
@@ -317,6 +318,26 @@ def test_a_damaged_checkpoint_is_named(tmp_path, monkeypatch):
         path.write_bytes(flipped)
         with pytest.raises(ValueError, match=f"{path.name}: not a usable checkpoint: .*remove the file"):
             detector(checkpoint_folder=tmp_path, callbacks=[Fault()]).fit(X, reference=reference)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"history": 5}, {"history": [5]}, {"history": [{"epoch": "x"}]}, {"n_epochs": "x"}, {"n_epochs": 99},
+        {"n_epochs": -1}, {"moments": [[]]}, {"moments": ["0.code"]}, {"snapshot_step": "x"}, {"best_loss": "x"},
+        {"n_without": 1.5}, {"format": 2}, {"fingerprint": "0" * 64}, {"code": "x"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_well_sealed_checkpoint_of_wrong_fields_is_refused(tmp_path, monkeypatch, change):
+    monkeypatch.setattr(checkpoint, "SECONDS_BETWEEN_CHECKPOINTS", 0)
+    X, reference = rows()
+    with killed_at(2):
+        detector(checkpoint_folder=tmp_path, callbacks=[Fault()]).fit(X, reference=reference)
+    (path,) = tmp_path.iterdir()
+    rewritten(path, path, lambda config: config.update(change))
+    with pytest.raises(ValueError, match="not a usable checkpoint"):
+        detector(checkpoint_folder=tmp_path, callbacks=[Fault()]).fit(X, reference=reference)
 
 
 def test_a_checkpoint_needs_a_folder_and_a_seed(tmp_path):
