@@ -11,7 +11,7 @@ from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import numpy as np
-from joblib import Parallel, delayed
+from joblib import Parallel, delayed, effective_n_jobs
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils._set_output import _get_output_config
@@ -20,16 +20,16 @@ from sklearn_docids._bases import BaseEstimator, TransformerMixin
 from sklearn_docids._warn import called_from, caller
 from sklearn_docids.capture import fields as field_policies
 from sklearn_docids.capture.containers import capture_name
-from sklearn_docids.capture.flows import FlowRows, FlowRules, assemble, read_whole
-from sklearn_docids.capture.table import FlowTable, concatenate
+from sklearn_docids.capture.flows import FlowAssembler, FlowRows, FlowRules, assemble, first_time, read_captures
+from sklearn_docids.capture.table import FlowTable, concatenate, without_midstream
 from sklearn_docids.capture.writing import write_flows
 
 
 class FlowSampler(TransformerMixin, BaseEstimator):
     """Sample the first bytes of the first packets of each flow of a capture.
 
-    A flow is a bidirectional five-tuple (addresses, ports, protocol TCP or UDP); its direction is that of the first
-    packet seen. Each flow becomes one row: ``n_bytes`` of each of its first ``n_packets`` packets, from the link
+    A flow is a bidirectional five-tuple (addresses, ports, protocol TCP or UDP); its direction is that of the handshake
+    (see `FlowTable`). Each flow becomes one row: ``n_bytes`` of each of its first ``n_packets`` packets, from the link
     header to the end of the IP packet, zero-padded. Rows come in order of capture, then of first packet.
 
     The sampler is stateless: `transform`, `flows`, `sample`, `write` and `iter_flows` work before `fit`.
@@ -45,20 +45,43 @@ class FlowSampler(TransformerMixin, BaseEstimator):
     idle_timeout : float or None, default=120.0
         Seconds without a packet after which a five-tuple begins a new flow; None: never (the paper's reading).
         Measured on the clock of the capture, which never runs backwards (docs/sampling.md).
+    active_timeout : float or None, default=None
+        Seconds after which a flow that still has packets ends, and the next packet begins another one: sessions that
+        last for hours are looked at again and again. None: never.
     tcp_restart : bool, default=True
         Whether a SYN after a FIN or RST begins a new flow. The paper does not split flows: False there.
     protocols : tuple of {"tcp", "udp"}, default=("tcp", "udp")
         Protocols that make flows; packets of others are counted and skipped.
+    midstream : {"keep", "drop"}, default="keep"
+        What becomes of TCP flows that do not begin with their handshake: tails of connections that ran before the
+        capture began or were cut by a timeout. ``"drop"`` leaves them out and counts them (``flows_dropped``).
+    rotated : bool, default=True
+        Whether flows go on from one capture of a list to the next where that begins no earlier than the one before ended
+        and at most ``idle_timeout`` later, as the files of ``tcpdump -G`` and ``-C`` do. Their row is that of the
+        capture in which they began. False: each capture on its own.
     tunnels : {"outermost", "innermost"}, default="outermost"
-        Which IP packet of a tunnel makes the flow: the one on the wire, or the one inside GRE, VXLAN, IP-in-IP or
-        6in4, through at most 16 of them. A row then begins where the tunnel's payload does, as if the packet had been
-        captured inside (link type 1 behind an Ethernet header, 101 where IP follows at once).
+        Which IP packet of a tunnel makes the flow: the one on the wire, or the one inside GRE (with ERSPAN and PPTP),
+        VXLAN, Geneve, GTP-U, EtherIP, IP-in-IP, 6in4 or MPLS in any of them, through at most 16 tunnels. A row then
+        begins where the tunnel's payload does, as if the packet had been captured inside (link type 1 behind an
+        Ethernet header, 101 where IP follows at once).
+    tunnel_endpoints : bool, default=True
+        Whether packets that came through tunnels between other hosts are of other flows, whatever their five-tuple. With
+        False, anybody who can send a packet to the capture point can add packets to any flow by wrapping them in a
+        tunnel; it is of use where the two directions of a connection take different tunnels.
+    vxlan_ports : tuple of int, default=(4789,)
+        UDP ports of VXLAN (IANA's; Linux used 8472 before).
     duplicate_window : int, default=0
-        A packet whose captured bytes equal those of one of so many packets before it is dropped and counted. 0 keeps
-        all. ``editcap -D N`` compares with N - 1 packets.
+        A packet that equals one of so many packets before it from the IP header on is dropped and counted. 0 keeps all.
+        ``editcap -D N`` compares whole frames, with N - 1 packets.
+    duplicate_seconds : float or None, default=None
+        Most seconds between the time stamps of two such packets, as ``editcap -w``; None: any number.
+    duplicate_ignore_ttl : bool, default=False
+        Whether packets that differ in TTL (or hop limit) and IPv4 header checksum alone are equal: copies from before and
+        behind a router.
     reorder_window : int, default=0
         A packet that stands behind at most so many later ones is put back in the order of time before flows are made
-        and duplicates are looked for; ``reordercap`` does this for a whole file. 0 takes packets in file order.
+        and duplicates are looked for; ``reordercap`` does this for a whole file. 0 takes packets in file order. At most
+        256 MiB are held back.
     fields : {"no_addresses", "paper", "raw", "portable"} or mapping of str to str, default="no_addresses"
         What happens to header fields. A mapping takes ``mac, ip, ports, ip_id, ttl, checksums, tcp_seq, tcp_window,
         tcp_options, tcp_timestamps`` to ``"keep"``, ``"zero"`` or ``"randomize"``. ``"zero"`` holds everywhere;
@@ -72,7 +95,8 @@ class FlowSampler(TransformerMixin, BaseEstimator):
     max_live_flows : int, default=262144
         Flows held in memory at a time, about 0.5 KB each. One more ends the longest idle one (counted).
     n_jobs : int or None, default=None
-        Threads over captures, as in joblib. The result does not depend on it.
+        Threads over captures, as in joblib. The result does not depend on it. Captures that may continue each other, each
+        beginning no earlier than the one before it, are read by one thread: ``rotated=False`` reads all at a time.
     random_state : int, RandomState instance or None, default=None
         Source of the randomised fields.
     verbose : int, default=0
@@ -120,10 +144,17 @@ class FlowSampler(TransformerMixin, BaseEstimator):
         "n_bytes": [Interval(Integral, 1, 65_535, closed="both")],
         "bidirectional": ["boolean"],
         "idle_timeout": [Interval(Real, 0, None, closed="neither"), None],
+        "active_timeout": [Interval(Real, 0, None, closed="neither"), None],
         "tcp_restart": ["boolean"],
+        "midstream": [StrOptions({"keep", "drop"})],
+        "rotated": ["boolean"],
         "protocols": [tuple, list],
         "tunnels": [StrOptions({"outermost", "innermost"})],
+        "tunnel_endpoints": ["boolean"],
+        "vxlan_ports": [tuple, list],
         "duplicate_window": [Interval(Integral, 0, 65_536, closed="both")],
+        "duplicate_seconds": [Interval(Real, 0, None, closed="left"), None],
+        "duplicate_ignore_ttl": ["boolean"],
         "reorder_window": [Interval(Integral, 0, 1_000_000, closed="both")],
         "fields": [StrOptions(set(field_policies.POLICIES)), Mapping],
         "on_error": [StrOptions({"warn", "raise"})],
@@ -140,10 +171,17 @@ class FlowSampler(TransformerMixin, BaseEstimator):
         *,
         bidirectional: bool = True,
         idle_timeout: float | None = 120.0,
+        active_timeout: float | None = None,
         tcp_restart: bool = True,
+        midstream: str = "keep",
+        rotated: bool = True,
         protocols: tuple[str, ...] = ("tcp", "udp"),
         tunnels: str = "outermost",
+        tunnel_endpoints: bool = True,
+        vxlan_ports: tuple[int, ...] = (4789,),
         duplicate_window: int = 0,
+        duplicate_seconds: float | None = None,
+        duplicate_ignore_ttl: bool = False,
         reorder_window: int = 0,
         fields: str | Mapping[str, str] = "no_addresses",
         on_error: str = "warn",
@@ -156,10 +194,17 @@ class FlowSampler(TransformerMixin, BaseEstimator):
         self.n_bytes = n_bytes
         self.bidirectional = bidirectional
         self.idle_timeout = idle_timeout
+        self.active_timeout = active_timeout
         self.tcp_restart = tcp_restart
+        self.midstream = midstream
+        self.rotated = rotated
         self.protocols = protocols
         self.tunnels = tunnels
+        self.tunnel_endpoints = tunnel_endpoints
+        self.vxlan_ports = vxlan_ports
         self.duplicate_window = duplicate_window
+        self.duplicate_seconds = duplicate_seconds
+        self.duplicate_ignore_ttl = duplicate_ignore_ttl
         self.reorder_window = reorder_window
         self.fields = fields
         self.on_error = on_error
@@ -287,36 +332,60 @@ class FlowSampler(TransformerMixin, BaseEstimator):
             Counters per capture.
         """
         counters = write_flows(
-            _as_list(captures), self._rules(), self.on_error, os.fsdecode(out), self._progress, self._run_all
-        )
+            self._runs(_as_list(captures)), self._rules(), self.on_error, os.fsdecode(out), self._progress,
+            self._run_all, self.midstream == "drop",
+        )  # fmt: skip
         self.counters_ = counters
         return counters
 
-    def iter_flows(self, source: Any) -> Iterator[FlowTable]:
-        """Yield flows of a stream as soon as their ``n_packets``-th packet is in, or when they idle out.
+    def iter_flows(self, captures: Any, *, early: bool = True) -> Iterator[FlowTable]:
+        """Yield flows of captures or of a stream in bounded memory, as soon as they are complete.
 
-        Later packets of such a flow are absorbed until it times out or restarts; its columns hold the counts up to
-        the ``n_packets``-th packet. Bytes are as in `transform`.
+        Bytes are as in `transform`. A pipe, FIFO, socket or device is read as its data comes. If its packets are of now
+        and then none comes, time goes on by the clock of the machine, so that idle flows come out of a quiet link.
 
         Parameters
         ----------
-        source : path or binary file
-            One capture; a pipe or FIFO is read as its data comes.
+        captures : path, binary file or list of them
+            Captures, as in `transform`; read in order, also with ``n_jobs``.
+        early : bool, default=True
+            Whether a flow comes out with its ``n_packets``-th packet, when its row is full. Later packets of it are
+            absorbed until it ends; its columns hold the counts up to the ``n_packets``-th packet. False: all flows come
+            out when they have ended, with all counts.
 
         Yields
         ------
         FlowTable
-            One or more flows, in the order in which they were complete.
+            One or more flows, in the order in which they were complete; ``captures`` and ``counters`` are those up to
+            now.
         """
-        rules = self._rules(emit_early=True)
+        rules = self._rules(emit_early=early)
         queue: list[FlowRows] = []
-        name = capture_name(source)
-        for assembler in assemble(source, rules, self.on_error, lambda rows: queue.append(rows.copy())):
-            assembler.flush_idle()
-            self.counters_ = [assembler.counters]
-            for rows in queue:
-                yield FlowTable(rows, np.zeros(len(rows), np.int64), [name], self.counters_)
-            queue.clear()
+        assembler = FlowAssembler(rules, lambda rows: queue.append(rows.copy()))
+        names: list[str] = []
+        first_rows: list[int] = []
+        self.counters_ = []
+        for source in _as_list(captures):
+            names.append(capture_name(source))
+            first_rows.append(assembler.n_rows)
+            self.counters_.append({})
+            for _ in assemble(source, assembler, self.on_error, patience=_patience(rules)):
+                assembler.flush_idle()
+                self.counters_[-1] = assembler.counters
+                yield from self._tables(queue, names, first_rows)
+        assembler.finish()
+        yield from self._tables(queue, names, first_rows)
+
+    def _tables(self, queue: list[FlowRows], names: list[str], first_rows: list[int]) -> Iterator[FlowTable]:
+        """Yield the flows of a queue, which is empty then, each with the number of the capture in which it began."""
+        for rows in queue:
+            capture = np.searchsorted(first_rows, rows.records["row"], side="right") - 1
+            flows = FlowTable(rows, capture, names, self.counters_)
+            if self.midstream == "drop":
+                flows = flows[~flows.midstream]
+            if len(flows):
+                yield flows
+        queue.clear()
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
         """Return the names of the columns: packet and byte, ``p0_b00`` to ``p3_b79`` by default.
@@ -347,16 +416,24 @@ class FlowSampler(TransformerMixin, BaseEstimator):
         self._validate_params()
         if not self.protocols or not set(self.protocols) <= {"tcp", "udp"}:
             raise ValueError(f"protocols must name 'tcp', 'udp' or both, got {self.protocols!r}")
+        if not all(isinstance(port, Integral) and 0 < port < 2**16 for port in self.vxlan_ports):
+            raise ValueError(f"vxlan_ports must be numbers from 1 to 65535, got {self.vxlan_ports!r}")
         return FlowRules(
             n_packets=int(self.n_packets),
             n_bytes=int(self.n_bytes),
             bidirectional=self.bidirectional,
             idle_timeout=self.idle_timeout,
+            active_timeout=self.active_timeout,
             tcp_restart=self.tcp_restart,
+            rotated=self.rotated,
             protocols=tuple(self.protocols),
             max_live_flows=self.max_live_flows,
             innermost=self.tunnels == "innermost",
+            tunnel_endpoints=self.tunnel_endpoints,
+            vxlan_ports=tuple(self.vxlan_ports),
             duplicate_window=self.duplicate_window,
+            duplicate_seconds=self.duplicate_seconds,
+            duplicate_ignore_ttl=self.duplicate_ignore_ttl,
             reorder_window=self.reorder_window,
             emit_early=emit_early,
             field_actions=field_policies.actions_at_copy(self._actions(training=training)),
@@ -368,8 +445,12 @@ class FlowSampler(TransformerMixin, BaseEstimator):
     def _sampled(self, captures: Any, *, training: bool) -> FlowTable:
         rules = self._rules(training=training)
         sources = _as_list(captures)
-        parts = self._run_all(read_whole, [(source, rules, self.on_error, self._progress) for source in sources])
-        flows = concatenate([capture_name(source) for source in sources], parts, rules)
+        parts = self._run_all(
+            read_captures, [(run, rules, self.on_error, self._progress) for run in self._runs(sources)]
+        )
+        flows = concatenate([capture_name(source) for source in sources], parts)
+        if self.midstream == "drop":
+            flows = without_midstream(flows)
         # Outside training nothing is random, and no generator is touched.
         seed = int(check_random_state(self.random_state).randint(2**63 - 1, dtype=np.int64)) if training else 0
         actions = self._actions(training=training)
@@ -377,6 +458,25 @@ class FlowSampler(TransformerMixin, BaseEstimator):
             field_policies.apply_fields(flows.rows, actions, seed)
         self.counters_ = flows.counters
         return flows
+
+    def _runs(self, sources: list[Any]) -> list[list[Any]]:
+        """Return the captures in groups that are read one after the other: those that may continue each other.
+
+        A capture that begins earlier than the one before it cannot.
+        """
+        if not self.rotated:
+            return [[source] for source in sources]
+        if effective_n_jobs(self.n_jobs) == 1:
+            return [sources]
+        runs: list[list[Any]] = []
+        before = 0
+        for source in sources:
+            begin = first_time(source)
+            if not runs or (begin is not None and begin < before):
+                runs.append([])
+            runs[-1].append(source)
+            before = before if begin is None else begin
+        return runs
 
     def _run_all(self, function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Call a function once per capture, in threads: kernels release the GIL, and nothing is copied.
@@ -417,6 +517,11 @@ class FlowSampler(TransformerMixin, BaseEstimator):
 
             return pandas.DataFrame(X, columns=self.get_feature_names_out())
         return X
+
+
+def _patience(rules: FlowRules) -> float | None:
+    """Return for how many seconds a silent stream is waited for before idle flows are looked for."""
+    return None if rules.idle_timeout is None else min(max(rules.idle_timeout / 8, 0.05), 1.0)
 
 
 def _as_list(captures: Any) -> list[Any]:

@@ -1,7 +1,11 @@
 """Slow, obvious twins of the fast code, written for reading: scapy parses, dictionaries collect, loops compute."""
 
+from typing import ClassVar
+
 import numpy as np
 from scapy.config import conf
+from scapy.fields import StrFixedLenField, XShortField
+from scapy.layers.dot11 import Dot11, Dot11QoS, RadioTap
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import (
     IPv6,
@@ -10,24 +14,64 @@ from scapy.layers.inet6 import (
     IPv6ExtHdrHopByHop,
     IPv6ExtHdrRouting,
 )
-from scapy.layers.l2 import GRE, GRE_PPTP, CookedLinux, CookedLinuxV2, Dot1AD, Dot1Q, Ether
+from scapy.layers.l2 import (
+    GRE,
+    GRE_PPTP,
+    LLC,
+    SNAP,
+    CookedLinux,
+    CookedLinuxV2,
+    Dot1AD,
+    Dot1Q,
+    Dot3,
+    Ether,
+)  # fmt: skip
 from scapy.layers.ppi import PPI
 from scapy.layers.ppp import HDLC, PPP, PPPoE
 from scapy.main import load_contrib
-from scapy.packet import bind_layers
+from scapy.packet import Packet, bind_layers
 from scapy.utils import RawPcapNgReader, RawPcapReader
 
 from sklearn_docids.capture.headers import SAMPLED, find_transport
 
 load_contrib("mpls")
-from scapy.contrib.mpls import MPLS  # noqa: E402 - needs the line above
+load_contrib("erspan")
+load_contrib("geneve")
+load_contrib("gtp")
+from scapy.contrib.erspan import ERSPAN_III  # noqa: E402 - needs the lines above
+from scapy.contrib.geneve import GENEVE  # noqa: E402
+from scapy.contrib.gtp import GTPHeader  # noqa: E402
+from scapy.contrib.mpls import MPLS  # noqa: E402
 
 bind_layers(Ether, MPLS, type=0x8848)
 bind_layers(PPP, MPLS, proto=0x281)
+bind_layers(LLC, IP, dsap=6, ssap=6, ctrl=3)
+bind_layers(CookedLinux, LLC, proto=4)
+
+
+class Tag(Packet):
+    """Tags that scapy does not know, in front of an EtherType."""
+
+    fields_desc: ClassVar = [StrFixedLenField("tag", bytes(4), 4), XShortField("type", 0)]
+
+
+class LongTag(Tag):
+    fields_desc: ClassVar = [StrFixedLenField("tag", bytes(6), 6), XShortField("type", 0)]
+
+
+for ethertype, tag in ((0x8926, Tag), (0x892F, Tag), (0x893F, LongTag), (0x8909, LongTag)):
+    bind_layers(Ether, tag, type=ethertype)
+for tag in (Tag, LongTag):
+    for ethertype, inside in ((0x0800, IP), (0x86DD, IPv6), (0x8100, Dot1Q), (0x8847, MPLS)):
+        bind_layers(tag, inside, type=ethertype)
 CLASSES = {
-    1: Ether, 9: PPP, 50: PPP, 51: PPPoE, 113: CookedLinux, 192: PPI, 228: IP, 229: IPv6, 276: CookedLinuxV2,
+    1: Ether, 9: PPP, 50: PPP, 51: PPPoE, 100: LLC, 105: Dot11, 113: CookedLinux, 127: RadioTap, 192: PPI, 219: MPLS,
+    228: IP, 229: IPv6, 276: CookedLinuxV2,
 }  # fmt: skip
-LINK_LAYERS = (Ether, Dot1Q, Dot1AD, CookedLinux, CookedLinuxV2, MPLS, PPPoE, PPP, HDLC, PPI)
+LINK_LAYERS = (
+    Ether, Dot3, LLC, SNAP, Dot1Q, Dot1AD, Tag, LongTag, CookedLinux, CookedLinuxV2, MPLS, PPPoE, PPP, HDLC, PPI,
+    RadioTap, Dot11, Dot11QoS,
+)  # fmt: skip
 EXTENSION_HEADERS = (IPv6ExtHdrHopByHop, IPv6ExtHdrDestOpt, IPv6ExtHdrRouting)
 # Deeper layers cost time and are not looked at.
 conf.layers.filter([*LINK_LAYERS, IP, IPv6, *EXTENSION_HEADERS, IPv6ExtHdrFragment, TCP, UDP])
@@ -50,19 +94,61 @@ def enter_tunnel(raw, protocol, transport):
     payload = raw[transport:]
     if protocol in (4, 41):
         return payload, 101
+    if protocol == 97:
+        return payload[2:], 1
+    if protocol == 137:
+        return payload, 219
     if protocol == 47 and len(payload) >= 4:
-        gre = GRE(payload)
-        if isinstance(gre, GRE_PPTP):
-            return bytes(gre.payload), 9
-        if gre.proto in (0x0800, 0x86DD, 0x6558) and gre.version == 0 and not gre.routing_present:
-            return gre.original[len(gre.original) - len(gre.payload.original) :], 1 if gre.proto == 0x6558 else 101
-    if protocol == 17 and len(payload) >= 16 and payload[2:4] == b"\x12\xb5" and payload[8] & 8:
-        return payload[16:], 1
+        return enter_gre(payload)
+    if protocol == 17 and len(payload) >= 8:
+        return enter_udp(int.from_bytes(payload[2:4], "big"), payload[8:])
     return None, None
 
 
-def parse(raw, link_type, innermost=False):
-    """Return (fate, dict of what was found)."""
+INSIDE = {0x0800: 101, 0x86DD: 101, 0x6558: 1, 0x8847: 219}
+
+
+def enter_gre(payload):
+    gre = GRE(payload)
+    if isinstance(gre, GRE_PPTP):
+        return bytes(gre.payload), 9
+    if gre.version or gre.routing_present:
+        return None, None
+    inside = gre.original[len(gre.original) - len(gre.payload.original) :]
+    if gre.proto == 0x88BE:
+        return (inside[8:] if gre.seqnum_present else inside), 1
+    if gre.proto == 0x22EB:
+        return inside[len(ERSPAN_III()) + (8 if inside[11] & 1 else 0) :], 1
+    return (inside, INSIDE[gre.proto]) if gre.proto in INSIDE else (None, None)
+
+
+def enter_udp(port, data):
+    if port == 6635:
+        return data, 219
+    if port == 4789 and len(data) >= 8 and data[0] & 8:
+        return data[8:], 1
+    if port == 4790 and len(data) >= 8:
+        kind = {1: 101, 2: 101, 3: 1}.get(data[3] if data[0] & 4 else 3)
+        return (data[8:], kind) if kind else (None, None)
+    if port == 6081 and len(data) >= 8:
+        header = GENEVE(data)
+        if header.version == 0 and header.proto in INSIDE:
+            return data[8 + 4 * header.optionlen :], INSIDE[header.proto]
+    if port == 2152 and len(data) >= 8:
+        header = GTPHeader(data)
+        if header.version == 1 and header.PT == 1 and header.gtp_type == 255:
+            header.remove_payload()
+            at = 12 if header.E or header.S or header.PN else 8
+            following = data[at - 1] if header.E else 0
+            while following:
+                at += 4 * data[at]
+                following = data[at - 1]
+            return data[at:], 101
+    return None, None
+
+
+def find_ip(raw, link_type):
+    """Return (layer at the IP header or where it should be, EtherType in front of it)."""
     kind = None
     if link_type in CLASSES:
         layer = CLASSES[link_type](raw)
@@ -71,47 +157,52 @@ def parse(raw, link_type, innermost=False):
     elif raw and raw[0] >> 4 in (4, 6):
         layer = (IP if raw[0] >> 4 == 4 else IPv6)(raw)
     else:
-        return "non_ip", None
+        return None, None
     while isinstance(layer, LINK_LAYERS):
-        kind = layer.fields.get("proto", layer.fields.get("type"))
+        kind = layer.fields.get("proto", layer.fields.get("type", layer.fields.get("code")))
         layer = layer.payload
+    return layer, kind
+
+
+def parse(raw, link_type, innermost=False, tunnels=()):
+    """Return (fate, dict of what was found, what duplicates have in common)."""
+    layer, kind = find_ip(raw, link_type)
     if not isinstance(layer, IP | IPv6):  # a header that is cut is raw bytes for scapy
-        return ("short" if kind in (0x0800, 0x86DD) else "non_ip"), None
+        return ("short" if kind in (0x0800, 0x86DD) else "non_ip"), None, raw
     ip, ip_start = layer, len(raw) - len(layer.original)
     if isinstance(ip, IP):
         ip_end = ip_start + ip.len if ip.len else len(raw)
-        if ip.frag:
-            return "fragment", None
-        transport = ip_start + 4 * ip.ihl
-        protocol = ip.proto
+        protocol, transport = ip.proto, ip_start + 4 * ip.ihl
+        is_fragment = ip.frag > 0
     else:
         ip_end = ip_start + 40 + ip.plen if ip.plen else len(raw)
-        protocol = ip.nh
-        layer = ip.payload
+        protocol, layer = ip.nh, ip.payload
+        is_fragment = False
         while isinstance(layer, (*EXTENSION_HEADERS, IPv6ExtHdrFragment)):
-            if isinstance(layer, IPv6ExtHdrFragment) and layer.offset:
-                return "fragment", None
-            protocol = layer.nh
-            layer = layer.payload
+            is_fragment |= isinstance(layer, IPv6ExtHdrFragment) and layer.offset > 0
+            protocol, layer = layer.nh, layer.payload
         transport = len(raw) - len(layer.original) if layer else ip_end
     captured = raw[:ip_end]
+    identity = (tunnels, captured[ip_start:])
+    if is_fragment:
+        return "fragment", None, identity
     if innermost:
         inner, inner_type = enter_tunnel(captured, protocol, transport)
         if inner is not None:
-            fate, packet = parse(inner, inner_type, innermost)
+            found = parse(inner, inner_type, innermost, (*tunnels, tuple(sorted((ip.src, ip.dst)))))
             cut = len(raw) < ip_end
-            if fate not in ("non_ip", "malformed") and (fate != "short" or cut):
-                return fate, packet
+            if found[0] not in ("non_ip", "malformed") and (found[0] != "short" or cut):
+                return found
     if protocol not in (6, 17):
-        return "other_protocol", None
+        return "other_protocol", None, identity
     if transport + 4 > len(captured):
-        return "short", None
+        return "short", None, identity
     source = ip.src, int.from_bytes(captured[transport : transport + 2], "big")
     destination = ip.dst, int.from_bytes(captured[transport + 2 : transport + 4], "big")
     header, flags = 8 if protocol == 17 else 20, 0
     if protocol == 6 and transport + 14 <= len(captured):
         header, flags = 4 * max(captured[transport + 12] >> 4, 5), captured[transport + 13]
-    return "sampled", {
+    found = {
         "source": source,
         "destination": destination,
         "protocol": protocol,
@@ -121,14 +212,32 @@ def parse(raw, link_type, innermost=False):
         "kept": captured,
         "cut": len(raw) < ip_end,
         "link_type": link_type,
+        "tunnels": tunnels,
     }
+    return "sampled", found, identity
+
+
+def port_range(port):
+    return (port >= 1024) + (port >= 49152)
+
+
+def goes_to_client(packet):
+    """Whether a packet is the server's: a SYN-ACK, or no SYN and from the port of the lower range."""
+    if packet["protocol"] != 6 or packet["source"] == packet["destination"]:
+        return False
+    if packet["flags"] & 0x02:
+        return packet["flags"] & 0x10 > 0
+    return port_range(packet["source"][1]) < port_range(packet["destination"][1])
 
 
 class Flow:
-    def __init__(self, packet, time, link_type):
+    def __init__(self, packet, time, link_type, begin, reverse):
         self.source, self.destination, self.protocol = packet["source"], packet["destination"], packet["protocol"]
+        if reverse:
+            self.source, self.destination = self.destination, self.source
         self.time_first = self.time_last = time
         self.link_type = link_type
+        self.begin, self.end = begin, "open"
         self.kept = []
         self.packets, self.bytes, self.payload, self.flags = [0, 0], [0, 0], [0, 0], [0, 0]
         self.truncated = False
@@ -143,6 +252,24 @@ class Flow:
         if len(self.kept) < n_packets:
             self.kept.append(packet["kept"][:n_bytes])
             self.truncated |= packet["cut"] and len(packet["kept"]) < n_bytes
+
+    def note_handshake(self, packet, bidirectional):
+        """Take the direction of the first SYN or SYN-ACK, even if packets came before it."""
+        if not packet["flags"] & 2 or (self.flags[0] | self.flags[1]) & 2:
+            return
+        if sum(self.packets) < 3:
+            self.begin = "handshake"
+        client = packet["destination"] if goes_to_client(packet) else packet["source"]
+        if bidirectional and self.source != client:
+            self.source, self.destination = self.destination, self.source
+            for counts in (self.packets, self.bytes, self.payload, self.flags):
+                counts.reverse()
+
+    def how_it_ended(self):
+        flags = self.flags[0] | self.flags[1]
+        if flags & 4 or (flags & 1 and all(f & 1 for f, n in zip(self.flags, self.packets, strict=True) if n)):
+            return "closed"
+        return self.end
 
     def row(self, n_packets, n_bytes):
         padded = [kept.ljust(n_bytes, b"\0") for kept in self.kept] + [bytes(n_bytes)] * (n_packets - len(self.kept))
@@ -160,49 +287,64 @@ class Clock:
         if self.latest is None or (behind and self.was_behind):
             self.latest = time
         elif time > self.latest:
-            self.now += min(time - self.latest, self.idle_timeout + 1)
+            self.now += min(time - self.latest, 2 * self.idle_timeout + 1)
             self.latest = time
         self.was_behind = behind
 
 
 def sample(
     path, n_packets=4, n_bytes=80, bidirectional=True, idle_timeout=120.0, tcp_restart=True, max_live_flows=10**9,
-    tunnels="outermost", duplicate_window=0,
+    tunnels="outermost", duplicate_window=0, duplicate_seconds=None, active_timeout=None,
 ):  # fmt: skip
     """Return (list of Flow in order of first packet, counts by fate)."""
-    flows, live, fates = [], {}, {}
+    flows, known, fates = [], {}, {}
     timeout = 10**30 if idle_timeout is None else round(idle_timeout * 1e9)
+    longest = 10**30 if active_timeout is None else round(active_timeout * 1e9)
+    apart = 10**30 if duplicate_seconds is None else round(duplicate_seconds * 1e9)
     clock = Clock(timeout)
     before = []
     for raw, time, link_type in read_packets(path):
-        repeats = raw in before[len(before) - min(duplicate_window, len(before)) :]
-        before.append(raw)
-        if repeats:
+        fate, packet, identity = parse(raw, link_type, tunnels == "innermost")
+        window = before[len(before) - min(duplicate_window, len(before)) :]
+        before.append((identity, time))
+        if any(other == identity and abs(time - then) <= apart for other, then in window):
             fates["duplicate"] = fates.get("duplicate", 0) + 1
             continue
         clock.advance(time)
-        for key in [key for key, flow in live.items() if clock.now - flow.last_active > timeout]:
-            del live[key]
-        fate, packet = parse(raw, link_type, tunnels == "innermost")
+        for key, flow in list(known.items()):
+            if clock.now - flow.last_active > timeout and flow.end == "open":
+                flow.end = "idle"
+            if clock.now - flow.last_active > 2 * timeout:
+                del known[key]
         fates[fate] = fates.get(fate, 0) + 1
         if fate != "sampled":
             continue
         link_type = packet["link_type"]
         ends = packet["source"], packet["destination"]
-        key = (tuple(sorted(ends)) if bidirectional else ends, packet["protocol"], link_type)
-        flow = live.pop(key, None)
+        key = (tuple(sorted(ends)) if bidirectional else ends, packet["protocol"], link_type, packet["tunnels"])
+        flow = known.pop(key, None)
         is_syn = packet["flags"] & 0x12 == 0x02
-        if flow and tcp_restart and is_syn and (flow.flags[0] | flow.flags[1]) & 0x05:
+        begin = "first" if packet["protocol"] == 17 else "handshake" if packet["flags"] & 2 else "running"
+        reverse = bidirectional and goes_to_client(packet)
+        if flow and flow.end == "open" and tcp_restart and is_syn and (flow.flags[0] | flow.flags[1]) & 0x05:
+            flow.end, flow = "closed", None
+        elif flow and (flow.end == "idle" or time - flow.time_first > longest):
+            flow.end = "active" if flow.end == "open" else flow.end
+            if not packet["flags"] & 2:
+                begin, reverse = "timeout", packet["source"] != flow.source or packet["destination"] != flow.destination
             flow = None
+        elif flow:
+            flow.note_handshake(packet, bidirectional)
         if flow is None:
-            flow = Flow(packet, time, link_type)
+            flow = Flow(packet, time, link_type, begin, reverse)
             flows.append(flow)
-            if len(live) >= max_live_flows:
+            if len(known) >= max_live_flows:
                 # The longest idle one; among equals, the one that began first.
-                del live[min(live, key=lambda key: (live[key].last_active, flows.index(live[key])))]
+                victim = known.pop(min(known, key=lambda key: (known[key].last_active, flows.index(known[key]))))
+                victim.end = "evicted" if victim.end == "open" else victim.end
         flow.last_active = clock.now
         flow.add(packet, time, n_packets, n_bytes)
-        live[key] = flow
+        known[key] = flow
     return flows, fates
 
 
@@ -261,14 +403,20 @@ class Rewritten:
             start, link_type = (int.from_bytes(self.packet[a:b], "little") for a, b in ((2, 4), (4, 8)))
             if start < 8:
                 return
-        places = {1: [(0, 6), (6, 12)], 113: [(6, 14)], 276: [(12, 20)]}
+        if link_type == 127 and len(self.packet) >= 8:
+            start, link_type = int.from_bytes(self.packet[2:4], "little"), 105
+            if start < 8:
+                return
+        places = {1: [(0, 6), (6, 12)], 105: [(4, 10), (10, 16), (16, 22)], 113: [(6, 14)], 276: [(12, 20)]}
+        if link_type == 105 and len(self.packet) >= start + 24 and self.packet[start + 1] & 3 == 3:
+            places[105].append((24, 30))
         for first, last in places.get(link_type, []):
             self.change(start + first, start + last, "mac")
 
     def change_ipv4(self, ip, transport):
         for first, last, field in ((4, 6, "ip_id"), (8, 9, "ttl"), (12, 16, "ip"), (16, 20, "ip")):
             self.change(ip + first, ip + last, field)
-        self.change(ip + 20, transport, "ip")
+        self.change(ip + 20, ip + 4 * (self.packet[ip] & 15) if ip < len(self.packet) else ip, "ip")
 
     def change_ipv6(self, ip, transport):
         if ip + 4 > len(self.packet):
@@ -336,7 +484,8 @@ def rewritten(packet, link_type, actions, seed=0):
     addresses = slice(ip + 12, ip + 20) if version == 4 else slice(ip + 8, ip + 40)
 
     def sums():
-        header = words(changed.packet[ip : min(transport, len(data))]) if version == 4 else 0
+        end_of_header = ip + 4 * (data[ip] & 15) if ip < len(data) else ip
+        header = words(changed.packet[ip : min(end_of_header, len(data))]) if version == 4 else 0
         pseudo = words(changed.packet[addresses]) + protocol + end - transport
         return header, pseudo, pseudo + words(changed.packet[transport : changed.transport_end(transport, protocol)])
 

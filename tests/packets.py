@@ -1,10 +1,15 @@
 """Packets of every kind the sampler knows, and of some it must refuse; by scapy, for tests and for the fuzzer."""
 
+from functools import reduce
+from operator import truediv
+
 from captures import udp, udp6
-from naive import MPLS
+from naive import GENEVE, MPLS, GTPHeader, LongTag, Tag
+from scapy.contrib.erspan import ERSPAN_I, ERSPAN_II, ERSPAN_III
+from scapy.layers.dot11 import Dot11, Dot11QoS, RadioTap
 from scapy.layers.inet import ICMP, IP, UDP
 from scapy.layers.inet6 import IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrFragment, IPv6ExtHdrHopByHop, IPv6ExtHdrRouting, PadN
-from scapy.layers.l2 import ARP, GRE, GRE_PPTP, CookedLinux, CookedLinuxV2, Dot1AD, Dot1Q, Loopback
+from scapy.layers.l2 import ARP, GRE, GRE_PPTP, LLC, SNAP, CookedLinux, CookedLinuxV2, Dot1AD, Dot1Q, Dot3, Loopback
 from scapy.layers.l2 import Ether as EtherLayer
 from scapy.layers.ppi import PPI
 from scapy.layers.ppp import HDLC, PPP, PPPoE
@@ -18,6 +23,11 @@ def Ether(**fields):
 # name -> (link type, packet, first byte of its IP header)
 RAW = IP(src="10.0.0.1", dst="10.0.0.2") / UDP(sport=5, dport=53) / b"payload"
 RAW6 = IPv6(src="fd00::1", dst="fd00::2") / UDP(sport=5, dport=53) / b"payload"
+DOT3 = Dot3(src="02:00:00:00:00:01", dst="02:00:00:00:00:02")
+ACCESS_POINTS = {"addr1": "02:00:00:00:00:01", "addr2": "02:00:00:00:00:02", "addr3": "02:00:00:00:00:03"}
+WIRELESS = Dot11(type=2, subtype=0, FCfield=1, **ACCESS_POINTS)
+WIRELESS_QOS = Dot11(type=2, subtype=8, FCfield=2, **ACCESS_POINTS)
+WIRELESS_BRIDGE = Dot11(type=2, subtype=0, FCfield=3, addr4="02:00:00:00:00:04", **ACCESS_POINTS)
 LINK_LAYERS = {
     "ethernet": (1, Ether() / RAW, 14),
     "vlan": (1, Ether() / Dot1Q(vlan=5) / RAW, 18),
@@ -50,6 +60,23 @@ LINK_LAYERS = {
     "ppi": (192, PPI(dlt=1, headers=[]) / Ether() / RAW, 22),
     "ppi raw": (192, PPI(dlt=101, headers=[]) / RAW, 8),
     "linux cooked 2 ipv6": (276, CookedLinuxV2(proto=0x86DD) / RAW6, 20),
+    "snap": (1, DOT3 / LLC(dsap=0xAA, ssap=0xAA, ctrl=3) / SNAP() / RAW, 22),
+    "snap ipv6": (1, DOT3 / LLC(dsap=0xAA, ssap=0xAA, ctrl=3) / SNAP() / RAW6, 22),
+    "snap vlan": (1, DOT3 / LLC(dsap=0xAA, ssap=0xAA, ctrl=3) / SNAP(code=0x8100) / Dot1Q(vlan=5) / RAW, 26),
+    "llc of ip": (1, DOT3 / LLC(dsap=6, ssap=6, ctrl=3) / RAW, 17),
+    "linux cooked snap": (113, CookedLinux(proto=4) / LLC(dsap=0xAA, ssap=0xAA, ctrl=3) / SNAP() / RAW, 24),
+    "atm": (100, LLC(dsap=0xAA, ssap=0xAA, ctrl=3) / SNAP() / RAW, 8),
+    "vn-tag": (1, Ether(type=0x8926) / Tag(type=0x0800) / RAW, 20),
+    "vn-tag vlan": (1, Ether(type=0x8926) / Tag(type=0x8100) / Dot1Q(vlan=5) / RAW, 24),
+    "e-tag": (1, Ether(type=0x893F) / LongTag(type=0x86DD) / RAW6, 22),
+    "metadata": (1, Ether(type=0x8909) / LongTag(type=0x0800) / RAW, 22),
+    "redundancy": (1, Ether(type=0x892F) / Tag(type=0x0800) / RAW, 20),
+    "mpls alone": (219, MPLS(label=5, s=1) / RAW, 4),
+    "wireless": (105, WIRELESS / LLC(dsap=0xAA, ssap=0xAA, ctrl=3) / SNAP() / RAW, 32),
+    "wireless qos": (105, WIRELESS_QOS / Dot11QoS() / LLC(dsap=0xAA, ssap=0xAA, ctrl=3) / SNAP() / RAW6, 34),
+    "wireless bridge": (105, WIRELESS_BRIDGE / LLC(dsap=0xAA, ssap=0xAA, ctrl=3) / SNAP() / RAW, 38),
+    "radiotap": (127, RadioTap(present=0) / WIRELESS / LLC(dsap=0xAA, ssap=0xAA, ctrl=3) / SNAP() / RAW, 40),
+    "ppi wireless": (192, PPI(dlt=105, headers=[]) / WIRELESS / LLC(dsap=0xAA, ssap=0xAA, ctrl=3) / SNAP() / RAW, 40),
 }
 
 
@@ -60,6 +87,7 @@ EXTENSIONS = {
     "routing": IPv6ExtHdrRouting(addresses=["fd00::9"]),
     "first fragment": IPv6ExtHdrFragment(offset=0, m=1),
     "all": IPv6ExtHdrHopByHop() / IPv6ExtHdrRouting() / IPv6ExtHdrFragment(offset=0, m=1) / IPv6ExtHdrDestOpt(),
+    "forty": IPv6ExtHdrHopByHop() / reduce(truediv, [IPv6ExtHdrDestOpt()] * 40),
 }
 
 
@@ -84,8 +112,13 @@ NOT_SAMPLED = {
     "ppp control": (Ether(type=0x8864) / PPPoE() / PPP(proto=0xC021) / bytes(8), "non_ip"),
     "5000 extension headers": (
         bytes(Ether() / IPv6(nh=60, plen=40_000)) + b"\x3c\x00\x00\x00\x00\x00\x00\x00" * 5000,
-        "malformed",
+        "short",
     ),
+    "stp": (DOT3 / LLC(dsap=0x42, ssap=0x42, ctrl=3) / bytes(35), "non_ip"),
+    "another organisation's snap": (DOT3 / LLC(dsap=0xAA, ssap=0xAA, ctrl=3) / SNAP(OUI=0xC, code=0x2000), "non_ip"),
+    "half a snap header": (bytes(DOT3) + b"\xaa\xaa\x03\0\0", "short"),
+    "half a tag": (bytes(Ether(type=0x8926)) + b"\0\0", "short"),
+    "encrypted macsec": (Ether(type=0x88E5) / (b"\x0c\0" + bytes(60)), "non_ip"),
 }
 
 
@@ -93,8 +126,16 @@ NOT_SAMPLED = {
 INNER = IP(src="10.9.0.1", dst="10.9.0.2") / UDP(sport=5, dport=53) / b"payload"
 INNER6 = IPv6(src="fd00::1", dst="fd00::2") / UDP(sport=5, dport=53) / b"payload"
 OUTER = Ether() / IP(src="10.0.0.1", dst="10.0.0.2")
+
+
+def OUTER_TO(protocol):
+    """Return the outer headers in front of another protocol."""
+    return Ether() / IP(src="10.0.0.1", dst="10.0.0.2", proto=protocol)
+
+
 VXLAN_HEADER = UDP(sport=999, dport=4789) / bytes.fromhex("0800000000000100")
 FRAME = Ether() / Dot1Q(vlan=5) / INNER
+MPLS_INNER = MPLS(label=5, s=1) / INNER
 PPP_INNER = PPP(proto=0x21) / INNER
 TUNNELS = {
     "ip in ip": (OUTER / INNER, 101, INNER),
@@ -110,5 +151,29 @@ TUNNELS = {
         PPP(proto=0x21) / INNER,
     ),
     "vxlan": (OUTER / VXLAN_HEADER / bytes(FRAME), 1, FRAME),
+    "etherip": (OUTER_TO(97) / (b"\x30\0" + bytes(FRAME)), 1, FRAME),
+    "mpls in ip": (OUTER_TO(137) / MPLS_INNER, 219, MPLS_INNER),
+    "mpls in udp": (OUTER / UDP(sport=999, dport=6635) / MPLS_INNER, 219, MPLS_INNER),
+    "mpls in gre": (OUTER / GRE(proto=0x8847) / bytes(MPLS_INNER), 219, MPLS_INNER),
+    "erspan 1": (OUTER / GRE(proto=0x88BE) / ERSPAN_I() / FRAME, 1, FRAME),
+    "erspan 2": (OUTER / GRE(proto=0x88BE, seqnum_present=1) / ERSPAN_II() / FRAME, 1, FRAME),
+    "erspan 3": (OUTER / GRE(proto=0x22EB, seqnum_present=1) / ERSPAN_III() / FRAME, 1, FRAME),
+    "geneve": (OUTER / UDP(sport=999, dport=6081) / GENEVE(proto=0x6558) / bytes(FRAME), 1, FRAME),
+    "geneve with options": (
+        OUTER / UDP(sport=999, dport=6081) / GENEVE(bytes(GENEVE(proto=0x0800, optionlen=2)) + bytes(8) + bytes(INNER)),
+        101,
+        INNER,
+    ),
+    "vxlan gpe": (
+        OUTER / UDP(sport=999, dport=4790) / (bytes.fromhex("0c00000200000100") + bytes(INNER6)),
+        101,
+        INNER6,
+    ),
+    "gtp": (OUTER / UDP(sport=2152, dport=2152) / GTPHeader(gtp_type=255, teid=7) / INNER, 101, INNER),
+    "gtp with extension": (
+        OUTER / UDP(sport=2152, dport=2152) / (bytes.fromhex("34ff002f00000007000000850110ff00") + bytes(INNER)),
+        101,
+        INNER,
+    ),
     "gre in ip in ip": (OUTER / IP(src="10.7.0.1", dst="10.7.0.2") / GRE() / INNER, 101, INNER),
 }

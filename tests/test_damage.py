@@ -11,7 +11,7 @@ import pytest
 
 @pytest.mark.parametrize("number", range(len(mutations.CAPTURES)))
 def test_the_captures_the_damage_starts_from_are_sound(number):
-    assert mutations.check(mutations.CAPTURES[number], mutations.RULES)
+    assert mutations.check([mutations.CAPTURES[number]], mutations.RULES)
 
 
 def test_thousands_of_damaged_captures_raise_nothing_but_the_documented_error():

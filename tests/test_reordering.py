@@ -126,7 +126,7 @@ def test_one_record_of_the_future_does_not_hold_all_bytes_behind_it():
             yield data, records
 
     largest = n_records = 0
-    for held, records in reordered(capture(), 150):
+    for held, records in reordered(capture(), 150, "x"):
         largest = max(largest, len(held))
         n_records += len(records)
         for record in records:

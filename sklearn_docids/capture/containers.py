@@ -12,6 +12,9 @@ import gzip
 import io
 import lzma
 import os
+import select
+import stat
+import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +25,7 @@ import numpy as np
 from sklearn_docids.capture import records
 from sklearn_docids.capture.compression import CompressionError, Unpacked, compression_of
 from sklearn_docids.capture.headers import LINK_TYPES
+from sklearn_docids.capture.kinds import link_name
 from sklearn_docids.exceptions import CaptureError
 
 BUFFER_BYTES = 2**20
@@ -29,9 +33,8 @@ PAGE_BYTES = 4096
 RECORDS_PER_CALL = 4096
 # A capture has a handful of interfaces; a file that only lists interfaces must not fill the memory.
 MAX_INTERFACES = 65_536
-MAX_OPTION_BYTES = 65_536
-# A capture may begin with some thousands of interfaces before the first packet.
-MAX_HEADERS = 10_000
+# Room for a read: a buffered stream reads past its own buffer then, so that nothing waits in there unseen.
+READ_BYTES = 2**18
 
 # First four bytes -> (big-endian, ns per tick, bytes of a record header). The third pair is Kuznetzov's variant.
 PCAP_MAGIC = {
@@ -45,28 +48,21 @@ PCAP_MAGIC = {
 PCAPNG_MAGIC = b"\x0a\x0d\x0d\x0a"
 # Major version of the pcap files of an old system that has the lengths the other way round.
 DG_UX_VERSION = 543
+# Why a container cannot be read on.
+_REASONS = {
+    records.ZERO_RECORDS: f"{records.MAX_ZERO_RECORDS} empty records in a row, the rest is not read",
+    records.TOO_MANY_HEADERS: f"{records.MAX_HEADERS} headers and no packet between them, the rest is not read",
+    records.BAD_ORDER_MARK: "section header has no byte-order mark, but {:#010x}",
+    records.BAD_SECTION: "section header claims {} bytes",
+    records.BAD_INTERFACE_BLOCK: "interface block of {} bytes, at least 20 are needed",
+    records.INTERFACES_FULL: f"more than {MAX_INTERFACES} interfaces in a section",
+}
 FOREIGN_MAGIC = {
     b"PK": "a zip archive: extract it first",
     b"7z": "a 7z archive: extract it first",
     b"vers": "a text file, perhaps a Git LFS pointer instead of the capture itself",
     b"<": "a web page or XML file",
 }
-LINK_NAMES = {
-    3: "AX25", 6: "IEEE802_5", 7: "ARCNET_BSD", 8: "SLIP", 9: "PPP", 10: "FDDI", 11: "ATM_RFC1483", 50: "PPP_HDLC",
-    51: "PPP_ETHER", 104: "C_HDLC", 105: "IEEE802_11", 107: "FRELAY", 117: "PFLOG", 119: "IEEE802_11_PRISM",
-    121: "HHDLC", 127: "IEEE802_11_RADIOTAP", 129: "ARCNET_LINUX", 138: "APPLE_IP_OVER_IEEE1394", 143: "DOCSIS",
-    147: "USER0", 163: "IEEE802_11_AVS", 177: "LINUX_LAPD", 187: "BLUETOOTH_HCI_H4", 189: "USB_LINUX", 192: "PPI",
-    195: "IEEE802_15_4", 197: "ERF", 201: "BLUETOOTH_HCI_H4_WITH_PHDR", 202: "AX25_KISS", 203: "LAPD",
-    215: "IEEE802_15_4_NONASK_PHY", 220: "USB_LINUX_MMAPPED", 224: "FC_2", 227: "CAN_SOCKETCAN",
-    230: "IEEE802_15_4_NOFCS", 231: "DBUS", 239: "NFLOG", 240: "NETANALYZER", 242: "IPOIB", 243: "MPEG_2_TS",
-    247: "INFINIBAND", 248: "SCTP", 249: "USBPCAP", 251: "BLUETOOTH_LE_LL", 252: "WIRESHARK_UPPER_PDU",
-    253: "NETLINK", 256: "BLUETOOTH_LE_LL_WITH_PHDR",
-}  # fmt: skip
-
-
-def link_name(link_type: int) -> str:
-    """Return the number of a link type with its libpcap name where we know it."""
-    return f"{link_type} ({LINK_NAMES[link_type]})" if link_type in LINK_NAMES else str(link_type)
 
 
 def capture_name(source: Any) -> str:
@@ -116,17 +112,21 @@ class Window:
         # A pipe is read as data comes; a buffered file's readinto would wait until the buffer is full.
         self._readinto = getattr(stream, "readinto1", None) or stream.readinto
 
+    def read(self, n_bytes: int) -> bool:
+        """Read once, towards ``n_bytes``; False at the end of the stream."""
+        if self.stop + READ_BYTES > len(self.data) or self.start + n_bytes > len(self.data):
+            self._move_to_front(n_bytes)
+        n_read = self._readinto(self.data[self.stop :].data)
+        if n_read is None:
+            raise BlockingIOError("the stream is non-blocking and has no data now; it would be cut off here")
+        self.stop += n_read
+        return n_read > 0
+
     def fill(self, n_bytes: int) -> bool:
         """Read once or more until ``n_bytes`` are there; False at the end of the stream."""
         while self.stop - self.start < n_bytes:
-            if self.stop == len(self.data) or self.start + n_bytes > len(self.data):
-                self._move_to_front(n_bytes)
-            n_read = self._readinto(self.data[self.stop :].data)
-            if n_read is None:
-                raise BlockingIOError("the stream is non-blocking and has no data now; it would be cut off here")
-            if not n_read:
+            if not self.read(n_bytes):
                 return False
-            self.stop += n_read
         return True
 
     def _move_to_front(self, n_bytes: int) -> None:
@@ -134,8 +134,9 @@ class Window:
         kept = self.data[self.start : self.stop].copy()
         self.stop = -(-len(kept) // PAGE_BYTES) * PAGE_BYTES
         self.start = self.stop - len(kept)
-        if self.start + n_bytes > len(self.data):
-            self.data = _pages(self.start + n_bytes)
+        needed = max(self.start + n_bytes, self.stop + READ_BYTES)
+        if needed > len(self.data):
+            self.data = _pages(needed)
         self.data[self.start : self.stop] = kept
 
     def advance(self, position: int) -> None:
@@ -158,36 +159,64 @@ def _why_empty(file: Any) -> str:
 class Capture:
     """An open capture: `blocks` yields its packet records.
 
-    Damage raises `CaptureError` after the records before it have been yielded. ``unsupported`` collects the link
-    types that were met and cannot be parsed, ``joint`` is the first place where another pcap follows the one before.
+    Damage raises `CaptureError` after the records before it have been yielded. ``joint`` is the first place where
+    another pcap follows the one before.
+
+    With ``patience``, in seconds, a pipe or another stream that is being written is not waited for any longer: a block
+    without records is yielded, and ``silence`` says how long nothing has come since the block before, in ns.
     """
 
-    def __init__(self, stream: BinaryIO, name: str):
+    def __init__(self, stream: BinaryIO, name: str, patience: float | None = None):
         self.name = name
         self.n_records: int = 0
-        self.unsupported: set[int] = set()
         self.joint: CaptureError | None = None
+        self.silence: int = 0
+        self._patience = patience
         self._file = stream
         self._unpacked: Unpacked | None = None
         self.window: Window = Window(stream)
         self._records = np.empty(RECORDS_PER_CALL, records.RECORD_DTYPE)
-        self._big_endian = False
-        self._time = 0  # ns, of the last packet
-        self._n_zero = 0
-        self._n_headers = 0  # since the last packet
+        self._state = np.zeros(1, records.STATE_DTYPE)
+        self._interfaces = np.zeros(16, records.INTERFACE_DTYPE)
         self._block_offset = 0  # of the block that is being used
         try:
             self._blocks = self._open()
         except BaseException:
             self.close()
             raise
+        self._descriptor = None if patience is None or self._unpacked else _live_descriptor(stream)
+        self._heard = time.monotonic_ns()
 
     def _fill(self, n_bytes: int) -> bool:
-        """Read until ``n_bytes`` are there; False at the end. A stream that decompresses may be damaged itself."""
-        try:
+        """Read until ``n_bytes`` are there; False at the end."""
+        with self._unpacking():
             return self.window.fill(n_bytes)
+
+    @contextmanager
+    def _unpacking(self) -> Iterator[None]:
+        """Say where a stream that decompresses is damaged itself."""
+        try:
+            yield
         except (CompressionError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
             raise self._damage(f"the packed data is damaged: {error}") from None
+
+    def _read_more(self, needed: int, what: str) -> bool:
+        """Read towards ``needed`` bytes; False at the end of the stream, which must not lie within something."""
+        with self._unpacking():
+            more = self.window.read(needed)
+        if not more and self.window.start < self.window.stop:
+            raise self._damage(f"{what} cut after {self.window.stop - self.window.start} of {needed} bytes")
+        return more
+
+    def _is_silent(self) -> bool:
+        """Whether nothing comes from a live stream for as long as one is patient."""
+        if self._descriptor is None:
+            return False
+        ready = select.select([self._descriptor], [], [], self._patience)[0]
+        now = time.monotonic_ns()
+        self.silence = 0 if ready else now - self._heard
+        self._heard = now
+        return not ready
 
     def close(self) -> None:
         """Stop reading. The stream itself belongs to the caller."""
@@ -217,14 +246,11 @@ class Capture:
             if compression_of(magic):
                 raise CaptureError("packed more than once: unpack it first", self.name)
         if magic == PCAPNG_MAGIC:
-            # The section header is checked here, so that a file that merely begins alike is refused as a whole.
-            try:
-                self._read_section()
-            except CaptureError as error:
-                raise CaptureError(f"not a capture: {error.reason}", self.name) from None
+            self._read_first_section()
             return self._pcapng_blocks()
         if magic in PCAP_MAGIC:
-            return self._pcap_blocks(*PCAP_MAGIC[magic], *self._read_pcap_header(magic))
+            self._read_pcap_header(magic)
+            return self._pcap_blocks()
         for start, what in FOREIGN_MAGIC.items():
             if magic.startswith(start):
                 raise CaptureError(f"not a capture but {what}", self.name)
@@ -237,26 +263,35 @@ class Capture:
             raise CaptureError(f"{self.window.stop - self.window.start} bytes only, not a capture", self.name)
         return self.window.peek(4)
 
-    def _read_pcap_header(self, magic: bytes) -> tuple[int, int]:
-        """Return the link type of a classic capture and where its records have the captured length."""
+    def _read_pcap_header(self, magic: bytes) -> None:
         if not self._fill(24):
             n_bytes = self.window.stop - self.window.start
-            raise self._damage_of_header(f"pcap file header cut after {n_bytes} of 24 bytes")
-        header = self.window.peek(24)
-        order = "big" if PCAP_MAGIC[magic][0] else "little"
+            raise CaptureError(f"pcap file header cut after {n_bytes} of 24 bytes", self.name)
+        state, header = self._state[0], self.window.peek(24)
+        state["big_endian"], state["tick"], state["header_length"] = PCAP_MAGIC[magic]
+        order = "big" if state["big_endian"] else "little"
         # The upper half holds the length of a frame check sequence; it lies behind the IP packet, never in our rows.
-        link_type = int.from_bytes(header[20:24], order) & 0xFFFF  # type: ignore[arg-type]
-        if link_type not in LINK_TYPES:
-            raise self._damage_of_header(f"link type {link_name(link_type)} is not supported")
+        state["link_type"] = int.from_bytes(header[20:24], order) & 0xFFFF  # type: ignore[arg-type]
+        if int(state["link_type"]) not in LINK_TYPES:
+            raise CaptureError(f"link type {link_name(int(state['link_type']))} is not supported", self.name)
         self.window.advance(self.window.start + 24)
-        major, minor = int.from_bytes(header[4:6], order), int.from_bytes(header[6:8], order)  # type: ignore[arg-type]
-        if major == DG_UX_VERSION or (major == 2 and minor < 3):
-            return link_type, records.CAPTURED_LAST
-        return link_type, records.CAPTURED_SMALLER if (major, minor) == (2, 3) else records.CAPTURED_FIRST
+        version = int.from_bytes(header[4:6], order), int.from_bytes(header[6:8], order)  # type: ignore[arg-type]
+        state["lengths"] = records.CAPTURED_SMALLER if version == (2, 3) else records.CAPTURED_FIRST
+        if version[0] == DG_UX_VERSION or (2, 0) <= version < (2, 3):
+            state["lengths"] = records.CAPTURED_LAST
 
-    def _damage_of_header(self, reason: str) -> CaptureError:
-        """Return the error of a file header: it has a place if it is that of a capture behind the first."""
-        return self._damage(reason) if self.window.offset else CaptureError(reason, self.name)
+    def _read_first_section(self) -> None:
+        """Check the section header, so that a file that merely begins alike is refused as a whole."""
+        window = self.window
+        reason, number = records.NEED_BYTES, 28
+        while reason == records.NEED_BYTES:
+            if not self._fill(number):
+                n_bytes = window.stop - window.start
+                raise CaptureError(f"not a capture: section header cut after {n_bytes} of {number} bytes", self.name)
+            reason, number = records.enter_section(window.data, window.start, window.stop, self._state[0])
+        if reason != records.ENTERED:
+            raise CaptureError(f"not a capture: {_REASONS[reason].format(number)}", self.name)
+        window.advance(window.start + number)
 
     def _damage(self, reason: str) -> CaptureError:
         return CaptureError(reason, self.name, self.window.offset, self.n_records + 1)
@@ -264,142 +299,69 @@ class Capture:
     def _taken(self, n_records: int, position: int) -> tuple[np.ndarray, np.ndarray]:
         self.n_records += n_records
         self._block_offset = self.window.offset
-        if n_records:
-            self._n_headers = 0
-            self._time = int(self._records["time"][n_records - 1])
         self.window.advance(position)
         return self.window.data, self._records[:n_records]
 
-    def _pcap_blocks(
-        self, big_endian: bool, tick: int, header_length: int, link_type: int, lengths: int
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _pcap_blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         window = self.window
         while True:
-            n, position, reason, needed, self._n_zero = records.index_pcap(
-                window.data, window.start, window.stop, self._records, big_endian, header_length, lengths, tick,
-                link_type, self._n_zero,
-            )  # fmt: skip
-            block = self._taken(n, position)
-            if n:
-                yield block
-            if reason == records.BAD_LENGTH:
-                self._refuse_other_capture()
-                raise self._damage(f"record claims {needed} bytes, more than the {records.MAX_RECORD} possible")
-            if reason == records.NEXT_CAPTURE:
-                self.joint = self.joint or self._damage("another capture begins here")
-                self._count_header()
-                magic = self._read_magic()
-                (big_endian, tick, header_length), (link_type, lengths) = (
-                    PCAP_MAGIC[magic],
-                    self._read_pcap_header(magic),
-                )
-                continue
-            if reason == records.ZERO_RECORDS:
-                raise self._damage(f"{records.MAX_ZERO_RECORDS} empty records in a row, the rest is not read")
-            if reason == records.NEED_BYTES and not self._fill(needed):
-                if window.start == window.stop:
-                    return
-                raise self._damage(f"record cut after {window.stop - window.start} of {needed} bytes")
-
-    def _pcapng_blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        window = self.window
-        while True:
-            n, position, reason, needed = records.index_pcapng(
-                window.data,
-                window.start,
-                window.stop,
-                self._records,
-                self._big_endian,
-                self._interfaces,
-                self._n_interfaces,
-                self._time,
+            n, position, reason, number = records.index_pcap(
+                window.data, window.start, window.stop, self._records, self._state[0]
             )
             block = self._taken(n, position)
             if n:
                 yield block
-            if reason == records.BAD_LENGTH:
-                self._refuse_other_capture()
-                raise self._damage(f"a block or packet length of {needed} bytes does not fit the block")
-            if reason == records.BAD_INTERFACE:
-                raise self._damage(f"packet of interface {needed}, but the section has {self._n_interfaces}")
-            if reason == records.SECTION_BLOCK:
-                self._read_section()
-            elif reason == records.INTERFACE_BLOCK:
-                self._read_interface(needed)
-            elif reason == records.NEED_BYTES and not self._fill(needed):
-                if window.start == window.stop:
+            if reason == records.NEXT_CAPTURE:
+                self.joint = self._damage("another capture begins here")
+                self._state["enters_next"] = True
+            elif reason == records.NEED_BYTES:
+                if self._is_silent():
+                    yield window.data, self._records[:0]
+                elif not self._read_more(number, "record"):
                     return
-                raise self._damage(f"block cut after {window.stop - window.start} of {needed} bytes")
+            elif reason == records.BAD_LENGTH:
+                self._refuse_other_capture()
+                raise self._damage(f"record claims {number} bytes, more than the {records.MAX_RECORD} possible")
+            elif reason != records.RECORDS_FULL:
+                raise self._damage(_REASONS[reason].format(number))
 
-    def _count_header(self) -> None:
-        """Stop at headers without packets between them: a small packed file can hold millions."""
-        self._n_headers += 1
-        if self._n_headers > MAX_HEADERS:
-            raise self._damage(f"{MAX_HEADERS} headers and no packet between them, the rest is not read")
+    def _pcapng_blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        window = self.window
+        while True:
+            n, position, reason, number = records.index_pcapng(
+                window.data, window.start, window.stop, self._records, self._interfaces, self._state[0]
+            )
+            block = self._taken(n, position)
+            if n:
+                yield block
+            if reason == records.NEED_BYTES:
+                if self._is_silent():
+                    yield window.data, self._records[:0]
+                elif not self._read_more(number, "block"):
+                    return
+            elif reason == records.INTERFACES_FULL and len(self._interfaces) < MAX_INTERFACES:
+                self._interfaces = np.concatenate([self._interfaces, np.zeros_like(self._interfaces)])
+            elif reason == records.BAD_LENGTH:
+                self._refuse_other_capture()
+                raise self._damage(f"a block or packet length of {number} bytes does not fit the block")
+            elif reason == records.BAD_INTERFACE:
+                n_interfaces = int(self._state["n_interfaces"][0])
+                raise self._damage(f"packet of interface {number}, but the section has {n_interfaces}")
+            elif reason != records.RECORDS_FULL:
+                raise self._damage(_REASONS[reason].format(number))
 
     def _refuse_other_capture(self) -> None:
         magic = self.window.peek(4)
         if magic == PCAPNG_MAGIC or magic in PCAP_MAGIC or compression_of(magic):
             raise self._damage("a capture of another kind begins here: split the two")
 
-    def _read_section(self) -> None:
-        """Read a section header: it sets the byte order and starts an empty list of interfaces."""
-        window = self.window
-        if not self._fill(28):
-            raise self._damage(f"section header cut after {window.stop - window.start} of 28 bytes")
-        order_mark = window.peek(12)[8:]
-        if order_mark not in (b"\x4d\x3c\x2b\x1a", b"\x1a\x2b\x3c\x4d"):
-            raise self._damage(f"section header has no byte-order mark, but {order_mark!r}")
-        self._big_endian = order_mark == b"\x1a\x2b\x3c\x4d"
-        length = records.file_u32(window.data, window.start + 4, self._big_endian)
-        if length < 28 or length % 4 or length > records.MAX_RECORD:
-            raise self._damage(f"section header claims {length} bytes")
-        if not self._fill(length):
-            raise self._damage(f"section header cut after {window.stop - window.start} of {length} bytes")
-        self._interfaces = np.zeros(16, records.INTERFACE_DTYPE)
-        self._n_interfaces = 0
-        window.advance(window.start + length)
-        self._count_header()
 
-    def _read_interface(self, length: int) -> None:
-        window = self.window
-        if length < 20:
-            raise self._damage(f"interface block of {length} bytes, at least 20 are needed")
-        if self._n_interfaces == MAX_INTERFACES:
-            raise self._damage(f"more than {MAX_INTERFACES} interfaces in a section")
-        if self._n_interfaces == len(self._interfaces):
-            self._interfaces = np.concatenate([self._interfaces, np.zeros_like(self._interfaces)])
-        block = window.peek(length)
-        order = "big" if self._big_endian else "little"
-        interface = self._interfaces[self._n_interfaces]
-        link_type = int.from_bytes(block[8:10], order)  # type: ignore[arg-type]
-        if link_type not in LINK_TYPES:
-            self.unsupported.add(link_type)
-            link_type = -1
-        interface["link_type"] = link_type
-        interface["snap_length"] = int.from_bytes(block[12:16], order)  # type: ignore[arg-type]
-        interface["binary"], interface["exponent"], interface["offset"] = _time_options(
-            block[16:-4][:MAX_OPTION_BYTES], order
-        )
-        self._n_interfaces += 1
-        window.advance(window.start + length)
-        self._count_header()
-
-
-def _time_options(options: bytes, order: Any) -> tuple[bool, int, int]:
-    """Return (binary, exponent, offset in ns) of an interface; options that lie about their length are ignored."""
-    binary, exponent, offset = False, 6, 0
-    at = 0
-    while at + 4 <= len(options):
-        code = int.from_bytes(options[at : at + 2], order)
-        length = int.from_bytes(options[at + 2 : at + 4], order)
-        value = options[at + 4 : at + 4 + length]
-        if code == 0 or len(value) < length:
-            break
-        if code == 9 and length == 1:
-            binary, exponent = value[0] >= 128, value[0] & 127
-        elif code == 14 and length == 8:
-            seconds = int.from_bytes(value, order, signed=True)
-            offset = max(-(2**61), min(seconds * 10**9, 2**61))
-        at += 4 + (length + 3) // 4 * 4
-    return binary, exponent, offset
+def _live_descriptor(stream: Any) -> int | None:
+    """Return the file number of a stream that may be silent for a while; None of a file, and where nobody can tell."""
+    try:
+        descriptor = stream.fileno()
+        mode = os.fstat(descriptor).st_mode
+    except (AttributeError, OSError):
+        return None
+    waits = stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or stat.S_ISCHR(mode)
+    return descriptor if waits and os.name == "posix" else None

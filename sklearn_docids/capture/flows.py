@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -15,8 +16,10 @@ import numpy as np
 
 from sklearn_docids._warn import warn_caller
 from sklearn_docids.capture import kernels
-from sklearn_docids.capture.containers import Capture, capture_name, link_name, opened
-from sklearn_docids.capture.headers import LINK_PPI, PACKET_DTYPE, PACKET_FATES
+from sklearn_docids.capture.containers import Capture, capture_name, opened
+from sklearn_docids.capture.hashing import N_KEYS
+from sklearn_docids.capture.headers import N_KINDS, N_LINK_TYPES, N_PROTOCOLS, PACKET_DTYPE, PACKET_FATES
+from sklearn_docids.capture.kinds import kind_counts, link_name, unknown_link_types
 from sklearn_docids.capture.layouts import FIELDS
 from sklearn_docids.capture.reordering import reordered
 from sklearn_docids.capture.rewriting import KEEP
@@ -32,8 +35,16 @@ GUESS_BYTES = 2**30
 # With so many flows, how many the whole capture has is guessed: from fewer, the guess would be poor.
 GUESS_ROWS = 32_768
 
+# More than all times are apart; that and the sum of two times do not overflow.
+NEVER = 2**62
+
 # Takes the name of a capture, the fraction of it that has been read (None: it is done), and its counters.
-Progress = Callable[[str, float | None, dict[str, int]], object]
+Progress = Callable[[str, float | None, dict[str, Any]], object]
+
+
+def _nanoseconds(seconds: float | None) -> int:
+    """Return a time in ns; 73 years are never, as all times lie within twice that."""
+    return NEVER if seconds is None or seconds * 1e9 >= 2**61 else round(seconds * 1e9)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +58,14 @@ class FlowRules:
     tcp_restart: bool
     protocols: tuple[str, ...]
     max_live_flows: int
+    active_timeout: float | None = None
+    rotated: bool = True
     innermost: bool = False
+    tunnel_endpoints: bool = True
+    vxlan_ports: tuple[int, ...] = ()
     duplicate_window: int = 0
+    duplicate_seconds: float | None = None
+    duplicate_ignore_ttl: bool = False
     reorder_window: int = 0
     emit_early: bool = False
     field_actions: tuple[int, ...] = (KEEP,) * len(FIELDS)
@@ -62,16 +79,16 @@ class FlowRules:
         """Return the rules as the kernels take them."""
         settings = np.zeros(1, kernels.SETTINGS_DTYPE)
         for name in (
-            "n_packets", "n_bytes", "bidirectional", "tcp_restart", "max_live_flows", "innermost", "duplicate_window",
-            "emit_early",
+            "n_packets", "n_bytes", "bidirectional", "tcp_restart", "max_live_flows", "innermost", "tunnel_endpoints",
+            "duplicate_window", "duplicate_ignore_ttl", "emit_early",
         ):  # fmt: skip
             settings[name] = getattr(self, name)
         settings["tcp"] = "tcp" in self.protocols
         settings["udp"] = "udp" in self.protocols
         settings["rewrites"] = any(self.field_actions)
-        # 73 years are never, as all times lie within twice that; so sums of times and timeouts do not overflow.
-        never = self.idle_timeout is None or self.idle_timeout * 1e9 >= 2**61
-        settings["idle_timeout"] = 2**62 if never else round(self.idle_timeout * 1e9)  # type: ignore[operator]
+        for name in ("idle_timeout", "active_timeout", "duplicate_seconds"):
+            settings[name] = _nanoseconds(getattr(self, name))
+        settings["memory"] = min(2 * int(settings["idle_timeout"][0]), NEVER)
         return settings
 
 
@@ -121,27 +138,19 @@ def _resized(array: np.ndarray, n_rows: int) -> np.ndarray:
 
 
 class FlowAssembler:
-    """The flows of one capture. `add` files packets under them.
+    """The flows of captures. `begin_capture` names the next one, `add` files its packets under their flows.
 
     Without ``emit``, ``rows`` has all flows in the end. With it, ``rows`` holds live flows alone, and finished ones
     are handed to ``emit`` in groups: arrays that are valid until it returns.
-
-    ``fraction_read`` says how much of the capture has been read, None if nobody knows: to guess how much memory the
-    rest will need.
     """
 
-    def __init__(
-        self,
-        rules: FlowRules,
-        emit: Callable[[FlowRows], object] | None = None,
-        fraction_read: Callable[[], float | None] = lambda: None,
-    ):
+    def __init__(self, rules: FlowRules, emit: Callable[[FlowRows], object] | None = None):
         self.rules = rules
         most = max(FIRST_BYTES // rules.row_bytes, 4)
         n_first = min(FIRST_ROWS, most, rules.max_live_flows + 1 if emit else FIRST_ROWS)
         self.rows: FlowRows = FlowRows.empty(n_first, rules)
         self._emit = emit
-        self.fraction_read = fraction_read
+        self._fraction_read: Callable[[], float | None] = lambda: None
         self._settings = rules.settings()
         self._settings["recycles"] = emit is not None
         self._field_actions = np.array(rules.field_actions, np.int64)
@@ -150,22 +159,67 @@ class FlowAssembler:
         self._staged = FlowRows.empty(min(STAGED_ROWS, most) if emit else 2, rules)
         self._candidates = np.zeros(0, kernels.CANDIDATE_DTYPE)
         self._packets = np.zeros(kernels.LOOKAHEAD, PACKET_DTYPE)
+        self._tunnels = np.zeros(len(self.rows) if rules.innermost else 1, np.uint64)
+        self._vxlan_ports = np.array(rules.vxlan_ports, np.int64)
         self._digests = np.zeros(max(rules.duplicate_window, 1), np.uint64)
+        self._digest_times = np.zeros(len(self._digests), np.int64)
         self._fates = np.zeros(len(PACKET_FATES), np.int64)
+        self._kinds = np.zeros(N_KINDS + N_PROTOCOLS + N_LINK_TYPES, np.int64)
         self._cursor = np.zeros(1, kernels.CURSOR_DTYPE)
         self._cursor["n_free"] = len(self._free)
         # Fresh keys in each process: whoever wrote the capture cannot know which five-tuples collide.
-        self._keys = np.frombuffer(os.urandom(8 * kernels.N_KEYS), np.uint64)
+        self._keys = np.frombuffer(os.urandom(8 * N_KEYS), np.uint64)
         self._next_sweep = 0
+        self._first_row = 0  # of the capture
+        self._may_continue = True
+
+    def begin_capture(self, fraction_read: Callable[[], float | None]) -> None:
+        """Begin to count anew for another capture.
+
+        ``fraction_read`` says how much of it has been read, None if nobody knows: to guess how much memory the rest
+        will need.
+        """
+        self._fraction_read = fraction_read
+        self._fates[:] = 0
+        self._kinds = np.zeros_like(self._kinds)
+        self._cursor["n_evicted"] = 0
+        self._first_row = self.n_rows
+        self._may_continue = False
+
+    def _continues(self, time: int) -> bool:
+        """Whether a capture that begins at ``time`` goes on where the one before ended, as rotated files do."""
+        cursor = self._cursor[0]
+        silence = time - int(cursor["latest"])
+        return self.rules.rotated and 0 <= silence <= int(self._settings["idle_timeout"][0])
+
+    def _cut(self) -> None:
+        """End all flows between two captures that have nothing to do with each other."""
+        self._sweep(everything=True)
+        self._cursor["started"] = self._cursor["was_behind"] = False
+        self._cursor["n_digests"] = 0
 
     def add(self, data: np.ndarray, records: np.ndarray) -> None:
         """File all records under their flows."""
+        if not self._may_continue and len(records):
+            self._may_continue = True
+            if self._cursor["started"][0] and not self._continues(int(records["time"][0])):
+                self._cut()
         done = 0
         while True:
             done, lacking = kernels.add_packets(data, records, done, self._storage)
             if lacking == kernels.DONE:
                 return
             self._make_room(lacking)
+
+    def wait(self, silence: int) -> None:
+        """Let so many ns pass in which a live stream brought nothing.
+
+        A stream is live if its packets are of now. One that plays back an old capture is not, however slow it is.
+        """
+        behind = time.time_ns() - silence - int(self._cursor["latest"][0])
+        if silence and abs(behind) <= int(self._settings["idle_timeout"][0]) < NEVER:
+            self._cursor["latest"] += silence
+            self._cursor["clock"] += silence
 
     def flush(self) -> None:
         """Hand on the flows that are finished by now."""
@@ -184,32 +238,43 @@ class FlowAssembler:
 
     def finish(self) -> None:
         """End the capture: all flows are finished now."""
-        if self._emit:
-            self._sweep(everything=True)
-            self.flush()
-        else:
+        self._sweep(everything=True)
+        self.flush()
+        if not self._emit:
             self._forget_storage()
-            self.rows.resize(int(self._cursor["n_rows"][0]))
+            self.rows.resize(self.n_rows)
 
     @property
-    def counters(self) -> dict[str, int]:
-        """Packets by fate (their sum is ``packets``), flows, and flows ended early by ``max_live_flows``."""
+    def n_rows(self) -> int:
+        """Flows begun so far, of all captures."""
+        return int(self._cursor["n_rows"][0])
+
+    @property
+    def counters(self) -> dict[str, Any]:
+        """Of the capture: packets by fate (their sum is ``packets``), flows, those evicted, and what was ignored."""
         fates = {name: int(n) for name, n in zip(PACKET_FATES, self._fates, strict=True)}
-        cursor = self._cursor[0]
         return {
             "packets": sum(fates.values()),
             **fates,
-            "flows": int(cursor["n_rows"]),
-            "flows_evicted": int(cursor["n_evicted"]),
+            "flows": self.n_rows - self._first_row,
+            "flows_evicted": int(self._cursor["n_evicted"][0]),
+            "ignored": kind_counts(self._kinds),
         }
+
+    @property
+    def unknown_link_types(self) -> list[int]:
+        """Link types of packets of the capture that could not be read."""
+        return unknown_link_types(self._kinds)
 
     @cached_property
     def _storage(self) -> kernels.Storage:
         """Everything as the kernels take it; forgotten when an array is replaced by another one."""
         return kernels.Storage(
             table=self._table, rows=_flat(self.rows), free=self._free, staged=_flat(self._staged),
-            candidates=self._candidates, packets=self._packets, digests=self._digests, cursors=self._cursor,
-            settings=self._settings, field_actions=self._field_actions, keys=self._keys, fates=self._fates,
+            tunnels=self._tunnels, candidates=self._candidates, packets=self._packets, digests=self._digests,
+            digest_times=self._digest_times, cursors=self._cursor, settings=self._settings,
+            field_actions=self._field_actions, vxlan_ports=self._vxlan_ports, keys=self._keys, fates=self._fates,
+            kinds=self._kinds,
         )  # fmt: skip
 
     def _forget_storage(self) -> None:
@@ -236,34 +301,56 @@ class FlowAssembler:
             if 4 * int(self._cursor["n_free"][0]) < len(self.rows):
                 self._add_slots(min(2 * len(self.rows), self.rules.max_live_flows + 1))
         else:
-            self.rows.resize(self._expected_rows())
+            self._resize(self._expected_rows())
+
+    def _resize(self, n_slots: int) -> None:
+        self.rows.resize(n_slots)
+        if self.rules.innermost:
+            self._tunnels = _resized(self._tunnels, n_slots)
 
     @property
     def _n_live(self) -> int:
         return int(self._cursor["n_live"][0])
 
     def _sweep(self, size: int | None = None, *, everything: bool = False) -> None:
-        """Finish the flows that have idled out, in order of their rows; put the others into a fresh table."""
-        table = self._table
-        idle = table["name"] != 0
-        fresh = np.zeros(size or len(table), kernels.ENTRY_DTYPE)
-        if not everything:
-            idle &= self._cursor["clock"][0] - table["last_active"] > self._settings["idle_timeout"][0]
+        """End the flows that have idled out, or all; put those that are not to be forgotten into a fresh table."""
+        entries = self._table[self._table["name"] != 0]
+        silence = self._cursor["clock"][0] - entries["last_active"]
+        is_idle = silence > self._settings["idle_timeout"][0]
+        self._end(_slots(entries["name"][is_idle]), kernels.IDLE)
+        fresh = np.zeros(size or len(self._table), kernels.ENTRY_DTYPE)
+        if everything:
+            self._end(_slots(entries["name"][~is_idle]), kernels.OPEN)
+            self._release(_slots(entries["name"]))
+            self._cursor["n_live"] = 0
+        else:
+            self._release(_slots(entries["name"][silence > self._settings["memory"][0]]))
             kernels.rehash(fresh, self._storage)
         self._table = fresh
         self._forget_storage()
+
+    def _end(self, slots: np.ndarray, how: int) -> None:
+        """End flows, in order of their rows."""
+        if not self._emit:
+            self.rows.records["end"][slots[self.rows.records["end"][slots] == kernels.OPEN]] = how
+            return
+        slots = slots[np.argsort(self.rows.records["row"][slots])]
+        at = 0
+        while at < len(slots):
+            at = kernels.end_all(slots, how, at, self._storage)
+            if at < len(slots):
+                self.flush()
+
+    def _release(self, slots: np.ndarray) -> None:
+        """Make the slots of flows that leave the table free for others."""
         if self._emit:
-            slots = _slots(table["name"][idle])
-            slots = slots[np.argsort(self.rows.records["row"][slots])]
-            at = 0
-            while at < len(slots):
-                at = kernels.finish_all(slots, at, self._storage)
-                if at < len(slots):
-                    self.flush()
+            n_free = int(self._cursor["n_free"][0])
+            self._free[n_free : n_free + len(slots)] = slots
+            self._cursor["n_free"] = n_free + len(slots)
 
     def _set_clock_back(self) -> None:
-        """Set the clock back to where a flow that was active at 0 has just idled out."""
-        step = int(self._cursor["clock"][0] - self._settings["idle_timeout"][0] - 1)
+        """Set the clock back to where a flow that was active at 0 is just forgotten."""
+        step = int(self._cursor["clock"][0] - self._settings["memory"][0] - 1)
         self._cursor["clock"] -= step
         self._table["last_active"] -= step
         self._next_sweep -= step
@@ -277,7 +364,7 @@ class FlowAssembler:
         free[n_free : n_free + n_slots - first_new] = np.arange(first_new, n_slots)[::-1]
         self._cursor["n_free"] = n_free + n_slots - first_new
         self._free = free
-        self.rows.resize(n_slots)
+        self._resize(n_slots)
 
     def _expected_rows(self) -> int:
         """Return how many rows to make room for: a quarter more than the capture will need by its size.
@@ -287,7 +374,7 @@ class FlowAssembler:
         n_rows = len(self.rows)
         if n_rows < GUESS_ROWS:
             return min(GUESS_ROWS, 8 * n_rows)
-        guess = int(n_rows * max(1.25 / (self.fraction_read() or 0.6), 1.25))
+        guess = int(n_rows * max(1.25 / (self._fraction_read() or 0.6), 1.25))
         return min(guess, max(2 * n_rows, GUESS_BYTES // self.rules.row_bytes))
 
     def _list_candidates(self) -> None:
@@ -318,14 +405,15 @@ def _slots(names: np.ndarray) -> np.ndarray:
 
 def assemble(
     source: Any,
-    rules: FlowRules,
+    assembler: FlowAssembler,
     on_error: str,
-    emit: Callable[[FlowRows], object] | None = None,
     progress: Progress | None = None,
+    patience: float | None = None,
 ) -> Iterator[FlowAssembler]:
     """Read one capture to its end or to its damage; yield its assembler after each block of records, and at the end.
 
-    ``progress`` is told at every tenth of a file whose size is known, and at the end.
+    ``progress`` is told at every tenth of a file whose size is known, and at the end. With ``patience``, in seconds, a
+    live stream from which nothing comes for so long yields as well, and its time goes on.
 
     Raises
     ------
@@ -334,15 +422,16 @@ def assemble(
     CaptureError
         The source is no capture, or it is damaged and ``on_error="raise"``.
     """
-    with opened(source) as stream, closing(Capture(stream, capture_name(source))) as capture:
-        assembler = FlowAssembler(rules, emit, capture.fraction_read)
-        tenth = 1
+    with opened(source) as stream, closing(Capture(stream, capture_name(source), patience)) as capture:
+        assembler.begin_capture(capture.fraction_read)
+        window, tenth = assembler.rules.reorder_window, 1
         try:
             blocks = capture.blocks()
-            for data, records in reordered(blocks, rules.reorder_window) if rules.reorder_window else blocks:
+            for data, records in reordered(blocks, window, capture.name) if window else blocks:
                 if capture.joint and on_error == "raise":
                     break
                 assembler.add(data, records)
+                assembler.wait(capture.silence)
                 fraction = capture.fraction_read() if progress else None
                 if progress and fraction and 10 * fraction >= tenth:
                     tenth = int(10 * fraction) + 1
@@ -358,42 +447,68 @@ def assemble(
         else:
             if capture.joint:
                 warn_caller(f"{capture.joint}; it is read, too", CaptureWarning)
-        assembler.finish()
-        _report_link_types(capture, assembler.counters)
+        _report_link_types(capture, assembler)
         if progress:
             progress(capture.name, None, assembler.counters)
         yield assembler
 
 
-def _report_link_types(capture: Capture, counters: dict[str, int]) -> None:
+def _report_link_types(capture: Capture, assembler: FlowAssembler) -> None:
+    counters = assembler.counters
     n_unknown = counters["unknown_link_type"]
     if not n_unknown:
         return
-    names = ", ".join(link_name(link_type) for link_type in sorted(capture.unsupported))
-    names = names or f"{link_name(LINK_PPI)} around another"
+    names = ", ".join(link_name(link_type) for link_type in assembler.unknown_link_types)
     if n_unknown == counters["packets"]:
         raise CaptureError(f"link type {names} is not supported", capture.name)
     warn_caller(f"{capture.name}: {n_unknown} packets of unsupported link type {names} are skipped", CaptureWarning)
 
 
-def read_whole(
-    source: Any,
+def first_time(source: Any) -> int | None:
+    """Return the time of the first packet of a file, None where it cannot be had without changing anything."""
+    if not (isinstance(source, str | bytes | os.PathLike) and os.path.isfile(source)):
+        return None
+    try:
+        with opened(source) as stream, closing(Capture(stream, capture_name(source))) as capture:
+            return next((int(records["time"][0]) for _, records in capture.blocks() if len(records)), None)
+    except (CaptureError, OSError):  # said when it is read
+        return None
+
+
+@dataclass
+class ReadCaptures:
+    """Captures that were read one after the other: their flows, those that were not handed on, and their counters."""
+
+    rows: FlowRows
+    counters: list[dict[str, Any]]  # one per capture, empty for one that was refused
+    errors: list[CaptureError]
+
+
+def read_captures(
+    sources: Sequence[Any],
     rules: FlowRules,
     on_error: str,
     progress: Progress,
     emit: Callable[[FlowRows], object] | None = None,
-) -> tuple[FlowRows, dict[str, int]] | CaptureError:
-    """Return the flows of one capture, those that ``emit`` was not handed, and its counters.
+) -> ReadCaptures:
+    """Read captures in order; flows that live at the end of one go on in the next where that continues it.
 
-    What is no capture returns its error, where errors are warned of: others of the same call may be captures.
+    What is no capture leaves its error, where errors are warned of: others of the same call may be captures.
     """
-    try:
-        assembler = deque(assemble(source, rules, on_error, emit, progress), maxlen=1).pop()
-    except CaptureError as error:
-        if on_error == "raise":
-            raise
-        return error
-    return assembler.rows, assembler.counters
+    assembler = FlowAssembler(rules, emit)
+    read = ReadCaptures(assembler.rows, [], [])
+    for source in sources:
+        try:
+            deque(assemble(source, assembler, on_error, progress), maxlen=0)
+            read.counters.append(assembler.counters)
+        except CaptureError as error:
+            if on_error == "raise":
+                raise
+            read.errors.append(error)
+            read.counters.append({})
+    assembler.finish()
+    read.rows = assembler.rows
+    return read
 
 
 def warn_of_refused(errors: Sequence[CaptureError], n_captures: int) -> None:

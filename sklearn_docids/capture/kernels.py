@@ -8,8 +8,9 @@ give slots out:
 - *keeping* all flows, a slot is the row number, so the arrays are the result and nothing is ever copied;
 - *recycling*, a finished flow is copied to the next staged row and its slot is used again, so memory holds live flows.
 
-A flow that idled out stays in the table until its five-tuple comes again, the table is swept to make room, or it is
-the one to evict. Nobody can tell the difference, and no packet pays for a list of flows in order of activity.
+A flow that idled out stays in the table for at least as long again: of a packet that comes then, it is known that it
+continues something. Longer, it stays until its five-tuple comes again, the table is swept to make room, or it is the
+one to evict. Nobody can tell the difference, and no packet pays for a list of flows in order of activity.
 
 Memory answers in about a hundred nanoseconds, which is what a whole packet may cost. So packets are taken in groups:
 all headers are read and table entries asked for, then flows are asked for, and only then is each packet filed.
@@ -23,23 +24,26 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sklearn_docids.capture._native import CACHE_LINE, copy, kernel, part, prefetch, product, u16, u32, u64
+from sklearn_docids.capture._native import CACHE_LINE, apart, copy, kernel, part, prefetch, u16
+from sklearn_docids.capture.hashing import digest, hash_five_tuple, read_addresses
 from sklearn_docids.capture.headers import (
     DUPLICATE,
+    N_KINDS,
+    N_LINK_TYPES,
+    N_PROTOCOLS,
+    NON_IP,
     OTHER_PROTOCOL,
     SAMPLED,
     SHORT,
     TCP,
     UDP,
-    find_innermost,
+    UNKNOWN_LINK_TYPE,
     find_transport,
 )
 from sklearn_docids.capture.layouts import (
     DESTINATION_PORT,
-    IPV4_DESTINATION,
-    IPV4_SOURCE,
-    IPV6_DESTINATION,
-    IPV6_SOURCE,
+    IPV4_TTL,
+    IPV6_LENGTH,
     PORTS_BYTES,
     SOURCE_PORT,
     TCP_BYTES,
@@ -48,12 +52,22 @@ from sklearn_docids.capture.layouts import (
     UDP_BYTES,
 )
 from sklearn_docids.capture.rewriting import Rewriting, zero_fields
+from sklearn_docids.capture.tunnels import find_innermost
 
 FIN, SYN, RST, ACK = 0x01, 0x02, 0x04, 0x10
 # Packets that are read ahead. More are not faster; their entries and flows have to stay in the nearest cache.
 LOOKAHEAD = 32
-# The first ones hash five-tuples, the last one hashes packets.
-N_KEYS = 12
+# How a flow began: by a packet without connections; by SYN or SYN-ACK; by another packet of a connection, which ran
+# already; behind a timeout that had ended the flow of this five-tuple before.
+BEGINS = ("first", "handshake", "running", "timeout")
+FIRST, HANDSHAKE, RUNNING, AFTER_TIMEOUT = range(len(BEGINS))
+# How it ended. What was closed by FIN or RST is told from the flags.
+ENDS = ("open", "closed", "idle", "active", "evicted")
+OPEN, CLOSED, IDLE, ACTIVE, EVICTED = range(len(ENDS))
+# A SYN so early in a flow is that of its handshake, out of order.
+HANDSHAKE_PACKETS = 3
+# Ports are system ports below the first, user ports below the second, and dynamic ones from there (RFC 6335).
+USER_PORTS, DYNAMIC_PORTS = 1024, 49152
 
 # Why `add_packets` returned.
 DONE, TABLE_FULL, NO_SLOT, STAGE_FULL, NO_CANDIDATE, CLOCK_FULL = range(6)
@@ -79,10 +93,12 @@ FLOW_DTYPE = np.dtype(
         ("link_type", np.uint32),
         ("src_port", np.uint16),
         ("dst_port", np.uint16),
-        ("tcp_flags_forward", np.uint16),
-        ("tcp_flags_backward", np.uint16),
         ("protocol", np.uint16),
+        ("tcp_flags_forward", np.uint8),
+        ("tcp_flags_backward", np.uint8),
         ("ip_version", np.uint8),
+        ("begin", np.uint8),  # of `BEGINS`
+        ("end", np.uint8),  # of `ENDS`; open while it lives
         ("truncated", np.bool_),
     ],
     align=True,
@@ -124,9 +140,14 @@ SETTINGS_DTYPE = np.dtype(
         ("emit_early", np.bool_),
         ("recycles", np.bool_),
         ("rewrites", np.bool_),  # the policy does not keep all fields
+        ("tunnel_endpoints", np.bool_),
+        ("duplicate_ignore_ttl", np.bool_),
         ("idle_timeout", np.int64),  # ns
+        ("memory", np.int64),  # ns for which a flow without packets is known at least
+        ("active_timeout", np.int64),  # ns
         ("max_live_flows", np.int64),
         ("duplicate_window", np.int64),
+        ("duplicate_seconds", np.int64),  # ns, in fact
     ],
     align=True,
 )
@@ -147,83 +168,22 @@ class Storage(NamedTuple):
     rows: Rows
     free: np.ndarray  # int64: the slots that are not used, `n_free` of them
     staged: Rows  # finished flows, `n_staged` of them
+    tunnels: np.ndarray  # uint64: hash of the tunnels around the flow in each slot; while tunnels are entered
     candidates: np.ndarray  # CANDIDATE_DTYPE
     packets: np.ndarray  # PACKET_DTYPE: those that are read ahead
     digests: np.ndarray  # uint64: those of the last packets
+    digest_times: np.ndarray  # int64: and their times
     cursors: np.ndarray  # CURSOR_DTYPE: one
     settings: np.ndarray  # SETTINGS_DTYPE: one
     field_actions: np.ndarray  # int64: what happens to header fields
+    vxlan_ports: np.ndarray  # int64
     keys: np.ndarray  # uint64
     fates: np.ndarray  # int64: packets by what happened to them
+    kinds: np.ndarray  # int64: those that are not IP, or not of a protocol that makes flows, by what they are
 
 
 # --------------------------------------------------------------------------------------------------------------------
 # Reading a packet
-
-
-@part
-def hash_address(keys, at, high, low, version):
-    """Return the share of one address: multilinear over its 32-bit words."""
-    h = keys[at] * (low & np.uint64(0xFFFFFFFF))
-    if version == 6:
-        h += keys[at + 1] * (low >> np.uint64(32))
-        h += keys[at + 2] * (high & np.uint64(0xFFFFFFFF))
-        h += keys[at + 3] * (high >> np.uint64(32))
-    return h
-
-
-@part
-def destination_first(packet):
-    """Whether the destination is the smaller endpoint: then both directions of a flow hash alike."""
-    if packet.src_high != packet.dst_high:
-        return packet.src_high > packet.dst_high
-    if packet.src_low != packet.dst_low:
-        return packet.src_low > packet.dst_low
-    return packet.src_port > packet.dst_port
-
-
-@part
-def hash_five_tuple(keys, packet, bidirectional):
-    """Return 32 bits that an attacker who does not know the keys cannot make collide.
-
-    Multilinear hashing is strongly universal: any two five-tuples collide with probability 2**-32 over the keys.
-    """
-    swap = bidirectional and destination_first(packet)
-    version = packet.ip_version
-    h = keys[0] + hash_address(keys, 5 if swap else 1, packet.src_high, packet.src_low, version)
-    h += hash_address(keys, 1 if swap else 5, packet.dst_high, packet.dst_low, version)
-    first, second = (packet.dst_port, packet.src_port) if swap else (packet.src_port, packet.dst_port)
-    h += keys[9] * np.uint64((first << 16) | second)
-    h += keys[10] * np.uint64((packet.link_type << 16) | (version << 8) | packet.protocol)
-    return h >> np.uint64(32)
-
-
-@kernel
-def times_modulo(a, b):
-    """Return a * b modulo the prime 2**61 - 1, for a and b below 2**61."""
-    prime = np.uint64(2**61 - 1)
-    upper, lower = product(a, b)
-    total = (lower & prime) + ((lower >> np.uint64(61)) | (upper << np.uint64(3)))
-    return total - prime if total >= prime else total
-
-
-@kernel
-def digest(data, start, stop, keys):
-    """Return 61 bits of ``data[start:stop]``: a polynomial over its 32-bit words, taken at a secret point.
-
-    Two packets of 16 KiB that differ have the same one with probability 2**-49, whoever chose them.
-    """
-    point = keys[N_KEYS - 1] & np.uint64(2**60 - 1)
-    total = np.uint64(stop - start)  # the length counts: zeros at the end would not
-    at = start
-    while at + 4 <= stop:
-        total = times_modulo(total, point) + np.uint64(u32(data, at))
-        at += 4
-    rest = np.uint64(0)
-    while at < stop:
-        rest = (rest << np.uint64(8)) | np.uint64(data[at])
-        at += 1
-    return times_modulo(times_modulo(total, point) + rest, point)
 
 
 @kernel
@@ -237,35 +197,65 @@ def read_transport(data, protocol, transport, stop, end):
     return np.int64(data[transport + TCP_FLAGS]), max(end - transport - header, 0)
 
 
+@part
+def kind_of(fate, kind):
+    """Return the place of the count of what makes no flow: of a kind, a protocol or a link type; -1: it has none."""
+    if fate == NON_IP:
+        return kind
+    if fate == OTHER_PROTOCOL:
+        return N_KINDS + kind
+    if fate == UNKNOWN_LINK_TYPE:
+        return N_KINDS + N_PROTOCOLS + min(max(kind, 0), N_LINK_TYPES - 1)
+    return -1
+
+
 @kernel
-def read_packet(data, record, rules, packet):
+def read_packet(data, record, storage, packet):
     """Read the headers of a record into ``packet``; return its fate."""
+    rules = storage.settings[0]
     start, link_type = record.start, np.int64(record.link_type)
     stop = start + record.captured_length
+    packet.tunnel = np.uint64(0)
     if rules.innermost:
-        found, start, stop, link_type = find_innermost(data, start, stop, link_type)
+        found, start, stop, link_type, packet.tunnel = find_innermost(
+            data, start, stop, link_type, storage.vxlan_ports, storage.keys
+        )
     else:
         found = find_transport(data, start, stop, link_type)
     fate, version, ip, protocol, transport, end = found
+    packet.start, packet.ip, packet.transport = start, ip, transport
+    packet.captured_end, packet.ip_end, packet.ip_version = stop, end, version
+    if fate == SAMPLED and not ((protocol == TCP and rules.tcp) or (protocol == UDP and rules.udp)):
+        fate = OTHER_PROTOCOL
     if fate != SAMPLED:
+        packet.kind = kind_of(fate, protocol)
         return fate
-    if not ((protocol == TCP and rules.tcp) or (protocol == UDP and rules.udp)):
-        return OTHER_PROTOCOL
     if transport + PORTS_BYTES > min(stop, end):
         return SHORT
-    packet.start, packet.ip, packet.transport = start, ip, transport
-    packet.captured_end, packet.ip_end = stop, end
-    packet.ip_version, packet.protocol, packet.link_type = version, protocol, link_type
-    if version == 4:
-        packet.src_high, packet.src_low = 0, np.uint64(u32(data, ip + IPV4_SOURCE))
-        packet.dst_high, packet.dst_low = 0, np.uint64(u32(data, ip + IPV4_DESTINATION))
-    else:
-        packet.src_high, packet.src_low = u64(data, ip + IPV6_SOURCE), u64(data, ip + IPV6_SOURCE + 8)
-        packet.dst_high, packet.dst_low = u64(data, ip + IPV6_DESTINATION), u64(data, ip + IPV6_DESTINATION + 8)
+    packet.protocol, packet.link_type = protocol, link_type
+    packet.src_high, packet.src_low, packet.dst_high, packet.dst_low = read_addresses(data, ip, version)
     packet.src_port, packet.dst_port = u16(data, transport + SOURCE_PORT), u16(data, transport + DESTINATION_PORT)
     packet.ip_bytes = end - ip
     packet.tcp_flags, packet.payload_bytes = read_transport(data, protocol, transport, min(stop, end), end)
     return SAMPLED
+
+
+@kernel
+def digest_packet(data, record, packet, ignore_ttl, keys):
+    """Return the digest of a packet from its IP header on, or of the whole record if it has none.
+
+    Copies of a packet on several links differ in their link headers. A router on the way changes the TTL, and with it
+    the checksum of an IPv4 header. The tunnels around a packet count: who can send one cannot make another a duplicate.
+    """
+    start, stop = record.start, record.start + record.captured_length
+    masked, mask = np.int64(-1), np.uint64(0)
+    if packet.ip_version and packet.ip < packet.captured_end:
+        start, stop = packet.ip, min(packet.captured_end, packet.ip_end)
+        if ignore_ttl and packet.ip_version == 4:
+            masked, mask = start + IPV4_TTL, np.uint64(0x00FF0000)
+        elif ignore_ttl:
+            masked, mask = start + IPV6_LENGTH, np.uint64(0xFFFFFF00)
+    return digest(data, start, stop, packet.tunnel, masked, mask, keys)
 
 
 @part
@@ -279,11 +269,13 @@ def read_ahead(data, records, storage):
     for i in range(len(records)):
         record, packet = records[i], packets[i]
         packet.time = record.time
-        packet.fate = read_packet(data, record, rules, packet)
+        packet.fate = read_packet(data, record, storage, packet)
         if rules.duplicate_window:
-            packet.digest = digest(data, record.start, record.start + record.captured_length, keys)
+            packet.digest = digest_packet(data, record, packet, rules.duplicate_ignore_ttl, keys)
         if packet.fate == SAMPLED:
-            packet.hash = hash_five_tuple(keys, packet, rules.bidirectional)
+            if not rules.tunnel_endpoints:
+                packet.tunnel = np.uint64(0)
+            packet.hash = hash_five_tuple(keys, packet, rules.bidirectional) ^ packet.tunnel
             prefetch(table, np.int64(packet.hash) & mask)
     for i in range(len(records)):
         if packets[i].fate == SAMPLED:
@@ -331,8 +323,10 @@ def find_name(table, name):
 
 
 @part
-def find_flow(table, flows, packet, bidirectional):
+def find_flow(packet, storage):
     """Return (place in the table, slot, packet goes forward); slot -1: no flow of this five-tuple is in the table."""
+    table, flows, rules = storage.table, storage.rows.flows, storage.settings[0]
+    bidirectional = rules.bidirectional
     mask = len(table) - 1
     at = np.int64(packet.hash) & mask
     while table[at].name:
@@ -343,6 +337,7 @@ def find_flow(table, flows, packet, bidirectional):
                 flow.protocol == packet.protocol
                 and flow.ip_version == packet.ip_version
                 and flow.link_type == packet.link_type
+                and (not rules.innermost or storage.tunnels[slot] == packet.tunnel)
             ):
                 if (
                     (flow.src_low == packet.src_low and flow.dst_low == packet.dst_low)
@@ -404,25 +399,77 @@ def stage(slot, rows, staged, cursor, rules):
 
 
 @part
-def finish(slot, storage):
-    """End a flow that leaves the table. When all are kept there is nothing to do: it is in its row."""
+def end_flow(slot, how, storage):
+    """End a flow, once. When all are kept it is in its row; otherwise it is copied out, unless it has been early."""
     cursor, rules = storage.cursors[0], storage.settings[0]
-    if rules.recycles:
-        given_out = rules.emit_early and n_packets_of(storage.rows.flows[slot]) >= rules.n_packets
-        if not given_out:
+    flow = storage.rows.flows[slot]
+    if flow.end == OPEN:
+        flow.end = how
+        given_out = rules.emit_early and n_packets_of(flow) >= rules.n_packets
+        if rules.recycles and not given_out:
             stage(slot, storage.rows, storage.staged, cursor, rules)
+
+
+@part
+def release(slot, storage):
+    """Make the slot of a flow that leaves the table free for another one. When all are kept there is none to free."""
+    cursor = storage.cursors[0]
+    if storage.settings[0].recycles:
         storage.free[cursor.n_free] = slot
         cursor.n_free += 1
 
 
 @part
-def start_flow(storage, packet):
+def port_range(port):
+    """Return the number of the range a port lies in; servers listen in the lower ones."""
+    return 0 if port < USER_PORTS else 1 if port < DYNAMIC_PORTS else 2
+
+
+@part
+def is_from_server(packet, rules):
+    """Whether the first packet of a flow goes to its source: by its flags, else by the ranges of the ports."""
+    if packet.protocol != TCP or not rules.bidirectional:
+        return False
+    if packet.src_low == packet.dst_low and packet.src_port == packet.dst_port and packet.src_high == packet.dst_high:
+        return False  # one endpoint is both
+    if packet.tcp_flags & SYN:
+        return packet.tcp_flags & ACK != 0
+    return port_range(packet.src_port) < port_range(packet.dst_port)
+
+
+@part
+def beginning(packet, after_timeout):
+    """Return how a flow begins with a packet."""
+    if packet.tcp_flags & SYN:
+        return HANDSHAKE
+    if after_timeout:
+        return AFTER_TIMEOUT
+    return RUNNING if packet.protocol == TCP else FIRST
+
+
+@apart
+def exchange_ends(flow, unused):
+    """Make the source of a flow its destination."""
+    flow.src_high, flow.dst_high = flow.dst_high, flow.src_high
+    flow.src_low, flow.dst_low = flow.dst_low, flow.src_low
+    flow.src_port, flow.dst_port = flow.dst_port, flow.src_port
+    flow.bytes_forward, flow.bytes_backward = flow.bytes_backward, flow.bytes_forward
+    flow.payload_forward, flow.payload_backward = flow.payload_backward, flow.payload_forward
+    flow.packets_forward, flow.packets_backward = flow.packets_backward, flow.packets_forward
+    flow.tcp_flags_forward, flow.tcp_flags_backward = flow.tcp_flags_backward, flow.tcp_flags_forward
+    return 0
+
+
+@part
+def start_flow(storage, packet, after_timeout, backward):
     """Return the slot of a new flow, its record filled in but for the first packet's counts."""
-    cursor = storage.cursors[0]
+    cursor, rules = storage.cursors[0], storage.settings[0]
     slot = cursor.n_rows
-    if storage.settings[0].recycles:
+    if rules.recycles:
         cursor.n_free -= 1
         slot = storage.free[cursor.n_free]
+    if rules.innermost:
+        storage.tunnels[slot] = packet.tunnel
     flow = storage.rows.flows[slot]
     flow.row = cursor.n_rows
     cursor.n_rows += 1
@@ -430,11 +477,14 @@ def start_flow(storage, packet):
     flow.src_high, flow.src_low, flow.src_port = packet.src_high, packet.src_low, packet.src_port
     flow.dst_high, flow.dst_low, flow.dst_port = packet.dst_high, packet.dst_low, packet.dst_port
     flow.protocol, flow.ip_version, flow.link_type = packet.protocol, packet.ip_version, packet.link_type
+    flow.begin, flow.end = beginning(packet, after_timeout), OPEN
     flow.bytes_forward = flow.bytes_backward = 0
     flow.payload_forward = flow.payload_backward = 0
     flow.packets_forward = flow.packets_backward = 0
     flow.tcp_flags_forward = flow.tcp_flags_backward = 0
     flow.truncated = False
+    if backward:
+        exchange_ends(flow, 0)
     return slot
 
 
@@ -471,7 +521,7 @@ def keep_bytes(slot, number, data, packet, storage):
 
 
 @kernel
-def advance_clock(cursor, time, idle_timeout):
+def advance_clock(cursor, time, idle_timeout, memory):
     """Move the capture clock: forwards with the packets, never back.
 
     One packet stamped further back than the timeout is a wrong stamp and leaves the clock alone. Two in a row are
@@ -483,20 +533,20 @@ def advance_clock(cursor, time, idle_timeout):
         cursor.started = True
         cursor.latest = time
     elif time > cursor.latest:
-        # A longer step ends all flows just as well; cut short, absurd stamps cannot make the clock overflow.
-        cursor.clock += min(time - cursor.latest, idle_timeout + 1)
+        # A longer step makes all flows forgotten just as well; cut short, absurd stamps cannot make the clock overflow.
+        cursor.clock += min(time - cursor.latest, memory + 1)
         cursor.latest = time
     cursor.was_behind = behind
 
 
 @kernel
-def is_duplicate(packet, digests, cursor):
-    """Whether one of the packets before has the same bytes; remember this one."""
+def is_duplicate(packet, digests, times, seconds, cursor):
+    """Whether one of the packets before, not too long ago, has the same bytes; remember this one."""
     window = len(digests)
     found = False
     for i in range(min(cursor.n_digests, window)):
-        found |= digests[i] == packet.digest
-    digests[cursor.n_digests % window] = packet.digest
+        found |= (digests[i] == packet.digest) & (abs(packet.time - times[i]) <= seconds)
+    digests[cursor.n_digests % window], times[cursor.n_digests % window] = packet.digest, packet.time
     cursor.n_digests += 1
     return found
 
@@ -522,7 +572,7 @@ def missing_room(storage):
     cursor, rules, candidates = storage.cursors[0], storage.settings[0], storage.candidates
     if 2 * (cursor.n_live + 1) > len(storage.table):
         return TABLE_FULL
-    if cursor.clock > MAX_CLOCK + rules.idle_timeout:
+    if cursor.clock > MAX_CLOCK + rules.memory:
         return CLOCK_FULL
     if (cursor.n_free == 0) if rules.recycles else (cursor.n_rows == len(storage.rows.flows)):
         return NO_SLOT
@@ -542,40 +592,69 @@ def evict(storage):
     """End the flow that has been idle longest."""
     cursor = storage.cursors[0]
     victim = storage.candidates[cursor.candidate]
+    how = IDLE
     if cursor.clock - victim.last_active <= storage.settings[0].idle_timeout:  # it would not have ended anyway
+        how = EVICTED
         cursor.n_evicted += 1
     drop_entry(storage.table, find_name(storage.table, victim.name))
-    finish(slot_of(victim.name), storage)
+    end_flow(slot_of(victim.name), how, storage)
+    release(slot_of(victim.name), storage)
     cursor.n_live -= 1
 
 
 @part
-def is_over(flow, last_active, packet, cursor, rules):
-    """Whether a packet of a flow's five-tuple begins a new flow."""
+def how_ended(flow, last_active, packet, cursor, rules):
+    """Return how a flow has ended if a packet of its five-tuple begins a new one; `OPEN` if it does not."""
+    if cursor.clock - last_active > rules.idle_timeout:
+        return IDLE
     opens = rules.tcp_restart and packet.tcp_flags & (SYN | ACK) == SYN
     closed = (flow.tcp_flags_forward | flow.tcp_flags_backward) & (FIN | RST)
-    return (opens and closed != 0) or cursor.clock - last_active > rules.idle_timeout
+    if opens and closed != 0:
+        return CLOSED
+    return ACTIVE if packet.time - flow.time_first > rules.active_timeout else OPEN
+
+
+@part
+def note_handshake(flow, packet, forward, rules):
+    """Give a flow the direction that its first SYN or SYN-ACK tells; return whether this packet goes forward.
+
+    The capture may hold it behind packets that were sent later.
+    """
+    if not packet.tcp_flags & SYN or (flow.tcp_flags_forward | flow.tcp_flags_backward) & SYN:
+        return forward
+    if n_packets_of(flow) < HANDSHAKE_PACKETS:
+        flow.begin = HANDSHAKE
+    if rules.bidirectional and is_from_server(packet, rules) == forward:
+        exchange_ends(flow, 0)
+        return not forward
+    return forward
 
 
 @part
 def flow_of(packet, storage):
     """Return (slot, packet goes forward) of the flow a packet belongs to; start one if there is none."""
     cursor, rules, table, flows = storage.cursors[0], storage.settings[0], storage.table, storage.rows.flows
-    at, slot, forward = find_flow(table, flows, packet, rules.bidirectional)
-    new = slot < 0
-    if new:
+    at, slot, forward = find_flow(packet, storage)
+    after_timeout = False
+    if slot < 0:
         if cursor.n_live >= rules.max_live_flows:
             evict(storage)
             at = find_empty(table, packet.hash)
         cursor.n_live += 1
-    elif is_over(flows[slot], table[at].last_active, packet, cursor, rules):
-        finish(slot, storage)
-        new = True
-    if new:
-        slot, forward = start_flow(storage, packet), True
-        table[at].name = name_of(packet.hash, slot)
+    else:
+        how = how_ended(flows[slot], table[at].last_active, packet, cursor, rules)
+        if how == OPEN:
+            table[at].last_active = cursor.clock
+            return slot, note_handshake(flows[slot], packet, forward, rules)
+        end_flow(slot, how, storage)
+        release(slot, storage)
+        after_timeout = how != CLOSED and cursor.clock - table[at].last_active <= rules.memory
+    keeps_direction = after_timeout and not packet.tcp_flags & SYN
+    backward = not forward if keeps_direction else is_from_server(packet, rules)
+    slot = start_flow(storage, packet, after_timeout, backward)
+    table[at].name = name_of(packet.hash, slot)
     table[at].last_active = cursor.clock
-    return slot, forward
+    return slot, not backward
 
 
 @part
@@ -603,24 +682,28 @@ def add_packets(data, records, first, storage):
             if lacking != DONE:
                 return group + i, lacking
             packet = storage.packets[i]
-            if rules.duplicate_window and is_duplicate(packet, storage.digests, cursor):
+            if rules.duplicate_window and is_duplicate(
+                packet, storage.digests, storage.digest_times, rules.duplicate_seconds, cursor
+            ):
                 storage.fates[DUPLICATE] += 1
                 continue
-            advance_clock(cursor, packet.time, rules.idle_timeout)
+            advance_clock(cursor, packet.time, rules.idle_timeout, rules.memory)
             storage.fates[packet.fate] += 1
             if packet.fate == SAMPLED:
                 file_packet(data, packet, storage)
+            elif packet.fate == NON_IP or packet.fate == OTHER_PROTOCOL or packet.fate == UNKNOWN_LINK_TYPE:
+                storage.kinds[packet.kind] += 1
     return len(records), DONE
 
 
 @kernel
 def rehash(fresh, storage):
-    """Enter the flows of the table that have not idled out into a fresh one."""
+    """Enter the flows of the table that are not to be forgotten into a fresh one."""
     cursor, rules = storage.cursors[0], storage.settings[0]
     cursor.n_live = 0
     for i in range(len(storage.table)):
         entry = storage.table[i]
-        if entry.name and cursor.clock - entry.last_active <= rules.idle_timeout:
+        if entry.name and cursor.clock - entry.last_active <= rules.memory:
             fresh[find_empty(fresh, entry.name >> np.uint64(32))] = entry
             cursor.n_live += 1
 
@@ -635,12 +718,12 @@ def ask_for_flow(slot, rows, rules):
 
 
 @kernel
-def finish_all(slots, at, storage):
-    """Finish the flows of ``slots[at:]``, as many as can be staged; return the place of the next one."""
+def end_all(slots, how, at, storage):
+    """End the flows of ``slots[at:]``, as many as can be staged; return the place of the next one."""
     cursor, rules = storage.cursors[0], storage.settings[0]
     while at < len(slots) and cursor.n_staged < len(storage.staged.flows):
         if at + LOOKAHEAD < len(slots):
             ask_for_flow(slots[at + LOOKAHEAD], storage.rows, rules)
-        finish(slots[at], storage)
+        end_flow(slots[at], how, storage)
         at += 1
     return at

@@ -54,6 +54,20 @@ PPI = Header(("version", 1), ("flags", 1), ("length", 2), ("link type", 4))
 PPPOE = Header(("version", 1), ("code", 1), ("session", 2), ("length", 2))
 VLAN_TAG = Header(("tag", 2), ("type", 2))
 MPLS_LABEL = Header(("label", 2), ("bottom", 1), ("TTL", 1))
+VN_TAG = Header(("direction and virtual interfaces", 4), ("type", 2))
+E_TAG = Header(("priority and channels", 6), ("type", 2))
+METADATA_TAG = Header(("version", 1), ("length", 1), ("option", 2), ("security group", 2), ("type", 2))
+REDUNDANCY_TAG = Header(("path and size", 2), ("sequence number", 2), ("type", 2))
+LLC = Header(("destination access point", 1), ("source access point", 1), ("control", 1))
+SNAP = Header(*(field[:2] for field in LLC.fields), ("organisation", 3), ("type", 2))
+WIRELESS = Header(
+    ("frame control", 1), ("flags", 1), ("duration", 2), ("address 1", 6, "mac"), ("address 2", 6, "mac"),
+    ("address 3", 6, "mac"), ("sequence control", 2),
+)  # fmt: skip
+WIRELESS_ADDRESS_4 = Header(("address 4", 6, "mac"))
+WIRELESS_QOS = Header(("QoS control", 2))
+WIRELESS_HT = Header(("HT control", 4))
+RADIOTAP = Header(("version", 1), ("padding", 1), ("length", 2), ("fields present", 4))
 
 # Network layer
 IPV4 = Header(
@@ -76,7 +90,14 @@ UDP = Header(
     ("source port", 2, "ports"), ("destination port", 2, "ports"), ("UDP length", 2), ("UDP checksum", 2, "checksums"),
 )  # fmt: skip
 GRE = Header(("flags", 2), ("protocol", 2))
-VXLAN = Header(("flags", 1), ("reserved", 3), ("network", 3), ("reserved 2", 1))
+VXLAN = Header(("flags", 1), ("reserved", 2), ("next protocol", 1), ("network", 3), ("reserved 2", 1))
+GENEVE = Header(("options length", 1), ("flags", 1), ("protocol", 2), ("network", 3), ("reserved", 1))
+GTP = Header(("flags", 1), ("message type", 1), ("length", 2), ("tunnel", 4))
+GTP_OPTIONAL = Header(("sequence number", 2), ("N-PDU number", 1), ("next extension", 1))
+ETHERIP = Header(("version", 2))
+ERSPAN_2 = Header(("version and VLAN", 2), ("session", 2), ("index", 4))
+ERSPAN_3 = Header(("version and VLAN", 2), ("session", 2), ("time", 4), ("security group", 2), ("frame type", 2))
+ERSPAN_3_PLATFORM = Header(("platform", 8))
 
 # Positions for compiled code, which cannot ask an object.
 ETHERNET_TYPE, ETHERNET_BYTES = ETHERNET.at("Ethernet type"), ETHERNET.n_bytes
@@ -87,7 +108,20 @@ PPI_LENGTH, PPI_LINK_TYPE, PPI_BYTES = PPI.at("length"), PPI.at("link type"), PP
 VLAN_TYPE, VLAN_BYTES = VLAN_TAG.at("type"), VLAN_TAG.n_bytes
 MPLS_BOTTOM, MPLS_BYTES = MPLS_LABEL.at("bottom"), MPLS_LABEL.n_bytes
 LOOPBACK_BYTES, PPPOE_BYTES = LOOPBACK.n_bytes, PPPOE.n_bytes
+VN_TAG_BYTES, E_TAG_BYTES = VN_TAG.n_bytes, E_TAG.n_bytes
+METADATA_TAG_BYTES, REDUNDANCY_TAG_BYTES = METADATA_TAG.n_bytes, REDUNDANCY_TAG.n_bytes
+LLC_CONTROL, LLC_BYTES = LLC.at("control"), LLC.n_bytes
+SNAP_ORGANISATION, SNAP_TYPE, SNAP_BYTES = SNAP.at("organisation"), SNAP.at("type"), SNAP.n_bytes
+WIRELESS_FLAGS, WIRELESS_SEQUENCE, WIRELESS_BYTES = (
+    WIRELESS.at("flags"),
+    WIRELESS.at("sequence control"),
+    WIRELESS.n_bytes,
+)
+WIRELESS_ADDRESS_4_BYTES, WIRELESS_QOS_BYTES = WIRELESS_ADDRESS_4.n_bytes, WIRELESS_QOS.n_bytes
+WIRELESS_HT_BYTES = WIRELESS_HT.n_bytes
+RADIOTAP_LENGTH, RADIOTAP_BYTES = RADIOTAP.at("length"), RADIOTAP.n_bytes
 IPV4_LENGTH, IPV4_FRAGMENT, IPV4_PROTOCOL = IPV4.at("IP length"), IPV4.at("IP fragment"), IPV4.at("IP protocol")
+IPV4_TTL = IPV4.at("IP TTL")
 IPV4_CHECKSUM, IPV4_SOURCE, IPV4_DESTINATION = IPV4.at("IP checksum"), IPV4.at("IP source"), IPV4.at("IP destination")
 IPV4_BYTES = IPV4.n_bytes
 IPV6_FLOW_LABEL, IPV6_LENGTH, IPV6_NEXT = IPV6.at("IP flow label"), IPV6.at("IP length"), IPV6.at("IP next header")
@@ -99,4 +133,9 @@ PORTS_BYTES = DESTINATION_PORT + 2
 TCP_HEADER_LENGTH, TCP_FLAGS, TCP_CHECKSUM = TCP.at("TCP header length"), TCP.at("TCP flags"), TCP.at("TCP checksum")
 TCP_BYTES, UDP_CHECKSUM, UDP_BYTES = TCP.n_bytes, UDP.at("UDP checksum"), UDP.n_bytes
 GRE_PROTOCOL, GRE_BYTES = GRE.at("protocol"), GRE.n_bytes
-VXLAN_BYTES = VXLAN.n_bytes
+VXLAN_NEXT, VXLAN_BYTES = VXLAN.at("next protocol"), VXLAN.n_bytes
+GENEVE_PROTOCOL, GENEVE_BYTES = GENEVE.at("protocol"), GENEVE.n_bytes
+GTP_TYPE, GTP_BYTES, GTP_OPTIONAL_BYTES = GTP.at("message type"), GTP.n_bytes, GTP_OPTIONAL.n_bytes
+ETHERIP_BYTES, ERSPAN_2_BYTES = ETHERIP.n_bytes, ERSPAN_2.n_bytes
+ERSPAN_3_FRAME, ERSPAN_3_BYTES = ERSPAN_3.at("frame type"), ERSPAN_3.n_bytes
+ERSPAN_3_PLATFORM_BYTES = ERSPAN_3_PLATFORM.n_bytes

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sklearn_docids.capture._native import kernel, little_u32, part, u32
+from sklearn_docids.capture._native import kernel, little_u16, little_u32, part, u16, u32
 
 # A longer record is damage: libpcap stops at 256 KiB, but files with longer records that are really there exist.
 MAX_RECORD = 16 * 2**20
@@ -18,10 +18,15 @@ MAX_ZERO_RECORDS = 1000
 # Times are clamped to 1970..2116, so that neither a sum nor a difference of two overflows.
 MAX_TIME = 2**62 - 1
 
+# A capture may begin with some thousands of interfaces before the first packet.
+MAX_HEADERS = 10_000
+MAX_OPTION_BYTES = 65_536
+
 # Why an index kernel returned.
-NEED_BYTES, RECORDS_FULL, BAD_LENGTH, ZERO_RECORDS, SECTION_BLOCK, INTERFACE_BLOCK, BAD_INTERFACE, NEXT_CAPTURE = range(
-    8
-)
+(
+    NEED_BYTES, RECORDS_FULL, BAD_LENGTH, ZERO_RECORDS, NEXT_CAPTURE, BAD_INTERFACE, INTERFACES_FULL, BAD_ORDER_MARK,
+    BAD_SECTION, BAD_INTERFACE_BLOCK, TOO_MANY_HEADERS, ENTERED,
+) = range(12)  # fmt: skip
 # Types of pcapng blocks. That of a section is the same in both byte orders; its length may be in the other one.
 BLOCK_INTERFACE, BLOCK_OLD_PACKET, BLOCK_SIMPLE_PACKET, BLOCK_ENHANCED_PACKET = 1, 2, 3, 6
 BLOCK_SECTION = 0x0A0D0D0A
@@ -34,13 +39,13 @@ RECORD_DTYPE = np.dtype(
         ("start", np.int64),  # first byte of the packet in the buffer
         ("captured_length", np.int64),
         ("time", np.int64),  # ns since 1970
-        ("link_type", np.int32),  # -1: not supported
+        ("link_type", np.int32),
     ],
     align=True,
 )
 INTERFACE_DTYPE = np.dtype(
     [
-        ("link_type", np.int32),  # -1: not supported
+        ("link_type", np.int32),
         ("snap_length", np.int64),
         ("binary", np.bool_),  # a tick is 2**-exponent s if set, 10**-exponent s otherwise
         ("exponent", np.int64),
@@ -48,6 +53,30 @@ INTERFACE_DTYPE = np.dtype(
     ],
     align=True,
 )
+# Where the walk through a container stands.
+STATE_DTYPE = np.dtype(
+    [
+        ("big_endian", np.bool_),
+        ("time", np.int64),  # ns, of the last packet
+        ("n_headers", np.int64),  # since the last packet
+        # pcap
+        ("header_length", np.int64),  # of a record
+        ("lengths", np.int64),  # where the captured length stands
+        ("tick", np.int64),  # ns
+        ("link_type", np.int64),
+        ("n_zero", np.int64),  # records with an all-zero header, in a row
+        ("enters_next", np.bool_),  # a capture behind the first one is read on
+        # pcapng
+        ("n_interfaces", np.int64),
+    ],
+    align=True,
+)
+
+
+@part
+def file_u16(data, at, big_endian):
+    """Return a number of two bytes in the byte order of the file."""
+    return u16(data, at) if big_endian else little_u16(data, at)
 
 
 @part
@@ -78,33 +107,52 @@ def begins_capture(data, position):
 
 
 @kernel
-def index_pcap(data, position, stop, records, big_endian, header_length, lengths, tick, link_type, n_zero):
-    """Return (number of records found, first byte not consumed, reason, bytes needed from there, zero records).
+def enter_pcap(data, position, state):
+    """Take over the 24 bytes of a pcap file header of version 2.4."""
+    state.big_endian = data[position] == 0xA1
+    magic = file_u32(data, position, state.big_endian)
+    state.header_length = 24 if magic == 0xA1B2CD34 else 16
+    state.tick = 1 if magic == 0xA1B23C4D else 1000
+    state.lengths = CAPTURED_FIRST
+    # The upper half holds the length of a frame check sequence; it lies behind the IP packet, never in our rows.
+    state.link_type = file_u32(data, position + 20, state.big_endian) & 0xFFFF
 
-    The last is the number of records with an all-zero header, in a row, up to there; ``n_zero`` those before.
-    """
+
+@kernel
+def index_pcap(data, position, stop, records, state):
+    """Return (number of records found, first byte not consumed, reason, bytes needed from there)."""
     n = 0
     while True:
+        header_length = state.header_length
         if position + header_length > stop:
-            return n, position, NEED_BYTES, header_length, n_zero
-        captured = captured_length(data, position, big_endian, lengths)
+            return n, position, NEED_BYTES, header_length
+        captured = captured_length(data, position, state.big_endian, state.lengths)
         if captured > MAX_RECORD:
-            return n, position, BAD_LENGTH, captured, n_zero
-        if position + header_length + captured > stop:
-            return n, position, NEED_BYTES, header_length + captured, n_zero
-        if n == len(records):
-            return n, position, RECORDS_FULL, 0, n_zero
-        seconds, fraction = file_u32(data, position, big_endian), file_u32(data, position + 4, big_endian)
+            return n, position, BAD_LENGTH, captured
         if captured == 0 and begins_capture(data, position):
-            return n, position, NEXT_CAPTURE, 24, n_zero
-        n_zero = n_zero + 1 if captured == 0 and seconds == 0 and fraction == 0 else 0
-        if n_zero > MAX_ZERO_RECORDS:
-            return n, position, ZERO_RECORDS, 0, n_zero
+            if not state.enters_next or state.n_headers > MAX_HEADERS:
+                return n, position, NEXT_CAPTURE if state.n_headers <= MAX_HEADERS else TOO_MANY_HEADERS, 24
+            if position + 24 > stop:
+                return n, position, NEED_BYTES, 24
+            enter_pcap(data, position, state)
+            state.n_headers += 1
+            position += 24
+            continue
+        if position + header_length + captured > stop:
+            return n, position, NEED_BYTES, header_length + captured
+        if n == len(records):
+            return n, position, RECORDS_FULL, 0
+        seconds = file_u32(data, position, state.big_endian)
+        fraction = file_u32(data, position + 4, state.big_endian)
+        state.n_zero = state.n_zero + 1 if captured == 0 and seconds == 0 and fraction == 0 else 0
+        if state.n_zero > MAX_ZERO_RECORDS:
+            return n, position, ZERO_RECORDS, 0
+        state.n_headers = 0
         record = records[n]
         record.start = position + header_length
         record.captured_length = captured
-        record.time = seconds * 1_000_000_000 + fraction * tick
-        record.link_type = link_type
+        record.time = seconds * 1_000_000_000 + fraction * state.tick
+        record.link_type = state.link_type
         n += 1
         position += header_length + captured
 
@@ -145,60 +193,140 @@ def pcapng_time(high, low, interface):
 
 
 @kernel
-def index_pcapng(data, position, stop, records, big_endian, interfaces, n_interfaces, time):
-    """Return (number of records found, first byte not consumed, reason, bytes needed from there).
+def enter_section(data, position, stop, state):
+    """Take over a section header, which sets the byte order and begins an empty list of interfaces.
 
-    Section and interface blocks are left to the caller: they are rare and need option parsing. A simple packet block
-    has no time stamp; it takes the time of the packet before it (``time`` for the first one).
+    Return (reason, number that goes with it): `ENTERED` with its length, or why it was not.
+    """
+    if position + 28 > stop:
+        return NEED_BYTES, 28
+    mark = u32(data, position + 8)
+    if mark not in (0x1A2B3C4D, 0x4D3C2B1A):
+        return BAD_ORDER_MARK, mark
+    big_endian = mark == 0x1A2B3C4D
+    length = file_u32(data, position + 4, big_endian)
+    if length < 28 or length % 4 or length > MAX_RECORD:
+        return BAD_SECTION, length
+    if position + length > stop:
+        return NEED_BYTES, length
+    state.big_endian = big_endian
+    state.n_interfaces = 0
+    state.n_headers += 1
+    return ENTERED, length
+
+
+@kernel
+def enter_interface(data, position, length, interfaces, state):
+    """Take over an interface block of ``length`` bytes, all of which are there; return as `enter_section`."""
+    if length < 20:
+        return BAD_INTERFACE_BLOCK, length
+    if state.n_interfaces == len(interfaces):
+        return INTERFACES_FULL, length
+    interface = interfaces[state.n_interfaces]
+    interface.link_type = file_u16(data, position + 8, state.big_endian)
+    interface.snap_length = file_u32(data, position + 12, state.big_endian)
+    read_time_options(data, position + 16, position + length - 4, interface, state.big_endian)
+    state.n_interfaces += 1
+    state.n_headers += 1
+    return ENTERED, length
+
+
+@kernel
+def read_time_options(data, at, stop, interface, big_endian):
+    """Read resolution and offset of time stamps from options; options that lie about their length end the list."""
+    interface.binary, interface.exponent, interface.offset = False, 6, 0
+    stop = min(stop, at + MAX_OPTION_BYTES)
+    while at + 4 <= stop:
+        code, length = file_u16(data, at, big_endian), file_u16(data, at + 2, big_endian)
+        if code == 0 or at + 4 + length > stop:
+            return
+        if code == 9 and length == 1:
+            interface.binary, interface.exponent = data[at + 4] >= 128, data[at + 4] & 127
+        elif code == 14 and length == 8:
+            first, second = file_u32(data, at + 4, big_endian), file_u32(data, at + 8, big_endian)
+            high, low = (first, second) if big_endian else (second, first)
+            seconds = np.int64((np.uint64(high) << np.uint64(32)) | np.uint64(low))
+            most = 2**61 // 1_000_000_000
+            interface.offset = min(max(seconds, -most), most) * 1_000_000_000
+        at += 4 + (length + 3) // 4 * 4
+
+
+@kernel
+def index_pcapng(data, position, stop, records, interfaces, state):
+    """Return (number of records found, first byte not consumed, reason, bytes needed from there or a bad number).
+
+    A simple packet block has no time stamp; it takes the time of the packet before it.
     """
     n = 0
     while True:
+        if state.n_headers > MAX_HEADERS:
+            return n, position, TOO_MANY_HEADERS, 0
         if position + 12 > stop:
             return n, position, NEED_BYTES, 12
-        kind = file_u32(data, position, big_endian)
+        kind = file_u32(data, position, state.big_endian)
         if kind == BLOCK_SECTION:
-            return n, position, SECTION_BLOCK, 28
-        length = file_u32(data, position + 4, big_endian)
+            reason, length = enter_section(data, position, stop, state)
+            if reason != ENTERED:
+                return n, position, reason, length
+            position += length
+            continue
+        length = file_u32(data, position + 4, state.big_endian)
         if length < 12 or length % 4 or length > MAX_RECORD:
             return n, position, BAD_LENGTH, length
         if position + length > stop:
             return n, position, NEED_BYTES, length
-        if file_u32(data, position + length - 4, big_endian) != length:
+        if file_u32(data, position + length - 4, state.big_endian) != length:
             return n, position, BAD_LENGTH, length
         if kind == BLOCK_INTERFACE:
-            return n, position, INTERFACE_BLOCK, length
-        if kind in (BLOCK_ENHANCED_PACKET, BLOCK_OLD_PACKET, BLOCK_SIMPLE_PACKET):
+            reason, length = enter_interface(data, position, length, interfaces, state)
+            if reason != ENTERED:
+                return n, position, reason, length
+        elif kind in (BLOCK_ENHANCED_PACKET, BLOCK_OLD_PACKET, BLOCK_SIMPLE_PACKET):
             if n == len(records):
                 return n, position, RECORDS_FULL, 0
-            simple = kind == BLOCK_SIMPLE_PACKET
-            header = 12 if simple else 28
-            if length < header + 4:
-                return n, position, BAD_LENGTH, length
-            number = 0
-            if kind == BLOCK_ENHANCED_PACKET:
-                number = file_u32(data, position + 8, big_endian)
-            elif kind == BLOCK_OLD_PACKET:  # the interface is a 16-bit field there
-                number = file_u32(data, position + 8, big_endian)
-                number = number >> 16 if big_endian else number & 0xFFFF
-            if number >= n_interfaces:
-                return n, position, BAD_INTERFACE, number
-            interface = interfaces[number]
-            room = length - header - 4
-            if simple:
-                captured = min(file_u32(data, position + 8, big_endian), room)
-                if interface.snap_length:
-                    captured = min(captured, interface.snap_length)
-            else:
-                captured = file_u32(data, position + 20, big_endian)
-                if captured > room:
-                    return n, position, BAD_LENGTH, captured
-                time = pcapng_time(
-                    file_u32(data, position + 12, big_endian), file_u32(data, position + 16, big_endian), interface
-                )
-            record = records[n]
-            record.start = position + header
-            record.captured_length = captured
-            record.time = time
-            record.link_type = interface.link_type
+            reason, number = read_packet_block(data, position, kind, length, records[n], interfaces, state)
+            if reason != ENTERED:
+                return n, position, reason, number
+            state.n_headers = 0
             n += 1
         position += length
+
+
+@part
+def interface_number(data, position, kind, big_endian):
+    """Return the number of the interface of a packet block."""
+    if kind == BLOCK_SIMPLE_PACKET:
+        return 0
+    number = file_u32(data, position + 8, big_endian)
+    if kind == BLOCK_OLD_PACKET:  # a 16-bit field there
+        return number >> 16 if big_endian else number & 0xFFFF
+    return number
+
+
+@kernel
+def read_packet_block(data, position, kind, length, record, interfaces, state):
+    """Fill in the record of a packet block, which lies whole in the buffer; return as `enter_section`."""
+    simple = kind == BLOCK_SIMPLE_PACKET
+    header = 12 if simple else 28
+    if length < header + 4:
+        return BAD_LENGTH, length
+    number = interface_number(data, position, kind, state.big_endian)
+    if number >= state.n_interfaces:
+        return BAD_INTERFACE, number
+    interface = interfaces[number]
+    room = length - header - 4
+    if simple:
+        captured = min(file_u32(data, position + 8, state.big_endian), room)
+        if interface.snap_length:
+            captured = min(captured, interface.snap_length)
+    else:
+        captured = file_u32(data, position + 20, state.big_endian)
+        if captured > room:
+            return BAD_LENGTH, captured
+        high, low = file_u32(data, position + 12, state.big_endian), file_u32(data, position + 16, state.big_endian)
+        state.time = pcapng_time(high, low, interface)
+    record.start = position + header
+    record.captured_length = captured
+    record.time = state.time
+    record.link_type = interface.link_type
+    return ENTERED, length

@@ -7,21 +7,25 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from sklearn_docids._warn import warn_caller
 from sklearn_docids.capture.records import RECORD_DTYPE
-from sklearn_docids.exceptions import CaptureError
+from sklearn_docids.exceptions import CaptureError, CaptureWarning
 
 # Bytes between the held packets, in relation to their own, before they are gathered instead of copied as they lie.
 MOST_WASTE = 2
 PAGE_BYTES = 4096
+# More is not held back, whatever the size of the packets.
+MOST_HELD_BYTES = 2**28
 
 Block = tuple[np.ndarray, np.ndarray]
 
 
-def reordered(blocks: Iterator[Block], window: int) -> Iterator[Block]:
+def reordered(blocks: Iterator[Block], window: int, name: str) -> Iterator[Block]:
     """Yield all records of blocks in order of time, those of equal time in order of the file.
 
     A record that stands behind at most ``window`` later ones finds its place. One that comes still later is yielded
-    as soon as possible. At least ``window`` records, and their bytes, are held back all the time.
+    as soon as possible. At least ``window`` records, and their bytes, are held back all the time; fewer where these are
+    more than `MOST_HELD_BYTES`, which is warned of once with the ``name`` of the capture.
 
     Raises
     ------
@@ -30,16 +34,24 @@ def reordered(blocks: Iterator[Block], window: int) -> Iterator[Block]:
     """
     held = np.empty(0, np.uint8), np.empty(0, RECORD_DTYPE)
     parts: list[Block] = []
-    n_held = 0
+    n_held = n_bytes = 0
     damage = None
+    warned = False
     try:
         for data, records in blocks:
+            if not len(records):  # a live stream is silent
+                yield data, records
+                continue
             parts.append(_copied(data, records))
             n_held += len(records)
+            n_bytes += len(parts[-1][0])
             # Sorted once for every ``window`` new records, so that each of them is sorted twice at most.
-            if n_held >= 2 * window:
+            if n_held >= 2 * window or n_bytes >= 2 * MOST_HELD_BYTES:
                 done, held = _split(_joined([held, *parts]), window)
-                parts, n_held = [], len(held[1])
+                parts, n_held, n_bytes = [], len(held[1]), len(held[0])
+                if n_held < window and not warned:
+                    warn_caller(_too_large(name, n_held, window), CaptureWarning)
+                    warned = True
                 yield done
     except CaptureError as error:
         damage = error
@@ -72,9 +84,18 @@ def _joined(parts: list[Block]) -> Block:
     return np.concatenate([data for data, _ in parts]), records
 
 
+def _too_large(name: str, n_held: int, window: int) -> str:
+    return (
+        f"{name}: {n_held} of {window} packets are held back to be put in order, as more take over "
+        f"{MOST_HELD_BYTES // 2**20} MiB; those that come still later stay out of order"
+    )
+
+
 def _split(block: Block, n_kept: int) -> tuple[Block, Block]:
-    """Return the block in order of time without its last records, and these."""
+    """Return the block in order of time without its last records, as many as may be held, and these."""
     data, records = block
     records = records[np.argsort(records["time"], kind="stable")]
+    lasts = np.cumsum(records["captured_length"][::-1])
+    n_kept = min(n_kept, int(np.searchsorted(lasts, MOST_HELD_BYTES, side="right")))
     done, kept = records[: len(records) - n_kept], records[len(records) - n_kept :]
     return (data, done), _copied(data, kept)

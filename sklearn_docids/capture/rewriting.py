@@ -23,10 +23,10 @@ from sklearn_docids.capture.headers import (
     LINK_ETHERNET,
     LINK_LINUX_SLL,
     LINK_LINUX_SLL2,
-    LINK_PPI,
+    LINK_WIRELESS,
     ROUTING_HEADER,
     TCP,
-    enter_ppi,
+    enter_envelope,
     extension_size,
 )
 from sklearn_docids.capture.layouts import (
@@ -47,6 +47,8 @@ from sklearn_docids.capture.layouts import (
     TCP_HEADER_LENGTH,
     UDP_BYTES,
     UDP_CHECKSUM,
+    WIRELESS_BYTES,
+    WIRELESS_FLAGS,
 )
 
 MAC, IP, PORTS, IP_ID, TTL, CHECKSUMS, TCP_SEQ, TCP_WINDOW, TCP_OPTIONS, TCP_TIMESTAMPS = range(len(FIELDS))
@@ -68,6 +70,7 @@ def _spans(header: layouts.Header, *fields: str) -> tuple[tuple[int, int, int], 
 ETHERNET_SPANS, SLL_SPANS, SLL2_SPANS = (
     _spans(header, "mac") for header in (layouts.ETHERNET, layouts.LINUX_SLL, layouts.LINUX_SLL2)
 )
+WIRELESS_SPANS, WIRELESS_4_SPANS = (_spans(h, "mac") for h in (layouts.WIRELESS, layouts.WIRELESS_ADDRESS_4))
 IPV4_ADDRESSES, IPV6_ADDRESSES = (_spans(header, "ip") for header in (layouts.IPV4, layouts.IPV6))
 IPV4_SPANS, IPV6_SPANS = (_spans(header, "ip_id", "ttl") for header in (layouts.IPV4, layouts.IPV6))
 PORTS_SPANS, TCP_SPANS = _spans(layouts.UDP, "ports"), _spans(layouts.TCP, "tcp_seq", "tcp_window")  # ports: TCP's, too
@@ -193,15 +196,17 @@ def rewrite_link(job, packet, plain):
 @apart
 def rewrite_link_elsewhere(job, packet):
     """Do the work of `rewrite_link` for all link types, of which Ethernet alone is worth a way of its own."""
-    start, link_type = packet.start, packet.link_type
-    if link_type == LINK_PPI:
-        _, start, link_type = enter_ppi(job.data, start, job.stop)
+    _, start, link_type = enter_envelope(job.data, packet.start, job.stop, packet.link_type)
     if link_type == LINK_ETHERNET:
         rewrite_spans(job, start, ETHERNET_SPANS, False)
     elif link_type == LINK_LINUX_SLL:
         rewrite_spans(job, start, SLL_SPANS, False)
     elif link_type == LINK_LINUX_SLL2:
         rewrite_spans(job, start, SLL2_SPANS, False)
+    elif link_type == LINK_WIRELESS:
+        rewrite_spans(job, start, WIRELESS_SPANS, False)
+        if start + WIRELESS_BYTES <= job.stop and job.data[start + WIRELESS_FLAGS] & 0x03 == 0x03:
+            rewrite_spans(job, start + WIRELESS_BYTES, WIRELESS_4_SPANS, False)
 
 
 @part
@@ -210,7 +215,7 @@ def rewrite_ipv4(job, packet, plain):
     ip = packet.ip
     addresses = rewrite_spans(job, ip, IPV4_ADDRESSES, plain)
     fallen = addresses + rewrite_spans(job, ip, IPV4_SPANS, plain)
-    if packet.transport > ip + IPV4_BYTES:
+    if packet.transport > ip + IPV4_BYTES:  # an authentication header may stand there, too
         fallen += rewrite_ip_options(job, packet)
     patch_checksum(job, ip + IPV4_CHECKSUM, fallen, 0, 0, plain)
     return addresses
@@ -219,7 +224,8 @@ def rewrite_ipv4(job, packet, plain):
 @apart
 def rewrite_ip_options(job, packet):
     """Rewrite the options of an IPv4 header, which record and prescribe addresses."""
-    return rewrite(job, packet.ip + IPV4_BYTES, packet.transport, IP, False)
+    end = packet.ip + (np.int64(job.data[packet.ip]) & 15) * 4
+    return rewrite(job, packet.ip + IPV4_BYTES, end, IP, False)
 
 
 @part

@@ -17,18 +17,13 @@ import numpy as np
 
 from sklearn_docids.capture import kernels
 from sklearn_docids.capture.community_id import community_id
-from sklearn_docids.capture.flows import FlowRows, FlowRules, warn_of_refused
-from sklearn_docids.exceptions import CaptureError
+from sklearn_docids.capture.flows import FlowRows, ReadCaptures, warn_of_refused
+from sklearn_docids.capture.headers import TCP
 
-COLUMNS = (
-    *(name for name in kernels.FLOW_DTYPE.names or () if name[:3] not in ("src", "dst", "row")),
-    "src_port",
-    "dst_port",
-)
 COLUMNS = (
     "capture", "time_first", "time_last", "src_ip", "dst_ip", "src_port", "dst_port", "protocol",
     "packets_forward", "packets_backward", "bytes_forward", "bytes_backward", "payload_forward", "payload_backward",
-    "tcp_flags_forward", "tcp_flags_backward", "link_type", "truncated", "community_id",
+    "tcp_flags_forward", "tcp_flags_backward", "begin", "end", "midstream", "link_type", "truncated", "community_id",
 )  # fmt: skip
 
 
@@ -49,7 +44,8 @@ class FlowTable:
     counters : sequence of dict
         For each capture: ``packets`` read, packets by fate (``sampled``, ``non_ip``, ``other_protocol``,
         ``fragment``, ``short``, ``malformed``, ``unknown_link_type``, ``duplicate``; their sum is ``packets``),
-        ``flows``, and ``flows_evicted`` (ended early by ``max_live_flows``).
+        ``flows``, ``flows_evicted`` (ended early by ``max_live_flows``), and ``ignored``, a dict of what the packets of
+        ``non_ip``, ``other_protocol`` and ``unknown_link_type`` are, by their names.
 
     Attributes
     ----------
@@ -62,7 +58,9 @@ class FlowTable:
     time_first, time_last : ndarray of int64
         Time of the first packet, latest time of a packet; ns since 1970-01-01 UTC.
     src_ip, dst_ip : ndarray of str
-        Addresses; the source sent the first packet that was seen.
+        Addresses. The source of a TCP flow sent the SYN or was sent the SYN-ACK. Where neither was seen, it is the side
+        whose port lies in the higher of the ranges below 1024, below 49152 and above (RFC 6335); with both in the
+        same range, and with UDP, the sender of the first packet.
     src_port, dst_port, protocol, link_type : ndarray of int64
         Ports; 6 for TCP or 17 for UDP; libpcap's number of the link type.
     packets_forward, packets_backward : ndarray of int64
@@ -71,6 +69,16 @@ class FlowTable:
         Bytes of those packets by their IP length: with IP header, and behind the TCP or UDP header.
     tcp_flags_forward, tcp_flags_backward : ndarray of int64
         All flags seen, OR-ed; 0 for UDP.
+    begin : ndarray of str
+        ``"handshake"``: with a SYN or SYN-ACK; ``"running"``: with another TCP packet, so the connection ran before the
+        capture began; ``"timeout"``: a timeout had ended the flow of the same five-tuple, not longer ago than
+        ``idle_timeout``; ``"first"``: with the first UDP packet.
+    end : ndarray of str
+        ``"closed"``: by RST, or by FIN in every direction that has packets; ``"idle"`` or ``"active"``: by that timeout;
+        ``"evicted"``: to make room (``max_live_flows``); ``"open"``: it still ran when the capture ended, or
+        `FlowSampler.iter_flows` gave it out.
+    midstream : ndarray of bool
+        The beginning of the connection was not seen: a TCP flow that did not begin with its handshake.
     truncated : ndarray of bool
         The capture holds fewer bytes of one of the kept packets than ``X`` has room for.
     community_id : ndarray of str
@@ -203,6 +211,23 @@ class FlowTable:
         return self._numbers("tcp_flags_backward")
 
     @property
+    def begin(self) -> np.ndarray:
+        """How the flows began."""
+        return _read_only(np.array(kernels.BEGINS)[self.rows.records["begin"]])
+
+    @property
+    def end(self) -> np.ndarray:
+        """How the flows ended."""
+        return _read_only(
+            np.where(_closed(self.rows.records), "closed", np.array(kernels.ENDS)[self.rows.records["end"]])
+        )
+
+    @property
+    def midstream(self) -> np.ndarray:
+        """Whether the beginning of a connection was not seen."""
+        return _read_only(is_midstream(self.rows.records))
+
+    @property
     def link_type(self) -> np.ndarray:
         """Numbers of the link types, as libpcap counts them."""
         return self._numbers("link_type")
@@ -302,6 +327,21 @@ class FlowTable:
             return cls(*_checked(*read(path)))
         except _OTHER_CONTENT as error:
             raise ValueError(f"{path}: no flow table: {str(error) or type(error).__name__}") from None
+
+
+def is_midstream(records: np.ndarray) -> np.ndarray:
+    """Whether flows are of connections whose beginning was not seen."""
+    return (records["protocol"] == TCP) & (records["begin"] != kernels.HANDSHAKE)
+
+
+def _closed(records: np.ndarray) -> np.ndarray:
+    """Whether flows were closed by RST, or by FIN in every direction that has packets."""
+    forward, backward = records["tcp_flags_forward"], records["tcp_flags_backward"]
+    closed = [
+        (records[f"packets_{way}"] == 0) | (records[f"tcp_flags_{way}"] & kernels.FIN > 0)
+        for way in ("forward", "backward")
+    ]
+    return ((forward | backward) & kernels.RST > 0) | (closed[0] & closed[1] & (forward | backward > 0))
 
 
 def _read_only(array: np.ndarray) -> np.ndarray:
@@ -449,19 +489,28 @@ def _addresses(records: np.ndarray, side: str) -> np.ndarray:
     return np.array(texts, dtype="U39")[place.ravel()]
 
 
-def concatenate(
-    names: Sequence[str], parts: Sequence[tuple[FlowRows, dict[str, int]] | CaptureError], rules: FlowRules
-) -> FlowTable:
+def concatenate(names: Sequence[str], parts: Sequence[ReadCaptures]) -> FlowTable:
     """Return one table of the flows of captures that could be read, with a warning for each that could not.
 
     If none could be read, the first error is raised.
     """
-    warn_of_refused([part for part in parts if isinstance(part, CaptureError)], len(parts))
+    warn_of_refused([error for part in parts for error in part.errors], len(names))
+    counters = [counts for part in parts for counts in part.counters]
     # A capture that was left out keeps its number and has no flows.
-    read = [(FlowRows.empty(0, rules), {}) if isinstance(part, CaptureError) else part for part in parts]
-    rows = [each for each, _ in read]
-    capture = np.repeat(np.arange(len(rows)), [len(each) for each in rows])
-    return FlowTable(_joined(rows), capture, names, [counts for _, counts in read])
+    capture = np.repeat(np.arange(len(counters)), [counts.get("flows", 0) for counts in counters])
+    return FlowTable(_joined([part.rows for part in parts]), capture, names, counters)
+
+
+def without_midstream(flows: FlowTable) -> FlowTable:
+    """Return a table without flows that do not begin with their handshake; its counters say how many there were."""
+    kept = ~flows.midstream
+    rest = flows[kept]
+    dropped = np.bincount(flows.capture[~kept], minlength=len(flows.captures)).tolist()
+    rest.counters = [
+        counts and counts | {"flows": counts["flows"] - n, "flows_dropped": n}
+        for counts, n in zip(flows.counters, dropped, strict=True)
+    ]
+    return rest
 
 
 def join(first: FlowTable, second: FlowTable) -> FlowTable:

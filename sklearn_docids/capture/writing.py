@@ -14,10 +14,11 @@ import numpy as np
 
 from sklearn_docids.capture import kernels
 from sklearn_docids.capture.containers import capture_name
-from sklearn_docids.capture.flows import FlowRows, FlowRules, Progress, read_whole, warn_of_refused
-from sklearn_docids.exceptions import CaptureError
+from sklearn_docids.capture.flows import FlowRows, FlowRules, Progress, ReadCaptures, read_captures, warn_of_refused
+from sklearn_docids.capture.table import is_midstream
 
 MAX_GAP_ROWS = 64
+COPIED_ROWS = 4096
 
 # Runs a function on many argument tuples, perhaps in several threads, and returns the results in order.
 RunAll = Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], list[Any]]
@@ -78,6 +79,19 @@ class RowFile:
         while rest:  # a write may be short
             rest = rest[self._file.write(rest) :]
 
+    def remove(self, places: np.ndarray) -> None:
+        """Remove the rows at ``places`` (ascending): those behind move up, some thousands at a time."""
+        kept = np.delete(np.arange(self.n_rows), places)
+        row_bytes = self.form.dtype.itemsize * int(np.prod(self.form.row_shape, dtype=np.int64))
+        for first in range(0, len(kept), COPIED_ROWS):
+            some = kept[first : first + COPIED_ROWS]
+            self._file.seek(self.data_start + int(some[0]) * row_bytes)
+            data = np.frombuffer(self._file.read((int(some[-1] - some[0]) + 1) * row_bytes), np.uint8)
+            self._file.seek(self.data_start + first * row_bytes)
+            self._write_all(memoryview(data.reshape(-1, row_bytes)[some - some[0]].reshape(-1)))  # type: ignore[arg-type]
+        self._file.truncate(self.data_start + len(kept) * row_bytes)
+        self.n_rows = len(kept)
+
     def append(self, other: RowFile) -> None:
         """Write the rows of another, closed file behind those of this one; remove that file."""
         self._file.seek(0, os.SEEK_END)
@@ -110,16 +124,17 @@ def row_formats(rules: FlowRules) -> list[RowFormat]:
 
 
 def write_flows(
-    sources: Sequence[Any],
+    runs: Sequence[Sequence[Any]],
     rules: FlowRules,
     on_error: str,
     out: str,
     progress: Progress,
     run_all: RunAll,
-) -> list[dict[str, int]]:
+    drop_midstream: bool,
+) -> list[dict[str, Any]]:
     """Write the flows of captures to ``out``; return the counters of each.
 
-    Each capture gets files of its own in a folder beside the goal; they are joined and moved into place at the end,
+    Each run of captures that are read one after the other gets files of its own in a folder beside the goal; they are joined and moved into place at the end,
     so a file of the final name is always whole.
     """
     only_bytes = out.endswith(".npy")
@@ -130,13 +145,17 @@ def write_flows(
     formats = row_formats(rules)[:1] if only_bytes else row_formats(rules)
     with tempfile.TemporaryDirectory(prefix=".docids-", dir=folder) as scratch:
         parts = run_all(
-            _write_capture,
-            [(s, rules, on_error, scratch, number, formats, progress) for number, s in enumerate(sources)],
+            _write_run,
+            [
+                (run, rules, on_error, scratch, number, formats, progress, drop_midstream)
+                for number, run in enumerate(runs)
+            ],
         )
-        warn_of_refused([error for _, _, error in parts if error], len(parts))
-        counters = [counts for _, counts, _ in parts]
+        sources = [source for run in runs for source in run]
+        warn_of_refused([error for _, read in parts for error in read.errors], len(sources))
+        counters = [counts for _, read in parts for counts in read.counters]
         described = [{"name": capture_name(s), **c} for s, c in zip(sources, counters, strict=True)]
-        joined = [_join([files[i] for files, _, _ in parts]) for i in range(len(formats))]
+        joined = [_join([files[i] for files, _ in parts]) for i in range(len(formats))]
         for file, form in zip(joined, formats, strict=True):
             os.replace(file.path, out if only_bytes else os.path.join(out, form.name))
         if not only_bytes:
@@ -147,30 +166,48 @@ def write_flows(
     return counters
 
 
-def _write_capture(
-    source: Any,
+def _write_run(
+    sources: Sequence[Any],
     rules: FlowRules,
     on_error: str,
     scratch: str,
     number: int,
     formats: Sequence[RowFormat],
     progress: Progress,
-) -> tuple[list[RowFile], dict[str, int], CaptureError | None]:
-    """Write the flows of one capture; return its files, its counters and why it was refused, if it was."""
+    drop_midstream: bool,
+) -> tuple[list[RowFile], ReadCaptures]:
+    """Write the flows of captures that are read one after the other; return the files and what was read."""
     files = [RowFile(os.path.join(scratch, f"{number}-{form.name}"), form) for form in formats]
+    left_out: list[np.ndarray] = []
 
     def put(rows: FlowRows) -> None:
         order = np.argsort(rows.records["row"])
         place = rows.records["row"][order]
+        if drop_midstream:
+            left_out.append(rows.records["row"][is_midstream(rows.records)])
         for file in files:
             file.put(place, getattr(rows, file.form.field)[order])
 
     try:
-        read = read_whole(source, rules, on_error, progress, put)
+        read = read_captures(sources, rules, on_error, progress, put)
+        if drop_midstream:
+            _leave_out(np.sort(np.concatenate([np.zeros(0, np.int64), *left_out])), files, read)
     finally:
         for file in files:
             file.close()
-    return (files, {}, read) if isinstance(read, CaptureError) else (files, read[1], None)
+    return files, read
+
+
+def _leave_out(places: np.ndarray, files: Sequence[RowFile], read: ReadCaptures) -> None:
+    """Remove rows from files, and from the counts of their captures."""
+    for file in files:
+        file.remove(places)
+    ends = np.cumsum([0, *(counts.get("flows", 0) for counts in read.counters)])
+    dropped = np.diff(np.searchsorted(places, ends)).tolist()
+    read.counters = [
+        counts and counts | {"flows": counts["flows"] - n, "flows_dropped": n}
+        for counts, n in zip(read.counters, dropped, strict=True)
+    ]
 
 
 def _runs(place: np.ndarray, max_step: int) -> list[tuple[int, int]]:
