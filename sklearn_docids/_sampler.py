@@ -110,6 +110,10 @@ class FlowSampler(TransformerMixin, BaseEstimator):
         (by `iter_flows`: with each block of records). Threads that share a sampler take ``FlowTable.counters`` of their
         own tables instead, or what `write` returns.
 
+    ignored_ : list of dict
+        For each capture of that call: what the packets are that are counted as ``non_ip``, ``other_protocol`` and
+        ``unknown_link_type``, by the names of EtherTypes, protocols and link types, most frequent first.
+
     See Also
     --------
     DOCIDSDetector : The detector that takes these rows.
@@ -138,6 +142,7 @@ class FlowSampler(TransformerMixin, BaseEstimator):
     """
 
     counters_: list[dict[str, int]]
+    ignored_: list[dict[str, int]]
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "n_packets": [Interval(Integral, 1, 1024, closed="both")],
@@ -331,7 +336,7 @@ class FlowSampler(TransformerMixin, BaseEstimator):
         list of dict
             Counters per capture.
         """
-        counters = write_flows(
+        counters, self.ignored_ = write_flows(
             self._runs(_as_list(captures)), self._rules(), self.on_error, os.fsdecode(out), self._progress,
             self._run_all, self.midstream == "drop",
         )  # fmt: skip
@@ -364,14 +369,15 @@ class FlowSampler(TransformerMixin, BaseEstimator):
         assembler = FlowAssembler(rules, lambda rows: queue.append(rows.copy()))
         names: list[str] = []
         first_rows: list[int] = []
-        self.counters_ = []
+        self.counters_, self.ignored_ = [], []
         for source in _as_list(captures):
             names.append(capture_name(source))
             first_rows.append(assembler.n_rows)
             self.counters_.append({})
+            self.ignored_.append({})
             for _ in assemble(source, assembler, self.on_error, patience=_patience(rules)):
                 assembler.flush_idle()
-                self.counters_[-1] = assembler.counters
+                self.counters_[-1], self.ignored_[-1] = assembler.counters, assembler.ignored
                 yield from self._tables(queue, names, first_rows)
         assembler.finish()
         yield from self._tables(queue, names, first_rows)
@@ -380,7 +386,7 @@ class FlowSampler(TransformerMixin, BaseEstimator):
         """Yield the flows of a queue, which is empty then, each with the number of the capture in which it began."""
         for rows in queue:
             capture = np.searchsorted(first_rows, rows.records["row"], side="right") - 1
-            flows = FlowTable(rows, capture, names, self.counters_)
+            flows = FlowTable(rows, capture, names, self.counters_, self.ignored_)
             if self.midstream == "drop":
                 flows = flows[~flows.midstream]
             if len(flows):
@@ -456,7 +462,7 @@ class FlowSampler(TransformerMixin, BaseEstimator):
         actions = self._actions(training=training)
         if field_policies.is_random(actions):
             field_policies.apply_fields(flows.rows, actions, seed)
-        self.counters_ = flows.counters
+        self.counters_, self.ignored_ = flows.counters, flows.ignored
         return flows
 
     def _runs(self, sources: list[Any]) -> list[list[Any]]:

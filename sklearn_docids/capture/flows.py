@@ -39,7 +39,7 @@ GUESS_ROWS = 32_768
 NEVER = 2**62
 
 # Takes the name of a capture, the fraction of it that has been read (None: it is done), and its counters.
-Progress = Callable[[str, float | None, dict[str, Any]], object]
+Progress = Callable[[str, float | None, dict[str, int]], object]
 
 
 def _nanoseconds(seconds: float | None) -> int:
@@ -250,16 +250,20 @@ class FlowAssembler:
         return int(self._cursor["n_rows"][0])
 
     @property
-    def counters(self) -> dict[str, Any]:
-        """Of the capture: packets by fate (their sum is ``packets``), flows, those evicted, and what was ignored."""
+    def counters(self) -> dict[str, int]:
+        """Of the capture: packets by fate (their sum is ``packets``), flows, and flows evicted."""
         fates = {name: int(n) for name, n in zip(PACKET_FATES, self._fates, strict=True)}
         return {
             "packets": sum(fates.values()),
             **fates,
             "flows": self.n_rows - self._first_row,
             "flows_evicted": int(self._cursor["n_evicted"][0]),
-            "ignored": kind_counts(self._kinds),
         }
+
+    @property
+    def ignored(self) -> dict[str, int]:
+        """Packets of the capture that are not IP or of other protocols, by what they are."""
+        return kind_counts(self._kinds)
 
     @property
     def unknown_link_types(self) -> list[int]:
@@ -480,7 +484,8 @@ class ReadCaptures:
     """Captures that were read one after the other: their flows, those that were not handed on, and their counters."""
 
     rows: FlowRows
-    counters: list[dict[str, Any]]  # one per capture, empty for one that was refused
+    counters: list[dict[str, int]]  # one per capture, empty for one that was refused
+    ignored: list[dict[str, int]]
     errors: list[CaptureError]
 
 
@@ -496,16 +501,18 @@ def read_captures(
     What is no capture leaves its error, where errors are warned of: others of the same call may be captures.
     """
     assembler = FlowAssembler(rules, emit)
-    read = ReadCaptures(assembler.rows, [], [])
+    read = ReadCaptures(assembler.rows, [], [], [])
     for source in sources:
         try:
             deque(assemble(source, assembler, on_error, progress), maxlen=0)
             read.counters.append(assembler.counters)
+            read.ignored.append(assembler.ignored)
         except CaptureError as error:
             if on_error == "raise":
                 raise
             read.errors.append(error)
             read.counters.append({})
+            read.ignored.append({})
     assembler.finish()
     read.rows = assembler.rows
     return read

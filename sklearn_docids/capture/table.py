@@ -44,8 +44,10 @@ class FlowTable:
     counters : sequence of dict
         For each capture: ``packets`` read, packets by fate (``sampled``, ``non_ip``, ``other_protocol``,
         ``fragment``, ``short``, ``malformed``, ``unknown_link_type``, ``duplicate``; their sum is ``packets``),
-        ``flows``, ``flows_evicted`` (ended early by ``max_live_flows``), and ``ignored``, a dict of what the packets of
-        ``non_ip``, ``other_protocol`` and ``unknown_link_type`` are, by their names.
+        ``flows``, and ``flows_evicted`` (ended early by ``max_live_flows``).
+    ignored : sequence of dict, default=None
+        For each capture: what the packets of ``non_ip``, ``other_protocol`` and ``unknown_link_type`` are, by the names of
+        EtherTypes, protocols and link types, most frequent first. None: nobody knows.
 
     Attributes
     ----------
@@ -99,11 +101,17 @@ class FlowTable:
     """
 
     def __init__(
-        self, rows: FlowRows, capture: np.ndarray, captures: Sequence[str], counters: Sequence[dict[str, int]]
+        self,
+        rows: FlowRows,
+        capture: np.ndarray,
+        captures: Sequence[str],
+        counters: Sequence[dict[str, int]],
+        ignored: Sequence[dict[str, int]] | None = None,
     ):
         self.rows = rows
         self.captures: list[str] = list(captures)
         self.counters: list[dict[str, int]] = list(counters)
+        self.ignored: list[dict[str, int]] = [{} for _ in counters] if ignored is None else list(ignored)
         self._capture = capture
 
     def _numbers(self, name: str) -> np.ndarray:
@@ -245,7 +253,7 @@ class FlowTable:
             return getattr(self, key)
         if isinstance(key, int | np.integer):
             key = [key]
-        return FlowTable(self.rows[key], self._capture[key], self.captures, self.counters)
+        return FlowTable(self.rows[key], self._capture[key], self.captures, self.counters, self.ignored)
 
     def to_pandas(self) -> Any:
         """Return the columns as a pandas DataFrame.
@@ -498,7 +506,8 @@ def concatenate(names: Sequence[str], parts: Sequence[ReadCaptures]) -> FlowTabl
     counters = [counts for part in parts for counts in part.counters]
     # A capture that was left out keeps its number and has no flows.
     capture = np.repeat(np.arange(len(counters)), [counts.get("flows", 0) for counts in counters])
-    return FlowTable(_joined([part.rows for part in parts]), capture, names, counters)
+    ignored = [kinds for part in parts for kinds in part.ignored]
+    return FlowTable(_joined([part.rows for part in parts]), capture, names, counters, ignored)
 
 
 def without_midstream(flows: FlowTable) -> FlowTable:
@@ -520,6 +529,7 @@ def join(first: FlowTable, second: FlowTable) -> FlowTable:
         np.concatenate([first.capture, second.capture + len(first.captures)]),
         first.captures + second.captures,
         first.counters + second.counters,
+        first.ignored + second.ignored,
     )
 
 

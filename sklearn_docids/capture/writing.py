@@ -131,8 +131,8 @@ def write_flows(
     progress: Progress,
     run_all: RunAll,
     drop_midstream: bool,
-) -> list[dict[str, Any]]:
-    """Write the flows of captures to ``out``; return the counters of each.
+) -> tuple[list[dict[str, int]], list[dict[str, int]]]:
+    """Write the flows of captures to ``out``; return the counters of each, and what was ignored.
 
     Each run of captures that are read one after the other gets files of its own in a folder beside the goal; they are joined and moved into place at the end,
     so a file of the final name is always whole.
@@ -163,7 +163,7 @@ def write_flows(
             with open(table, "w", encoding="utf-8") as text:
                 json.dump(described, text, indent=1)
             os.replace(table, os.path.join(out, "captures.json"))
-    return counters
+    return counters, [kinds for _, read in parts for kinds in read.ignored]
 
 
 def _write_run(
