@@ -56,8 +56,8 @@ class FlowSampler(TransformerMixin, BaseEstimator):
         What becomes of TCP flows that do not begin with their handshake: tails of connections that ran before the
         capture began or were cut by a timeout. ``"drop"`` leaves them out and counts them (``flows_dropped``).
     rotated : bool, default=True
-        Whether flows go on from one capture of a list to the next where that begins no earlier than the one before ended
-        and at most ``idle_timeout`` later, as the files of ``tcpdump -G`` and ``-C`` do. Their row is that of the
+        Whether flows go on from one capture of a list to the next where that begins no earlier than the one before
+        ended and at most ``idle_timeout`` later, as the files of ``tcpdump -G`` and ``-C`` do. Their row is that of the
         capture in which they began. False: each capture on its own.
     tunnels : {"outermost", "innermost"}, default="outermost"
         Which IP packet of a tunnel makes the flow: the one on the wire, or the one inside GRE (with ERSPAN and PPTP),
@@ -65,8 +65,8 @@ class FlowSampler(TransformerMixin, BaseEstimator):
         begins where the tunnel's payload does, as if the packet had been captured inside (link type 1 behind an
         Ethernet header, 101 where IP follows at once).
     tunnel_endpoints : bool, default=True
-        Whether packets that came through tunnels between other hosts are of other flows, whatever their five-tuple. With
-        False, anybody who can send a packet to the capture point can add packets to any flow by wrapping them in a
+        Whether packets that came through tunnels between other hosts are of other flows, whatever their five-tuple.
+        With False, anybody who can send a packet to the capture point can add packets to any flow by wrapping them in a
         tunnel; it is of use where the two directions of a connection take different tunnels.
     vxlan_ports : tuple of int, default=(4789,)
         UDP ports of VXLAN (IANA's; Linux used 8472 before).
@@ -76,8 +76,8 @@ class FlowSampler(TransformerMixin, BaseEstimator):
     duplicate_seconds : float or None, default=None
         Most seconds between the time stamps of two such packets, as ``editcap -w``; None: any number.
     duplicate_ignore_ttl : bool, default=False
-        Whether packets that differ in TTL (or hop limit) and IPv4 header checksum alone are equal: copies from before and
-        behind a router.
+        Whether packets that differ in TTL (or hop limit) and IPv4 header checksum alone are equal: copies from before
+        and behind a router.
     reorder_window : int, default=0
         A packet that stands behind at most so many later ones is put back in the order of time before flows are made
         and duplicates are looked for; ``reordercap`` does this for a whole file. 0 takes packets in file order. At most
@@ -95,8 +95,8 @@ class FlowSampler(TransformerMixin, BaseEstimator):
     max_live_flows : int, default=262144
         Flows held in memory at a time, about 0.5 KB each. One more ends the longest idle one (counted).
     n_jobs : int or None, default=None
-        Threads over captures, as in joblib. The result does not depend on it. Captures that may continue each other, each
-        beginning no earlier than the one before it, are read by one thread: ``rotated=False`` reads all at a time.
+        Threads over captures, as in joblib. The result does not depend on it. Captures that may continue each other,
+        each beginning no earlier than the one before it, are read by one thread: ``rotated=False`` reads all at a time.
     random_state : int, RandomState instance or None, default=None
         Source of the randomised fields.
     verbose : int, default=0

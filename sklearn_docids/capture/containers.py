@@ -340,7 +340,8 @@ class Capture:
                 elif not self._read_more(number, "block"):
                     return
             elif reason == records.INTERFACES_FULL and len(self._interfaces) < MAX_INTERFACES:
-                self._interfaces = np.concatenate([self._interfaces, np.zeros_like(self._interfaces)])
+                n_more = min(len(self._interfaces), MAX_INTERFACES - len(self._interfaces))
+                self._interfaces = np.concatenate([self._interfaces, np.zeros(n_more, records.INTERFACE_DTYPE)])
             elif reason == records.BAD_LENGTH:
                 self._refuse_other_capture()
                 raise self._damage(f"a block or packet length of {number} bytes does not fit the block")

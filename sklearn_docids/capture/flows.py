@@ -181,7 +181,7 @@ class FlowAssembler:
         """
         self._fraction_read = fraction_read
         self._fates[:] = 0
-        self._kinds = np.zeros_like(self._kinds)
+        self._kinds[:] = 0
         self._cursor["n_evicted"] = 0
         self._first_row = self.n_rows
         self._may_continue = False
@@ -336,7 +336,7 @@ class FlowAssembler:
     def _end(self, slots: np.ndarray, how: int) -> None:
         """End flows, in order of their rows."""
         if not self._emit:
-            self.rows.records["end"][slots[self.rows.records["end"][slots] == kernels.OPEN]] = how
+            kernels.end_kept(slots, how, self.rows.records)
             return
         slots = slots[np.argsort(self.rows.records["row"][slots])]
         at = 0

@@ -61,7 +61,7 @@ LOOKAHEAD = 32
 # already; behind a timeout that had ended the flow of this five-tuple before.
 BEGINS = ("first", "handshake", "running", "timeout")
 FIRST, HANDSHAKE, RUNNING, AFTER_TIMEOUT = range(len(BEGINS))
-# How it ended. What was closed by FIN or RST is told from the flags.
+# How it ended; open: it had not.
 ENDS = ("open", "closed", "idle", "active", "evicted")
 OPEN, CLOSED, IDLE, ACTIVE, EVICTED = range(len(ENDS))
 # A SYN so early in a flow is that of its handshake, out of order.
@@ -382,12 +382,24 @@ def n_packets_of(flow):
     return np.int64(flow.packets_forward) + np.int64(flow.packets_backward)
 
 
+@part
+def is_closed(flow):
+    """Whether a connection was closed: by RST, or by FIN in every direction that has packets."""
+    forward, backward = flow.tcp_flags_forward, flow.tcp_flags_backward
+    if (forward | backward) & RST:
+        return True
+    both = (flow.packets_forward == 0 or forward & FIN) and (flow.packets_backward == 0 or backward & FIN)
+    return (forward | backward) & FIN != 0 and both
+
+
 @kernel
 def stage(slot, rows, staged, cursor, rules):
     """Copy a flow out, with zeros where it has no bytes: its slot may hold those of an earlier flow."""
     n = cursor.n_staged
     cursor.n_staged = n + 1
     staged.flows[n] = rows.flows[slot]
+    if is_closed(rows.flows[slot]):
+        staged.flows[n].end = CLOSED
     number = n_packets_of(rows.flows[slot])
     for packet in range(rules.n_packets):
         length = np.int64(rows.kept[slot, packet]) if packet < number else np.int64(0)
@@ -404,7 +416,7 @@ def end_flow(slot, how, storage):
     cursor, rules = storage.cursors[0], storage.settings[0]
     flow = storage.rows.flows[slot]
     if flow.end == OPEN:
-        flow.end = how
+        flow.end = CLOSED if is_closed(flow) else how
         given_out = rules.emit_early and n_packets_of(flow) >= rules.n_packets
         if rules.recycles and not given_out:
             stage(slot, storage.rows, storage.staged, cursor, rules)
@@ -715,6 +727,15 @@ def ask_for_flow(slot, rows, rules):
     width = rules.n_packets * rules.n_bytes
     for column in range(slot * width, slot * width + width, CACHE_LINE):
         prefetch(rows.X, column)
+
+
+@kernel
+def end_kept(slots, how, flows):
+    """End the flows of some slots where all are kept."""
+    for i in range(len(slots)):
+        flow = flows[slots[i]]
+        if flow.end == OPEN:
+            flow.end = CLOSED if is_closed(flow) else how
 
 
 @kernel

@@ -46,8 +46,8 @@ class FlowTable:
         ``fragment``, ``short``, ``malformed``, ``unknown_link_type``, ``duplicate``; their sum is ``packets``),
         ``flows``, and ``flows_evicted`` (ended early by ``max_live_flows``).
     ignored : sequence of dict, default=None
-        For each capture: what the packets of ``non_ip``, ``other_protocol`` and ``unknown_link_type`` are, by the names of
-        EtherTypes, protocols and link types, most frequent first. None: nobody knows.
+        For each capture: what the packets of ``non_ip``, ``other_protocol`` and ``unknown_link_type`` are, by the names
+        of EtherTypes, protocols and link types, most frequent first. None: nobody knows.
 
     Attributes
     ----------
@@ -76,9 +76,9 @@ class FlowTable:
         capture began; ``"timeout"``: a timeout had ended the flow of the same five-tuple, not longer ago than
         ``idle_timeout``; ``"first"``: with the first UDP packet.
     end : ndarray of str
-        ``"closed"``: by RST, or by FIN in every direction that has packets; ``"idle"`` or ``"active"``: by that timeout;
-        ``"evicted"``: to make room (``max_live_flows``); ``"open"``: it still ran when the capture ended, or
-        `FlowSampler.iter_flows` gave it out.
+        ``"closed"``: by RST, by FIN in every direction that has packets, or by a new connection behind a FIN;
+        ``"idle"`` or ``"active"``: by that timeout; ``"evicted"``: to make room (``max_live_flows``); ``"open"``: it
+        still ran when the capture ended, or `FlowSampler.iter_flows` gave it out.
     midstream : ndarray of bool
         The beginning of the connection was not seen: a TCP flow that did not begin with its handshake.
     truncated : ndarray of bool
@@ -226,9 +226,7 @@ class FlowTable:
     @property
     def end(self) -> np.ndarray:
         """How the flows ended."""
-        return _read_only(
-            np.where(_closed(self.rows.records), "closed", np.array(kernels.ENDS)[self.rows.records["end"]])
-        )
+        return _read_only(np.array(kernels.ENDS)[self.rows.records["end"]])
 
     @property
     def midstream(self) -> np.ndarray:
@@ -342,16 +340,6 @@ def is_midstream(records: np.ndarray) -> np.ndarray:
     return (records["protocol"] == TCP) & (records["begin"] != kernels.HANDSHAKE)
 
 
-def _closed(records: np.ndarray) -> np.ndarray:
-    """Whether flows were closed by RST, or by FIN in every direction that has packets."""
-    forward, backward = records["tcp_flags_forward"], records["tcp_flags_backward"]
-    closed = [
-        (records[f"packets_{way}"] == 0) | (records[f"tcp_flags_{way}"] & kernels.FIN > 0)
-        for way in ("forward", "backward")
-    ]
-    return ((forward | backward) & kernels.RST > 0) | (closed[0] & closed[1] & (forward | backward > 0))
-
-
 def _read_only(array: np.ndarray) -> np.ndarray:
     """Return a view that cannot be written to."""
     view = array.view()
@@ -381,6 +369,8 @@ def _checked(
         wide |= (records[f"{name}_high"] > 0) | (records[f"{name}_low"] >> np.uint64(32) > 0)
     if not (np.isin(records["ip_version"], (4, 6)).all() and np.isin(records["protocol"], (6, 17)).all()):
         raise ValueError("it holds flows that are not TCP or UDP over IP")
+    if (records["begin"] >= len(kernels.BEGINS)).any() or (records["end"] >= len(kernels.ENDS)).any():
+        raise ValueError("it holds flows that begin or end in no known way")
     if (is_ipv4 & wide).any():
         raise ValueError("it holds IPv4 flows with longer addresses")
     return rows, capture, captures, counters
@@ -428,7 +418,8 @@ def _load_folder(path: str) -> tuple[FlowRows, np.ndarray, list[str], list[dict[
 
 
 # Columns of a Parquet file that the records hold under the same name.
-_STORED = ("row", *(name for name in COLUMNS if name in (kernels.FLOW_DTYPE.names or ())))
+_NAMED = {"begin": kernels.BEGINS, "end": kernels.ENDS}
+_STORED = ("row", *(name for name in COLUMNS if name in (kernels.FLOW_DTYPE.names or ()) and name not in _NAMED))
 _TIMES = ("time_first", "time_last")
 
 
@@ -460,6 +451,8 @@ def _load_parquet(path: str) -> tuple[FlowRows, np.ndarray, list[str], list[dict
     if any(column.null_count for column in stored.columns):
         raise ValueError("it has missing values")
     records = np.zeros(len(stored), kernels.FLOW_DTYPE)
+    for name, values in _NAMED.items():
+        records[name] = [values.index(value) for value in stored[name].to_pylist()]
     for name in _STORED:
         column = stored[name].cast(pyarrow.int64()) if name in _TIMES else stored[name]
         # A checked cast: a number that does not fit raises.

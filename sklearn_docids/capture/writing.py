@@ -134,8 +134,8 @@ def write_flows(
 ) -> tuple[list[dict[str, int]], list[dict[str, int]]]:
     """Write the flows of captures to ``out``; return the counters of each, and what was ignored.
 
-    Each run of captures that are read one after the other gets files of its own in a folder beside the goal; they are joined and moved into place at the end,
-    so a file of the final name is always whole.
+    Each run of captures that are read one after the other gets files of its own in a folder beside the goal; they are
+    joined and moved into place at the end, so a file of the final name is always whole.
     """
     only_bytes = out.endswith(".npy")
     if only_bytes and os.path.isdir(out):
