@@ -22,16 +22,20 @@ LINK_NAMES = {
     251: "BLUETOOTH_LE_LL", 252: "WIRESHARK_UPPER_PDU", 253: "NETLINK", 256: "BLUETOOTH_LE_LL_WITH_PHDR",
 }  # fmt: skip
 KIND_NAMES = {
-    # access points of IEEE 802.2 0x06: "IP in 802.2", 0x42: "STP", 0xAA: "SNAP", 0xE0: "IPX in 802.2", 0xF0: "NetBIOS
-    in 802.2", 0xFE: "OSI", 0xFF: "IPX in 802.3", # EtherTypes 0x0806: "ARP", 0x22EA: "SRP", 0x22F0: "AVTP", 0x22F3:
-    "TRILL", 0x6558: "bridged Ethernet", 0x8035: "RARP", 0x8100: "VLAN", 0x8137: "IPX", 0x8809: "LACP", 0x8863: "PPPoE
-    discovery", 0x886D: "Intel ANS", 0x887B: "HomePlug", 0x888E: "EAPOL", 0x8892: "PROFINET", 0x8899: "Realtek", 0x88A4:
-    "EtherCAT", 0x88B8: "GOOSE", 0x88BA: "IEC 61850 samples", 0x88CC: "LLDP", 0x88E1: "HomePlug AV", 0x88E5: "MACsec",
-    0x88E7: "provider backbone bridging", 0x88F7: "PTP", 0x8902: "CFM", 0x8906: "FCoE", 0x890D: "IEEE 802.11 over
-    Ethernet", 0x8912: "HomePlug 1.0", 0x8915: "RoCE", 0x893A: "IEEE 1905", 0x894F: "NSH", 0x9000: "loopback test",
-    headers.KIND_PPP: "PPP control", headers.KIND_LOOPBACK: "another address family", headers.KIND_NO_VERSION: "neither
-    IPv4 nor IPv6", headers.KIND_WIRELESS: "802.11 without data", headers.KIND_WIRELESS_ENCRYPTED: "encrypted 802.11",
-    headers.KIND_LINUX_COOKED: "a Linux protocol",
+    # access points of IEEE 802.2
+    0x06: "IP in 802.2", 0x42: "STP", 0xAA: "SNAP", 0xE0: "IPX in 802.2", 0xF0: "NetBIOS in 802.2", 0xFE: "OSI",
+    0xFF: "IPX in 802.3",
+    # EtherTypes
+    0x0806: "ARP", 0x22EA: "SRP", 0x22F0: "AVTP", 0x22F3: "TRILL", 0x6558: "bridged Ethernet", 0x8035: "RARP",
+    0x8100: "VLAN", 0x8137: "IPX", 0x8809: "LACP", 0x8863: "PPPoE discovery", 0x886D: "Intel ANS", 0x887B: "HomePlug",
+    0x888E: "EAPOL", 0x8892: "PROFINET", 0x8899: "Realtek", 0x88A4: "EtherCAT", 0x88B8: "GOOSE",
+    0x88BA: "IEC 61850 samples", 0x88CC: "LLDP", 0x88E1: "HomePlug AV", 0x88E5: "MACsec",
+    0x88E7: "provider backbone bridging",
+    0x88F7: "PTP", 0x8902: "CFM", 0x8906: "FCoE", 0x890D: "IEEE 802.11 over Ethernet", 0x8912: "HomePlug 1.0",
+    0x8915: "RoCE", 0x893A: "IEEE 1905", 0x894F: "NSH", 0x9000: "loopback test",
+    headers.KIND_PPP: "PPP control", headers.KIND_LOOPBACK: "another address family",
+    headers.KIND_NO_VERSION: "neither IPv4 nor IPv6", headers.KIND_WIRELESS: "802.11 without data",
+    headers.KIND_WIRELESS_ENCRYPTED: "encrypted 802.11", headers.KIND_LINUX_COOKED: "a Linux protocol",
 }  # fmt: skip
 PROTOCOL_NAMES = {
     1: "ICMP", 2: "IGMP", 4: "IP in IP", 6: "TCP", 17: "UDP", 33: "DCCP", 41: "IPv6 in IP", 47: "GRE", 50: "ESP",
