@@ -18,7 +18,16 @@ from sklearn_docids._warn import warn_caller
 from sklearn_docids.capture import kernels
 from sklearn_docids.capture.containers import Capture, capture_name, opened
 from sklearn_docids.capture.hashing import N_KEYS
-from sklearn_docids.capture.headers import N_KINDS, N_LINK_TYPES, N_PROTOCOLS, PACKET_DTYPE, PACKET_FATES
+from sklearn_docids.capture.headers import (
+    N_KINDS,
+    N_LINK_TYPES,
+    N_PROTOCOLS,
+    NON_IP,
+    OTHER_PROTOCOL,
+    PACKET_DTYPE,
+    PACKET_FATES,
+    UNKNOWN_LINK_TYPE,
+)
 from sklearn_docids.capture.kinds import kind_counts, link_name, unknown_link_types
 from sklearn_docids.capture.layouts import FIELDS
 from sklearn_docids.capture.reordering import reordered
@@ -159,6 +168,7 @@ class FlowAssembler:
         self._staged = FlowRows.empty(min(STAGED_ROWS, most) if emit else 2, rules)
         self._candidates = np.zeros(0, kernels.CANDIDATE_DTYPE)
         self._packets = np.zeros(kernels.LOOKAHEAD, PACKET_DTYPE)
+        self._given_out = np.zeros(len(self.rows) if emit else 1, np.bool_)
         self._tunnels = np.zeros(len(self.rows) if rules.innermost else 1, np.uint64)
         self._vxlan_ports = np.array(rules.vxlan_ports, np.int64)
         self._digests = np.zeros(max(rules.duplicate_window, 1), np.uint64)
@@ -180,8 +190,9 @@ class FlowAssembler:
         will need.
         """
         self._fraction_read = fraction_read
+        if self._n_of_a_kind:
+            self._kinds[:] = 0
         self._fates[:] = 0
-        self._kinds[:] = 0
         self._cursor["n_evicted"] = 0
         self._first_row = self.n_rows
         self._may_continue = False
@@ -263,7 +274,11 @@ class FlowAssembler:
     @property
     def ignored(self) -> dict[str, int]:
         """Packets of the capture that are not IP or of other protocols, by what they are."""
-        return kind_counts(self._kinds)
+        return kind_counts(self._kinds) if self._n_of_a_kind else {}
+
+    @property
+    def _n_of_a_kind(self) -> int:
+        return int(self._fates[[NON_IP, OTHER_PROTOCOL, UNKNOWN_LINK_TYPE]].sum())
 
     @property
     def unknown_link_types(self) -> list[int]:
@@ -275,8 +290,8 @@ class FlowAssembler:
         """Everything as the kernels take it; forgotten when an array is replaced by another one."""
         return kernels.Storage(
             table=self._table, rows=_flat(self.rows), free=self._free, staged=_flat(self._staged),
-            tunnels=self._tunnels, candidates=self._candidates, packets=self._packets, digests=self._digests,
-            digest_times=self._digest_times, cursors=self._cursor, settings=self._settings,
+            given_out=self._given_out, tunnels=self._tunnels, candidates=self._candidates, packets=self._packets,
+            digests=self._digests, digest_times=self._digest_times, cursors=self._cursor, settings=self._settings,
             field_actions=self._field_actions, vxlan_ports=self._vxlan_ports, keys=self._keys, fates=self._fates,
             kinds=self._kinds,
         )  # fmt: skip
@@ -309,6 +324,8 @@ class FlowAssembler:
 
     def _resize(self, n_slots: int) -> None:
         self.rows.resize(n_slots)
+        if self._emit:
+            self._given_out = _resized(self._given_out, n_slots)
         if self.rules.innermost:
             self._tunnels = _resized(self._tunnels, n_slots)
 
@@ -318,26 +335,29 @@ class FlowAssembler:
 
     def _sweep(self, size: int | None = None, *, everything: bool = False) -> None:
         """End the flows that have idled out, or all; put those that are not to be forgotten into a fresh table."""
-        entries = self._table[self._table["name"] != 0]
-        silence = self._cursor["clock"][0] - entries["last_active"]
-        is_idle = silence > self._settings["idle_timeout"][0]
-        self._end(_slots(entries["name"][is_idle]), kernels.IDLE)
         fresh = np.zeros(size or len(self._table), kernels.ENTRY_DTYPE)
+        if self._emit:
+            self._end_and_release(everything)
+        elif everything:
+            kernels.reopen(self._table, self._storage)
         if everything:
-            self._end(_slots(entries["name"][~is_idle]), kernels.OPEN)
-            self._release(_slots(entries["name"]))
             self._cursor["n_live"] = 0
         else:
-            self._release(_slots(entries["name"][silence > self._settings["memory"][0]]))
             kernels.rehash(fresh, self._storage)
         self._table = fresh
         self._forget_storage()
 
+    def _end_and_release(self, everything: bool) -> None:
+        entries = self._table[self._table["name"] != 0]
+        silence = self._cursor["clock"][0] - entries["last_active"]
+        is_idle = silence > self._settings["idle_timeout"][0]
+        self._end(_slots(entries["name"][is_idle]), kernels.IDLE)
+        if everything:
+            self._end(_slots(entries["name"][~is_idle]), kernels.OPEN)
+        self._release(_slots(entries["name"][everything | (silence > self._settings["memory"][0])]))
+
     def _end(self, slots: np.ndarray, how: int) -> None:
         """End flows, in order of their rows."""
-        if not self._emit:
-            kernels.end_kept(slots, how, self.rows.records)
-            return
         slots = slots[np.argsort(self.rows.records["row"][slots])]
         at = 0
         while at < len(slots):
@@ -347,10 +367,9 @@ class FlowAssembler:
 
     def _release(self, slots: np.ndarray) -> None:
         """Make the slots of flows that leave the table free for others."""
-        if self._emit:
-            n_free = int(self._cursor["n_free"][0])
-            self._free[n_free : n_free + len(slots)] = slots
-            self._cursor["n_free"] = n_free + len(slots)
+        n_free = int(self._cursor["n_free"][0])
+        self._free[n_free : n_free + len(slots)] = slots
+        self._cursor["n_free"] = n_free + len(slots)
 
     def _set_clock_back(self) -> None:
         """Set the clock back to where a flow that was active at 0 is just forgotten."""

@@ -98,7 +98,7 @@ FLOW_DTYPE = np.dtype(
         ("tcp_flags_backward", np.uint8),
         ("ip_version", np.uint8),
         ("begin", np.uint8),  # of `BEGINS`
-        ("end", np.uint8),  # of `ENDS`; open while it lives
+        ("end", np.uint8),  # of `ENDS`
         ("truncated", np.bool_),
     ],
     align=True,
@@ -168,6 +168,7 @@ class Storage(NamedTuple):
     rows: Rows
     free: np.ndarray  # int64: the slots that are not used, `n_free` of them
     staged: Rows  # finished flows, `n_staged` of them
+    given_out: np.ndarray  # bool: whether the flow of a slot that is used again has been copied out
     tunnels: np.ndarray  # uint64: hash of the tunnels around the flow in each slot; while tunnels are entered
     candidates: np.ndarray  # CANDIDATE_DTYPE
     packets: np.ndarray  # PACKET_DTYPE: those that are read ahead
@@ -209,24 +210,14 @@ def kind_of(fate, kind):
     return -1
 
 
-@kernel
-def read_packet(data, record, storage, packet):
-    """Read the headers of a record into ``packet``; return its fate."""
-    rules = storage.settings[0]
-    start, link_type = record.start, np.int64(record.link_type)
-    stop = start + record.captured_length
-    packet.tunnel = np.uint64(0)
-    if rules.innermost:
-        found, start, stop, link_type, packet.tunnel = find_innermost(
-            data, start, stop, link_type, storage.vxlan_ports, storage.keys
-        )
-    else:
-        found = find_transport(data, start, stop, link_type)
+@part
+def describe(data, found, start, stop, link_type, rules, packet):
+    """Fill in a packet whose headers were found; return its fate."""
     fate, version, ip, protocol, transport, end = found
-    packet.start, packet.ip, packet.transport = start, ip, transport
-    packet.captured_end, packet.ip_end, packet.ip_version = stop, end, version
     if fate == SAMPLED and not ((protocol == TCP and rules.tcp) or (protocol == UDP and rules.udp)):
         fate = OTHER_PROTOCOL
+    packet.start, packet.ip, packet.transport = start, ip, transport
+    packet.captured_end, packet.ip_end, packet.ip_version = stop, end, version
     if fate != SAMPLED:
         packet.kind = kind_of(fate, protocol)
         return fate
@@ -238,6 +229,25 @@ def read_packet(data, record, storage, packet):
     packet.ip_bytes = end - ip
     packet.tcp_flags, packet.payload_bytes = read_transport(data, protocol, transport, min(stop, end), end)
     return SAMPLED
+
+
+@kernel
+def read_packet(data, record, rules, packet):
+    """Read the headers of a record into ``packet``; return its fate."""
+    start, link_type = record.start, np.int64(record.link_type)
+    stop = start + record.captured_length
+    found = find_transport(data, start, stop, link_type)
+    return describe(data, found, start, stop, link_type, rules, packet)
+
+
+@kernel
+def read_innermost(data, record, rules, packet, vxlan_ports, keys):
+    """Do the work of `read_packet` for the innermost IP packet."""
+    stop = record.start + record.captured_length
+    found, start, stop, link_type, packet.tunnel = find_innermost(
+        data, record.start, stop, np.int64(record.link_type), vxlan_ports, keys
+    )
+    return describe(data, found, start, stop, link_type, rules, packet)
 
 
 @kernel
@@ -269,13 +279,17 @@ def read_ahead(data, records, storage):
     for i in range(len(records)):
         record, packet = records[i], packets[i]
         packet.time = record.time
-        packet.fate = read_packet(data, record, storage, packet)
+        if rules.innermost:
+            packet.fate = read_innermost(data, record, rules, packet, storage.vxlan_ports, keys)
+        else:
+            packet.fate = read_packet(data, record, rules, packet)
         if rules.duplicate_window:
             packet.digest = digest_packet(data, record, packet, rules.duplicate_ignore_ttl, keys)
         if packet.fate == SAMPLED:
-            if not rules.tunnel_endpoints:
-                packet.tunnel = np.uint64(0)
-            packet.hash = hash_five_tuple(keys, packet, rules.bidirectional) ^ packet.tunnel
+            packet.hash = hash_five_tuple(keys, packet, rules.bidirectional)
+            if rules.innermost:
+                packet.tunnel = packet.tunnel if rules.tunnel_endpoints else np.uint64(0)
+                packet.hash ^= packet.tunnel
             prefetch(table, np.int64(packet.hash) & mask)
     for i in range(len(records)):
         if packets[i].fate == SAMPLED:
@@ -398,8 +412,6 @@ def stage(slot, rows, staged, cursor, rules):
     n = cursor.n_staged
     cursor.n_staged = n + 1
     staged.flows[n] = rows.flows[slot]
-    if is_closed(rows.flows[slot]):
-        staged.flows[n].end = CLOSED
     number = n_packets_of(rows.flows[slot])
     for packet in range(rules.n_packets):
         length = np.int64(rows.kept[slot, packet]) if packet < number else np.int64(0)
@@ -415,10 +427,13 @@ def end_flow(slot, how, storage):
     """End a flow, once. When all are kept it is in its row; otherwise it is copied out, unless it has been early."""
     cursor, rules = storage.cursors[0], storage.settings[0]
     flow = storage.rows.flows[slot]
-    if flow.end == OPEN:
-        flow.end = CLOSED if is_closed(flow) else how
-        given_out = rules.emit_early and n_packets_of(flow) >= rules.n_packets
-        if rules.recycles and not given_out:
+    if rules.recycles and storage.given_out[slot]:
+        return
+    if flow.end != CLOSED:
+        flow.end = how
+    if rules.recycles:
+        storage.given_out[slot] = True
+        if not (rules.emit_early and n_packets_of(flow) >= rules.n_packets):
             stage(slot, storage.rows, storage.staged, cursor, rules)
 
 
@@ -480,6 +495,7 @@ def start_flow(storage, packet, after_timeout, backward):
     if rules.recycles:
         cursor.n_free -= 1
         slot = storage.free[cursor.n_free]
+        storage.given_out[slot] = False
     if rules.innermost:
         storage.tunnels[slot] = packet.tunnel
     flow = storage.rows.flows[slot]
@@ -489,7 +505,8 @@ def start_flow(storage, packet, after_timeout, backward):
     flow.src_high, flow.src_low, flow.src_port = packet.src_high, packet.src_low, packet.src_port
     flow.dst_high, flow.dst_low, flow.dst_port = packet.dst_high, packet.dst_low, packet.dst_port
     flow.protocol, flow.ip_version, flow.link_type = packet.protocol, packet.ip_version, packet.link_type
-    flow.begin, flow.end = beginning(packet, after_timeout), OPEN
+    # Where all are kept nobody looks again at a flow that idles out: it does unless it is told otherwise.
+    flow.begin, flow.end = beginning(packet, after_timeout), OPEN if rules.recycles else IDLE
     flow.bytes_forward = flow.bytes_backward = 0
     flow.payload_forward = flow.payload_backward = 0
     flow.packets_forward = flow.packets_backward = 0
@@ -501,7 +518,7 @@ def start_flow(storage, packet, after_timeout, backward):
 
 
 @kernel
-def count_packet(flow, packet, forward):
+def count_packet(flow, packet, forward, recycles):
     """Add a packet to the counts of its flow."""
     if packet.time > flow.time_last:
         flow.time_last = packet.time
@@ -515,6 +532,8 @@ def count_packet(flow, packet, forward):
         flow.bytes_backward += packet.ip_bytes
         flow.payload_backward += packet.payload_bytes
         flow.tcp_flags_backward |= np.uint8(packet.tcp_flags)
+    if packet.tcp_flags & (FIN | RST) or flow.end == CLOSED:
+        flow.end = CLOSED if is_closed(flow) else OPEN if recycles else IDLE
 
 
 @part
@@ -675,7 +694,7 @@ def file_packet(data, packet, storage):
     rows, cursor, rules = storage.rows, storage.cursors[0], storage.settings[0]
     slot, forward = flow_of(packet, storage)
     number = n_packets_of(rows.flows[slot])
-    count_packet(rows.flows[slot], packet, forward)
+    count_packet(rows.flows[slot], packet, forward, rules.recycles)
     if number < rules.n_packets:
         keep_bytes(slot, number, data, packet, storage)
         if rules.emit_early and number == rules.n_packets - 1:
@@ -730,12 +749,15 @@ def ask_for_flow(slot, rows, rules):
 
 
 @kernel
-def end_kept(slots, how, flows):
-    """End the flows of some slots where all are kept."""
-    for i in range(len(slots)):
-        flow = flows[slots[i]]
-        if flow.end == OPEN:
-            flow.end = CLOSED if is_closed(flow) else how
+def reopen(table, storage):
+    """Say of the flows that live, where all are kept, that they have not ended by the end of the capture."""
+    flows, cursor, rules = storage.rows.flows, storage.cursors[0], storage.settings[0]
+    for i in range(len(table)):
+        entry = table[i]
+        if entry.name and cursor.clock - entry.last_active <= rules.idle_timeout:
+            flow = flows[slot_of(entry.name)]
+            if flow.end != CLOSED:
+                flow.end = OPEN
 
 
 @kernel

@@ -121,12 +121,13 @@ def enter_pcap(data, position, state):
 @kernel
 def index_pcap(data, position, stop, records, state):
     """Return (number of records found, first byte not consumed, reason, bytes needed from there)."""
-    n = 0
+    n, n_zero = 0, state.n_zero
+    big_endian, header_length, lengths = state.big_endian, state.header_length, state.lengths
     while True:
-        header_length = state.header_length
+        state.n_zero = n_zero
         if position + header_length > stop:
             return n, position, NEED_BYTES, header_length
-        captured = captured_length(data, position, state.big_endian, state.lengths)
+        captured = captured_length(data, position, big_endian, lengths)
         if captured > MAX_RECORD:
             return n, position, BAD_LENGTH, captured
         if captured == 0 and begins_capture(data, position):
@@ -135,6 +136,7 @@ def index_pcap(data, position, stop, records, state):
             if position + 24 > stop:
                 return n, position, NEED_BYTES, 24
             enter_pcap(data, position, state)
+            big_endian, header_length, lengths = state.big_endian, state.header_length, state.lengths
             state.n_headers += 1
             position += 24
             continue
@@ -142,10 +144,9 @@ def index_pcap(data, position, stop, records, state):
             return n, position, NEED_BYTES, header_length + captured
         if n == len(records):
             return n, position, RECORDS_FULL, 0
-        seconds = file_u32(data, position, state.big_endian)
-        fraction = file_u32(data, position + 4, state.big_endian)
-        state.n_zero = state.n_zero + 1 if captured == 0 and seconds == 0 and fraction == 0 else 0
-        if state.n_zero > MAX_ZERO_RECORDS:
+        seconds, fraction = file_u32(data, position, big_endian), file_u32(data, position + 4, big_endian)
+        n_zero = n_zero + 1 if captured == 0 and seconds == 0 and fraction == 0 else 0
+        if n_zero > MAX_ZERO_RECORDS:
             return n, position, ZERO_RECORDS, 0
         state.n_headers = 0
         record = records[n]
