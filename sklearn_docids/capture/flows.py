@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -97,6 +96,28 @@ class FlowRows:
 
     def __getitem__(self, key: Any) -> FlowRows:
         return FlowRows(self.records[key], self.X[key], self.kept_bytes[key])
+
+    def check(self) -> None:
+        """Refuse arrays that compiled code, which checks no bounds, would read or write beyond.
+
+        Raises
+        ------
+        ValueError
+            Types, shapes or order are others than those of `empty`, or more bytes were kept than there is room for.
+        """
+        arrays = [self.records, self.X, self.kept_bytes]
+        expected = [(kernels.FLOW_DTYPE, 1), (np.dtype(np.uint8), 2), (np.dtype(np.uint16), 2)]
+        if (
+            [(array.dtype, array.ndim) for array in arrays] != expected
+            or len({len(array) for array in arrays}) > 1
+            or not all(array.flags.c_contiguous for array in arrays)
+            or not (self.X.shape[1] and self.kept_bytes.shape[1])
+            or self.X.shape[1] % self.kept_bytes.shape[1]
+        ):
+            raise ValueError("its parts do not fit together")
+        n_bytes = self.X.shape[1] // self.kept_bytes.shape[1]
+        if self.kept_bytes.max(initial=0) > n_bytes:
+            raise ValueError(f"kept_bytes holds {self.kept_bytes.max()}, but a packet has room for {n_bytes} bytes")
 
     def copy(self) -> FlowRows:
         """Return the flows in arrays of their own."""
@@ -381,14 +402,18 @@ def read_whole(
     rules: FlowRules,
     on_error: str,
     progress: Progress,
+    stopped: Callable[[], bool],
     emit: Callable[[FlowRows], object] | None = None,
 ) -> tuple[FlowRows, dict[str, int]] | CaptureError:
     """Return the flows of one capture, those that ``emit`` was not handed, and its counters.
 
-    What is no capture returns its error, where errors are warned of: others of the same call may be captures.
+    What is no capture returns its error, where errors are warned of: others of the same call may be captures. When
+    nobody waits for the result any more, ``stopped`` says so: it then is what there is so far.
     """
     try:
-        assembler = deque(assemble(source, rules, on_error, emit, progress), maxlen=1).pop()
+        for assembler in assemble(source, rules, on_error, emit, progress):  # noqa: B007 - the last one is the result
+            if stopped():
+                break
     except CaptureError as error:
         if on_error == "raise":
             raise

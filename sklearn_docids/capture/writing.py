@@ -5,21 +5,22 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from sklearn_docids.capture import kernels
+from sklearn_docids._scratch import scratch_folder, sync
+from sklearn_docids.capture import folders, kernels
 from sklearn_docids.capture.containers import capture_name
 from sklearn_docids.capture.flows import FlowRows, FlowRules, Progress, read_whole, warn_of_refused
 from sklearn_docids.exceptions import CaptureError
 
 MAX_GAP_ROWS = 64
 
-# Runs a function on many argument tuples, perhaps in several threads, and returns the results in order.
+# Runs a function on many argument tuples, perhaps in several threads, and returns the results in order. It adds an
+# argument: a function that says whether the result is still waited for.
 RunAll = Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], list[Any]]
 
 
@@ -119,8 +120,8 @@ def write_flows(
 ) -> list[dict[str, int]]:
     """Write the flows of captures to ``out``; return the counters of each.
 
-    Each capture gets files of its own in a folder beside the goal; they are joined and moved into place at the end,
-    so a file of the final name is always whole.
+    Each capture gets files of its own in a folder beside the goal. When all are read, they are joined and get their
+    names: an array file at once, the files of a folder all at once.
     """
     only_bytes = out.endswith(".npy")
     if only_bytes and os.path.isdir(out):
@@ -128,23 +129,33 @@ def write_flows(
     folder = (os.path.dirname(out) or ".") if only_bytes else out
     os.makedirs(folder, exist_ok=True)
     formats = row_formats(rules)[:1] if only_bytes else row_formats(rules)
-    with tempfile.TemporaryDirectory(prefix=".docids-", dir=folder) as scratch:
+    with scratch_folder(folder) as scratch:
         parts = run_all(
             _write_capture,
             [(s, rules, on_error, scratch, number, formats, progress) for number, s in enumerate(sources)],
         )
         warn_of_refused([error for _, _, error in parts if error], len(parts))
         counters = [counts for _, counts, _ in parts]
-        described = [{"name": capture_name(s), **c} for s, c in zip(sources, counters, strict=True)]
         joined = [_join([files[i] for files, _, _ in parts]) for i in range(len(formats))]
-        for file, form in zip(joined, formats, strict=True):
-            os.replace(file.path, out if only_bytes else os.path.join(out, form.name))
-        if not only_bytes:
-            table = os.path.join(scratch, "captures.json")
-            with open(table, "w", encoding="utf-8") as text:
-                json.dump(described, text, indent=1)
-            os.replace(table, os.path.join(out, "captures.json"))
+        if only_bytes:
+            sync(joined[0].path)
+            os.replace(joined[0].path, out)
+        else:
+            described = [{"name": capture_name(s), **c} for s, c in zip(sources, counters, strict=True)]
+            folders.publish(_whole(scratch, joined, described), out)
     return counters
+
+
+def _whole(scratch: str, files: Sequence[RowFile], described: list[dict[str, Any]]) -> str:
+    """Return a folder with all files of a run under their names."""
+    whole = os.path.join(scratch, "whole")
+    os.mkdir(whole)
+    for file in files:
+        os.rename(file.path, os.path.join(whole, file.form.name))
+    with open(os.path.join(whole, folders.CAPTURES), "w", encoding="utf-8") as text:
+        json.dump(described, text, indent=1)
+    folders.seal(whole)
+    return whole
 
 
 def _write_capture(
@@ -155,6 +166,7 @@ def _write_capture(
     number: int,
     formats: Sequence[RowFormat],
     progress: Progress,
+    stopped: Callable[[], bool],
 ) -> tuple[list[RowFile], dict[str, int], CaptureError | None]:
     """Write the flows of one capture; return its files, its counters and why it was refused, if it was."""
     files = [RowFile(os.path.join(scratch, f"{number}-{form.name}"), form) for form in formats]
@@ -166,7 +178,7 @@ def _write_capture(
             file.put(place, getattr(rows, file.form.field)[order])
 
     try:
-        read = read_whole(source, rules, on_error, progress, put)
+        read = read_whole(source, rules, on_error, progress, stopped, put)
     finally:
         for file in files:
             file.close()
