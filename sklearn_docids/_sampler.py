@@ -7,6 +7,7 @@ import io
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import Context, copy_context
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
@@ -23,6 +24,9 @@ from sklearn_docids.capture.containers import capture_name
 from sklearn_docids.capture.flows import FlowAssembler, FlowRows, FlowRules, assemble, first_time, read_captures
 from sklearn_docids.capture.table import FlowTable, concatenate, without_midstream
 from sklearn_docids.capture.writing import write_flows
+
+# A thread that waits for a pipe cannot be stopped; one that reads a file takes far less time to notice.
+STOPS_WITHIN_S = 5.0
 
 
 class FlowSampler(TransformerMixin, BaseEstimator):
@@ -328,8 +332,9 @@ class FlowSampler(TransformerMixin, BaseEstimator):
             Captures, as in `transform`.
         out : path
             ``X.npy``: an array file with the bytes alone. Another name: a folder with ``X.npy``, ``flows.npy`` (a
-            structured array, one record per flow), ``kept_bytes.npy`` and ``captures.json``. Files of these names
-            are replaced, each as a whole, when all captures have been read.
+            structured array, one record per flow), ``kept_bytes.npy``, ``captures.json`` and ``checksums.json``. When
+            all captures have been read, files of these names are replaced, for `FlowTable.load` all at once: whatever
+            kills a process, and however many write to one folder, it loads what one call wrote. Other files stay.
 
         Returns
         -------
@@ -488,21 +493,35 @@ class FlowSampler(TransformerMixin, BaseEstimator):
         """Call a function once per capture, in threads: kernels release the GIL, and nothing is copied.
 
         After an error no other capture is begun; those in work are finished, so that no thread goes on behind the
-        caller's back, and the first error in order of captures is raised, whatever the number of threads.
+        caller's back, and the first error in order of captures is raised, whatever the number of threads. Ctrl-C stops
+        those in work, too.
         """
-        failed, frame = threading.Event(), caller()
+        failed, stopped = threading.Event(), threading.Event()
+        begun: list[threading.Event] = []
+        with called_from(caller()):
+            contexts = [copy_context() for _ in arguments]  # two threads cannot be in one
 
-        def guarded(each: tuple[Any, ...]) -> tuple[Any, Exception | None]:
-            if failed.is_set():
-                return None, None
+        def guarded(context: Context, each: tuple[Any, ...]) -> tuple[Any, Exception | None]:
+            done = threading.Event()
+            begun.append(done)
             try:
-                with called_from(frame):
-                    return function(*each), None
+                if failed.is_set() or stopped.is_set():
+                    return None, None
+                return context.run(function, *each, stopped.is_set), None
             except Exception as error:
                 failed.set()
                 return None, error
+            finally:
+                done.set()
 
-        results = Parallel(n_jobs=self.n_jobs, require="sharedmem")(delayed(guarded)(each) for each in arguments)
+        try:
+            calls = (delayed(guarded)(*call) for call in zip(contexts, arguments, strict=True))
+            results = Parallel(n_jobs=self.n_jobs, require="sharedmem")(calls)
+        except BaseException:  # joblib's own threads would go on
+            stopped.set()
+            for done in begun:
+                done.wait(STOPS_WITHIN_S)
+            raise
         for _, error in results:
             if error:
                 raise error

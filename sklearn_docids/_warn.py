@@ -14,6 +14,8 @@ from types import FrameType
 _NO_CALLERS = {"sklearn_docids", "sklearn", "joblib"}
 # Who called, where the thread's own frames do not say so.
 _caller: ContextVar[FrameType | None] = ContextVar("_caller", default=None)
+# Where warnings are collected instead.
+_collected: ContextVar[list[tuple[str, type[Warning]]] | None] = ContextVar("_collected", default=None)
 
 
 def caller() -> FrameType:
@@ -37,8 +39,23 @@ def called_from(frame: FrameType) -> Iterator[None]:
         _caller.reset(token)
 
 
+@contextmanager
+def collected() -> Iterator[list[tuple[str, type[Warning]]]]:
+    """Collect what `warn_caller` would warn of, in this context alone: filters of warnings are those of all threads."""
+    found: list[tuple[str, type[Warning]]] = []
+    token = _collected.set(found)
+    try:
+        yield found
+    finally:
+        _collected.reset(token)
+
+
 def warn_caller(message: str, category: type[Warning] = UserWarning) -> None:
     """Warn at the line that called into the package."""
+    found = _collected.get()
+    if found is not None:
+        found.append((message, category))
+        return
     frame = caller()
     warnings.warn_explicit(
         message, category, frame.f_code.co_filename, frame.f_lineno, frame.f_globals.get("__name__"),

@@ -12,8 +12,9 @@ import pytest
 from captures import pcap, tcp
 
 from sklearn_docids import CaptureError, CaptureWarning, FlowSampler
+from sklearn_docids.capture import folders
 from sklearn_docids.datasets import load_bos_2018, load_cic_ids_2017
-from sklearn_docids.datasets._cache import NOTE, _umask, captured_flows
+from sklearn_docids.datasets._cache import NOTE, captured_flows, checksum
 from sklearn_docids.datasets._cic import DAYS, MOST_LIVE_FLOWS, SCAN_INSIDE
 
 ATTACKER, WEB, OTHER = "172.16.0.1", "192.168.10.50", "192.168.10.12"
@@ -161,6 +162,22 @@ def test_missing_days_are_all_named(home):
         load_cic_ids_2017(home)
     with pytest.raises(FileNotFoundError):
         load_cic_ids_2017(home / "nowhere")
+
+
+def test_captures_behind_links_out_of_the_folder_are_skipped_by_name(home, tmp_path):
+    capture = home / "Monday-WorkingHours.pcap"
+    capture.rename(tmp_path / "elsewhere.pcap")
+    capture.symlink_to(tmp_path / "elsewhere.pcap")
+    with (
+        pytest.warns(UserWarning, match=r"skipped .*Monday-WorkingHours.pcap: links that lead out of the folder"),
+        pytest.raises(FileNotFoundError, match="lacks the captures of Monday"),
+    ):
+        load_cic_ids_2017(home)
+
+
+def test_a_pipe_is_no_checksum(home):
+    os.mkfifo(home / "Monday-WorkingHours.md5")
+    assert len(load_cic_ids_2017(home).X_train) == 7
 
 
 def test_tables_and_checksums_beside_the_captures_are_no_captures(home):
@@ -360,8 +377,99 @@ def test_another_process_may_be_first(home, tmp_path, monkeypatch):
 
     monkeypatch.setattr(FlowSampler, "write", overtaken)
     assert len(captured_flows(capture, FlowSampler(), cache)) == 7
-    (folder,) = cache.iterdir()
-    assert folder.stat().st_mode & 0o055 == 0o055 & ~_umask()  # others may read it
+    assert len(list(cache.iterdir())) == 1
+
+
+def test_others_may_read_a_cache_as_far_as_the_umask_allows_and_nobody_changes_the_umask(home, tmp_path, monkeypatch):
+    mask = os.umask(0o027)
+    try:
+        with monkeypatch.context() as patched:
+            patched.delattr(os, "umask")
+            captured_flows(home / "Monday-WorkingHours.pcap", FlowSampler(), tmp_path)
+    finally:
+        os.umask(mask)
+    (folder,) = tmp_path.glob("Monday*")
+    assert folder.stat().st_mode & 0o777 == 0o750
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o640}
+
+
+def tampered(folder, **arrays):
+    """Write arrays into a cached folder with checksums that fit, as somebody would who wants them to be believed."""
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array)
+    folders.seal(folder)
+    note = json.loads((folder / NOTE).read_text())
+    note["sha256"] = {name: checksum(folder / name) for name in folders.NAMES}
+    (folder / NOTE).write_text(json.dumps(note))
+
+
+def too_many_bytes(rows):
+    kept_bytes = rows.kept_bytes.copy()
+    kept_bytes[-1] = 65_535
+    return {"kept_bytes": kept_bytes}
+
+
+POISONED = {
+    "kept_bytes": too_many_bytes,
+    "narrow": lambda rows: {"X": rows.X[:, :160], "kept_bytes": np.minimum(rows.kept_bytes, 40)},
+    "packets": lambda rows: {"kept_bytes": np.repeat(rows.kept_bytes, 2, axis=1) // 2},
+    "types": lambda rows: {"X": rows.X.astype(np.int16)},
+}
+
+
+@pytest.mark.parametrize("poison", POISONED)
+def test_a_cache_that_does_not_fit_its_sampler_is_made_again_whatever_its_checksums_say(home, tmp_path, reads, poison):
+    capture = home / "Friday-WorkingHours.pcap"
+    honest = captured_flows(capture, FlowSampler(), tmp_path).rows.copy()
+    (folder,) = tmp_path.glob("Friday*")
+    tampered(folder, **POISONED[poison](honest))
+    with pytest.warns(
+        UserWarning, match="is damaged and made again: .*(room for 80|do not fit|not of 4 packets of 80)"
+    ):
+        again = captured_flows(capture, FlowSampler(), tmp_path)
+    np.testing.assert_array_equal(again.kept_bytes, honest.kept_bytes)
+    np.testing.assert_array_equal(again.X, honest.X)
+    assert len(list(tmp_path.glob("*"))) == len(list(tmp_path.iterdir())) == 2  # with the captures' folder
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"sha256": {}}, {"sha256": {"../../secret": "0"}}, {"damage": [{}]}, {"damage": "text"}, {"described": 1}],
+)
+def test_a_note_of_other_content_is_damage(home, tmp_path, reads, change):
+    capture = home / "Friday-WorkingHours.pcap"
+    captured_flows(capture, FlowSampler(), tmp_path)
+    (note,) = tmp_path.glob(f"Friday*/{NOTE}")
+    note.write_text(json.dumps(json.loads(note.read_text()) | change))
+    with pytest.warns(UserWarning, match="is damaged and made again"):
+        captured_flows(capture, FlowSampler(), tmp_path)
+    assert len(reads) == 2
+
+
+@pytest.mark.parametrize("name", [NOTE, *folders.NAMES])
+def test_a_pipe_in_a_cache_is_damage(home, tmp_path, reads, name):
+    capture = home / "Friday-WorkingHours.pcap"
+    captured_flows(capture, FlowSampler(), tmp_path)
+    (path,) = tmp_path.glob(f"Friday*/{name}")
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.warns(UserWarning, match=f"is damaged and made again: {name} is missing, or not a file"):
+        captured_flows(capture, FlowSampler(), tmp_path)
+    assert len(reads) == 2
+
+
+def test_warnings_of_others_are_neither_kept_nor_recorded(home, tmp_path, monkeypatch):
+    write = FlowSampler.write
+
+    def warning(self, captures, out):
+        warnings.warn("of another thread", CaptureWarning, stacklevel=1)
+        return write(self, captures, out)
+
+    monkeypatch.setattr(FlowSampler, "write", warning)
+    with pytest.warns(CaptureWarning, match="of another thread"):
+        captured_flows(home / "Friday-WorkingHours.pcap", FlowSampler(), tmp_path)
+    (note,) = tmp_path.glob(f"Friday*/{NOTE}")
+    assert json.loads(note.read_text())["damage"] == []
 
 
 def test_numbers_of_numpy_are_settings_too(home, tmp_path):
@@ -485,6 +593,17 @@ def test_what_is_missing_is_named(bos):
 def test_unusable_addresses(bos, addresses, message):
     with pytest.raises(ValueError, match=message):
         load_bos_2018(bos, c2_addresses=addresses)
+
+
+def test_pipes_are_neither_captures_nor_addresses(bos):
+    os.mkfifo(bos / "progress2" / "pipe.pcap")
+    with pytest.warns(UserWarning, match=r"skipped .*pipe.pcap"):
+        assert len(load_bos_2018(bos).X_train) == 3
+    (bos / "progress2" / "pipe.pcap").unlink()
+    (bos / "c2_addresses.txt").unlink()
+    os.mkfifo(bos / "c2_addresses.txt")
+    with pytest.raises(FileNotFoundError, match="c2_addresses"):
+        load_bos_2018(bos)
 
 
 def test_lists_of_addresses_as_people_write_them(bos):

@@ -4,6 +4,8 @@ load_class_folder: classes by file and folder names, whole or drawn.
 """
 
 import hashlib
+import os
+import socket
 
 import numpy as np
 import pytest
@@ -103,6 +105,42 @@ def test_classes_are_files_or_folders(tmp_path):
     paths, labels = class_captures(tmp_path)
     assert labels == ["dns", "ntp", "tls", "tls"]
     assert [path.name for path in paths] == ["dns.pcap", "ntp.pcap.gz", "a.pcap", "b.pcap"]
+
+
+def test_links_out_of_a_class_folder_and_what_is_no_file_are_skipped_by_name(classes, tmp_path_factory):
+    private = tmp_path_factory.mktemp("private")
+    (private / "mine.pcap").write_bytes(pcap([udp()]))
+    (classes / "same.pcap").symlink_to("ntp.pcap")  # within the folder
+    for name, target in {"out": private, "file.pcap": private / "mine.pcap", "dns/up": "..", "loop": "loop"}.items():
+        (classes / name).symlink_to(target)
+    for name in ("pipe.pcap", "dns/pipe.pcap"):
+        os.mkfifo(classes / name)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(classes / "socket.pcap"))
+    with pytest.warns(
+        UserWarning, match="links that lead out of the folder or to folders, pipes, sockets and"
+    ) as caught:
+        paths, labels = class_captures(classes)
+    names = [path.relative_to(classes).as_posix() for path in paths]
+    assert dict(zip(names, labels, strict=True)) == {
+        "dns/a.pcap": "dns", "dns/b.pcap": "dns", "ntp.pcap": "ntp", "same.pcap": "same",
+    }  # fmt: skip
+    skipped = ["dns/pipe.pcap", "dns/up", "file.pcap", "loop", "out", "pipe.pcap", "socket.pcap"]
+    (warning,) = caught
+    assert str(warning.message).startswith(f"{classes}: skipped {', '.join(str(classes / n) for n in skipped)}: ")
+
+
+def test_a_link_to_a_class_folder_is_followed(classes, tmp_path_factory):
+    link = tmp_path_factory.mktemp("links") / "classes"
+    link.symlink_to(classes)
+    assert class_captures(link)[1] == ["dns", "dns", "ntp"]
+
+
+def test_names_that_begin_with_a_dot_are_skipped_at_any_depth(classes):
+    for name in (".git/objects/x.pcap", "dns/.cache/y.pcap", "dns/._a.pcap"):
+        (classes / name).parent.mkdir(parents=True, exist_ok=True)
+        (classes / name).touch()
+    assert class_captures(classes)[1] == ["dns", "dns", "ntp"]
 
 
 @pytest.fixture

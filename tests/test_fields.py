@@ -19,7 +19,9 @@ from scapy.layers.l2 import CookedLinux, CookedLinuxV2, Dot1Q, Ether
 from scapy.utils import checksum
 
 from sklearn_docids import CaptureError, FlowSampler
-from sklearn_docids.capture.fields import FIELDS
+from sklearn_docids.capture.fields import FIELDS, apply_fields, policy_actions
+from sklearn_docids.capture.flows import FlowRows
+from sklearn_docids.capture.kernels import FLOW_DTYPE
 
 OPTIONS = [("MSS", 1460), ("NOP", None), ("NOP", None), ("Timestamp", (1111, 2222))]
 DIALOGUE = [
@@ -323,3 +325,27 @@ def test_a_result_does_not_depend_on_the_number_of_threads(write):
 def test_a_wrong_policy_is_named(fields, message):
     with pytest.raises(ValueError, match=message):
         FlowSampler(fields=fields).fit([])
+
+
+@pytest.mark.parametrize("kept", [81, 65_535])
+def test_rows_that_claim_more_bytes_than_they_have_room_for_are_refused(write, kept):
+    rows = FlowSampler(fields="raw").flows(write(pcap([udp()]))).rows
+    rows.kept_bytes[0, 0] = kept
+    with pytest.raises(ValueError, match=rf"kept_bytes holds {kept}, but a packet has room for 80 bytes"):
+        apply_fields(rows, policy_actions("portable", training=False), 0)
+
+
+def test_rows_of_any_bytes_are_rewritten_within_their_packets():
+    rng = np.random.default_rng(0)
+    links = [1, 101, 113, 192, 276]
+    rows = FlowRows(np.zeros(400, FLOW_DTYPE), np.zeros((400, 160), np.uint8), np.zeros((400, 4), np.uint16))
+    rows.records["link_type"] = rng.choice(links, 400)
+    rows.X[:] = rng.integers(0, 256, rows.X.shape)
+    rows.X.reshape(400, 4, 40)[:, :, :40:5] = rng.choice([0, 6, 8, 17, 0x45, 0x60, 43, 0x86, 0xDD], (400, 4, 8))
+    rows.kept_bytes[:] = rng.integers(0, 41, rows.kept_bytes.shape)
+    before = rows.X.reshape(400, 4, 40).copy()
+    for fields in ("portable", "paper"):
+        apply_fields(rows, policy_actions(fields, training=True), 1)
+    behind = np.arange(40) >= rows.kept_bytes[:, :, None]
+    assert (rows.X.reshape(before.shape) == before)[behind].all()
+    assert (rows.X.reshape(before.shape) != before).any()

@@ -324,7 +324,8 @@ def test_a_damaged_checkpoint_is_named(tmp_path, monkeypatch):
     "change",
     [
         {"history": 5}, {"history": [5]}, {"history": [{"epoch": "x"}]}, {"n_epochs": "x"}, {"n_epochs": 99},
-        {"n_epochs": -1}, {"moments": [[]]}, {"moments": ["0.code"]}, {"snapshot_step": "x"}, {"best_loss": "x"},
+        {"n_epochs": -1}, {"n_epochs": 99, "history": [{}] * 99}, {"moments": [[]]}, {"moments": ["0.code"]},
+        {"snapshot_step": "x"}, {"best_loss": "x"},
         {"n_without": 1.5}, {"format": 2}, {"fingerprint": "0" * 64}, {"code": "x"},
     ],
     ids=str,

@@ -84,6 +84,7 @@ LAYERS = {
     "_network.table1": "_network.losses _network.tensors",
     "_network.tensors": "",
     "_sampler": "_bases _warn capture.containers capture.fields capture.flows capture.table capture.writing",
+    "_scratch": "",
     "_sealed": "",
     "_thresholds": "",
     "_training": "",
@@ -109,14 +110,17 @@ LAYERS = {
         "_warn capture.containers capture.headers capture.kernels capture.layouts capture.reordering "
         "capture.rewriting exceptions"
     ),
+    "capture.folders": "_scratch",
     "capture.headers": "capture._native capture.layouts",
     "capture.kernels": "capture._native capture.headers capture.layouts capture.rewriting",
     "capture.layouts": "",
     "capture.records": "capture._native",
     "capture.reordering": "capture.records exceptions",
     "capture.rewriting": "capture._native capture.headers capture.layouts",
-    "capture.table": "capture.community_id capture.flows capture.kernels exceptions",
-    "capture.writing": "capture.containers capture.flows capture.kernels exceptions",
+    "capture.table": (
+        "_scratch capture.community_id capture.flows capture.folders capture.headers capture.kernels exceptions"
+    ),
+    "capture.writing": "_scratch capture.containers capture.flows capture.folders capture.kernels exceptions",
     "cli": "cli._commands",
     "cli._commands": (
         "_sampler _version aggregation cli._demo cli._html cli._outputs cli._text datasets datasets._folder "
@@ -127,14 +131,15 @@ LAYERS = {
     "cli._outputs": "capture.containers exceptions",
     "cli._text": "aggregation capture.table inspection",
     "datasets": "datasets._bos datasets._cic datasets._folder datasets._synthetic datasets._testbed datasets._ustc",
-    "datasets._bos": "_sampler datasets._cache paper",
-    "datasets._cache": "_sampler _version _warn capture capture.fields capture.table",
-    "datasets._cic": "_sampler capture.table datasets._cache datasets._labels paper",
-    "datasets._folder": "_sampler _warn",
+    "datasets._bos": "_sampler datasets._cache datasets._files paper",
+    "datasets._cache": "_sampler _scratch _version _warn capture capture.fields capture.folders capture.table",
+    "datasets._cic": "_sampler capture.table datasets._cache datasets._files datasets._labels paper",
+    "datasets._files": "_warn",
+    "datasets._folder": "_sampler _warn datasets._files",
     "datasets._labels": "capture.table",
     "datasets._synthetic": "capture.table",
     "datasets._testbed": "_sampler capture.table datasets._folder",
-    "datasets._ustc": "_sampler _warn datasets._cache datasets._folder paper",
+    "datasets._ustc": "_sampler _warn datasets._cache datasets._files datasets._folder paper",
     "detectors": (
         "detectors._autoencoders detectors._doc_features detectors._docids detectors._ensemble "
         "detectors._reference detectors._simple"

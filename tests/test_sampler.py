@@ -15,6 +15,9 @@ from sklearn.base import clone
 from sklearn.utils.estimator_checks import check_estimator
 
 from sklearn_docids import CaptureError, CaptureWarning, FlowSampler
+from sklearn_docids.capture import folders
+from sklearn_docids.capture import table as tables
+from sklearn_docids.capture.flows import FlowRows
 from sklearn_docids.capture.table import COLUMNS, FlowTable
 
 
@@ -316,13 +319,79 @@ def test_an_array_file_of_another_kind_is_no_flow_table(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("column", "value"), [("ip_version", 9), ("protocol", 1), ("src_low", 2**40), ("dst_high", 1)], ids=str
+    ("column", "value"),
+    [("ip_version", 9), ("protocol", 1), ("src_low", 2**40), ("dst_high", 1), ("link_type", 147)],
+    ids=str,
 )
 def test_flows_that_cannot_be_are_not_loaded(captures, tmp_path, column, value):
     flows = FlowSampler().flows(captures)
     flows.rows.records[column] = value
     flows.save(tmp_path / "flows.npz")
     with pytest.raises(ValueError, match=r"flows.npz: no flow table: it holds"):
+        FlowTable.load(tmp_path / "flows.npz")
+
+
+def test_truth_values_are_0_or_1(captures, tmp_path):
+    flows = FlowSampler().flows(captures)
+    flows.rows.records["truncated"].view(np.uint8)[-1] = 2
+    flows.save(tmp_path / "flows.npz")
+    with pytest.raises(ValueError, match=r"flows.npz: no flow table: it holds truth values other than 0 and 1"):
+        FlowTable.load(tmp_path / "flows.npz")
+
+
+def test_records_are_checked_to_the_last(captures, tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "RECORDS_AT_ONCE", 3)
+    flows = FlowSampler().flows(captures)
+    flows.rows.records["protocol"][-1] = 1
+    flows.save(tmp_path / "flows.npz")
+    with pytest.raises(ValueError, match=r"it holds flows that are not TCP or UDP over IP"):
+        FlowTable.load(tmp_path / "flows.npz")
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".parquet", ""])
+def test_more_bytes_than_a_row_has_room_for_are_not_loaded(captures, tmp_path, suffix):
+    flows, path = FlowSampler().flows(captures), tmp_path / f"flows{suffix}"
+    flows.rows.kept_bytes[-1, -1] = 81
+    if suffix:
+        flows.save(path)
+    else:
+        FlowSampler().write(captures, path)
+        np.save(path / "kept_bytes.npy", flows.rows.kept_bytes)
+        folders.seal(path)
+    with pytest.raises(ValueError, match=r"no flow table: kept_bytes holds 81, but a packet has room for 80 bytes"):
+        FlowTable.load(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda rows: FlowRows(rows.records, rows.X[:, :0], rows.kept_bytes),
+        lambda rows: FlowRows(rows.records, rows.X, rows.kept_bytes[:, :0]),
+        lambda rows: FlowRows(rows.records, rows.X[:, :-1].copy(), rows.kept_bytes),
+        lambda rows: FlowRows(rows.records, rows.X.copy("F"), rows.kept_bytes),
+        lambda rows: FlowRows(rows.records, rows.X, rows.kept_bytes.astype(np.int64)),
+        lambda rows: FlowRows(rows.records[1:], rows.X, rows.kept_bytes),
+    ],
+    ids=["no bytes", "no packets", "cut packets", "columns first", "other type", "fewer records"],
+)
+def test_arrays_of_other_shapes_types_or_order_are_not_loaded(captures, tmp_path, change):
+    flows = FlowSampler().flows(captures)
+    described = json.dumps({"captures": flows.captures, "counters": flows.counters}).encode()
+    rows = change(flows.rows)
+    np.savez(
+        tmp_path / "flows.npz", records=rows.records, X=rows.X, kept_bytes=rows.kept_bytes, capture=flows.capture,
+        described=np.frombuffer(described, np.uint8),
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"flows.npz: no flow table: its parts do not fit together"):
+        FlowTable.load(tmp_path / "flows.npz")
+
+
+@pytest.mark.parametrize("described", [{"captures": [1, 2]}, {"counters": [3, 4]}], ids=str)
+def test_names_are_text_and_counters_are_mappings(captures, tmp_path, described):
+    flows = FlowSampler().flows(captures)
+    vars(flows).update(described)
+    flows.save(tmp_path / "flows.npz")
+    with pytest.raises(ValueError, match=r"flows.npz: no flow table: its parts do not fit together"):
         FlowTable.load(tmp_path / "flows.npz")
 
 

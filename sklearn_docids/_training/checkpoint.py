@@ -2,7 +2,8 @@
 """Checkpoints: the state of training on disk, from which it goes on as if it had never stopped.
 
 A checkpoint is a sealed file, named by a fingerprint of everything the result depends on: settings, rows, labels,
-versions. So a run finds its own checkpoint and no other, and runs side by side do not disturb one another.
+versions. So a run finds its own checkpoint and no other, and runs side by side do not disturb one another. Fingerprint
+and checksum are no signature: whoever can write to the folder can make a checkpoint that is believed.
 """
 
 from __future__ import annotations
@@ -83,8 +84,8 @@ class CheckpointFile:
         self._network = _sealed.described(network.state_dict())
         self._moments = {name: ("F32", shape) for name, shape in shapes_of(network, optimizer).items()}
 
-    def read(self) -> TrainingState:
-        """Return the state that the file holds; without a file, the beginning.
+    def read(self, most_epochs: int) -> TrainingState:
+        """Return the state that the file holds, of so many epochs at most; without a file, the beginning.
 
         Raises
         ------
@@ -93,7 +94,7 @@ class CheckpointFile:
         """
         try:
             with _sealed.opened(self.path) as file:
-                self._check(file.config)
+                self._check(file.config, most_epochs)
                 tensors = file.tensors(self._expected(file.config))
         except FileNotFoundError:
             return TrainingState()
@@ -139,7 +140,7 @@ class CheckpointFile:
         with suppress(FileNotFoundError):
             os.remove(self.path)
 
-    def _check(self, config: dict[str, Any]) -> None:
+    def _check(self, config: dict[str, Any], most_epochs: int) -> None:
         if config.get("format") != FORMAT or config.get("fingerprint") != self.fingerprint:
             raise _sealed.SealedFileError("it belongs to another run")
         _sealed.check_fields(
@@ -147,7 +148,7 @@ class CheckpointFile:
             CONFIG_KEYS,
             {
                 "history": _sealed.is_history,
-                "n_epochs": lambda value: _sealed.is_count(value) and value <= len(config["history"]),
+                "n_epochs": lambda value: _sealed.is_count(value) and value <= min(most_epochs, len(config["history"])),
                 "moments": lambda value: _sealed.is_strings(value) and set(value) <= set(self._moments),
                 "snapshot_step": lambda value: value == 0 or _sealed.is_count(value),
                 "best_loss": lambda value: value is None or _sealed.is_number(value),

@@ -122,7 +122,7 @@ def fit_network(
         if checkpoint is not None:
             depends_on = _depends_on(network, losses, rows, settings, start, frozen, held_out, callbacks)
             file = CheckpointFile(checkpoint, network, settings.optimizer, depends_on)
-            state = file.read()
+            state = file.read(settings.n_epochs)
         run = _Run(rows, settings, start, state, file, held_out, callbacks, on_epoch)
         if state.weights is not None:
             network.load_state_dict(state.weights)

@@ -80,7 +80,13 @@ def apply_fields(rows: FlowRows, actions: np.ndarray, seed: int) -> None:
     directions, the same address becomes another one in each flow, and a seed gives the same rows again. Checksums
     that are kept follow the changes around them: a valid one stays valid, and the old address cannot be read from
     it; one left to the network card stays so; 0 (not computed) stays 0. From a corrupt one it could be read.
+
+    Raises
+    ------
+    ValueError
+        The rows are not as the sampler makes them.
     """
+    rows.check()
     if actions.any():
         link_types = rows.records["link_type"].astype(np.int64)
         packet = np.zeros(1, PACKET_DTYPE)

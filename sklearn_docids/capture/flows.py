@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -123,6 +122,28 @@ class FlowRows:
 
     def __getitem__(self, key: Any) -> FlowRows:
         return FlowRows(self.records[key], self.X[key], self.kept_bytes[key])
+
+    def check(self) -> None:
+        """Refuse arrays that compiled code, which checks no bounds, would read or write beyond.
+
+        Raises
+        ------
+        ValueError
+            Types, shapes or order are others than those of `empty`, or more bytes were kept than there is room for.
+        """
+        arrays = [self.records, self.X, self.kept_bytes]
+        expected = [(kernels.FLOW_DTYPE, 1), (np.dtype(np.uint8), 2), (np.dtype(np.uint16), 2)]
+        if (
+            [(array.dtype, array.ndim) for array in arrays] != expected
+            or len({len(array) for array in arrays}) > 1
+            or not all(array.flags.c_contiguous for array in arrays)
+            or not (self.X.shape[1] and self.kept_bytes.shape[1])
+            or self.X.shape[1] % self.kept_bytes.shape[1]
+        ):
+            raise ValueError("its parts do not fit together")
+        n_bytes = self.X.shape[1] // self.kept_bytes.shape[1]
+        if self.kept_bytes.max(initial=0) > n_bytes:
+            raise ValueError(f"kept_bytes holds {self.kept_bytes.max()}, but a packet has room for {n_bytes} bytes")
 
     def copy(self) -> FlowRows:
         """Return the flows in arrays of their own."""
@@ -513,17 +534,21 @@ def read_captures(
     rules: FlowRules,
     on_error: str,
     progress: Progress,
+    stopped: Callable[[], bool],
     emit: Callable[[FlowRows], object] | None = None,
 ) -> ReadCaptures:
     """Read captures in order; flows that live at the end of one go on in the next where that continues it.
 
-    What is no capture leaves its error, where errors are warned of: others of the same call may be captures.
+    What is no capture leaves its error, where errors are warned of: others of the same call may be captures. When
+    nobody waits for the result any more, ``stopped`` says so: it then is what there is so far.
     """
     assembler = FlowAssembler(rules, emit)
     read = ReadCaptures(assembler.rows, [], [], [])
     for source in sources:
         try:
-            deque(assemble(source, assembler, on_error, progress), maxlen=0)
+            for _ in assemble(source, assembler, on_error, progress):
+                if stopped():
+                    return read
             read.counters.append(assembler.counters)
             read.ignored.append(assembler.ignored)
         except CaptureError as error:

@@ -5,26 +5,29 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import tokenize
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property, partial
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
 import numpy as np
 
-from sklearn_docids.capture import kernels
+from sklearn_docids._scratch import scratch_folder, sync
+from sklearn_docids.capture import folders, kernels
 from sklearn_docids.capture.community_id import community_id
 from sklearn_docids.capture.flows import FlowRows, ReadCaptures, warn_of_refused
-from sklearn_docids.capture.headers import TCP
+from sklearn_docids.capture.headers import LINK_TYPES, TCP
 
 COLUMNS = (
     "capture", "time_first", "time_last", "src_ip", "dst_ip", "src_port", "dst_port", "protocol",
     "packets_forward", "packets_backward", "bytes_forward", "bytes_backward", "payload_forward", "payload_backward",
     "tcp_flags_forward", "tcp_flags_backward", "begin", "end", "midstream", "link_type", "truncated", "community_id",
 )  # fmt: skip
+
+# Records are checked in groups that stay in the processor's caches, as each check reads all of their memory.
+RECORDS_AT_ONCE = 2**13
 
 
 class FlowTable:
@@ -293,7 +296,7 @@ class FlowTable:
         described = json.dumps({"captures": self.captures, "counters": self.counters})
         if not path.endswith((".npz", ".parquet")):
             raise ValueError(f"a flow table is saved as .npz or .parquet, got {path!r}")
-        with tempfile.TemporaryDirectory(prefix=".docids-", dir=os.path.dirname(path) or ".") as scratch:
+        with scratch_folder(os.path.dirname(path) or ".") as scratch:
             part = os.path.join(scratch, "table")
             if path.endswith(".parquet"):
                 _save_parquet(self, part, described)
@@ -303,6 +306,7 @@ class FlowTable:
                         file, records=self.rows.records, X=self.X, kept_bytes=self.kept_bytes, capture=self._capture,
                         described=np.frombuffer(described.encode(), np.uint8),
                     )  # fmt: skip
+            sync(part)
             os.replace(part, path)
 
     @classmethod
@@ -351,29 +355,36 @@ def _checked(
     rows: FlowRows, capture: np.ndarray, captures: list[str], counters: list[dict[str, int]]
 ) -> tuple[FlowRows, np.ndarray, list[str], list[dict[str, int]]]:
     """Return the parts of a table read from a file, if they fit together."""
-    records = rows.records
-    arrays = [records, rows.X, rows.kept_bytes, capture]
-    expected = [(kernels.FLOW_DTYPE, 1), (np.dtype(np.uint8), 2), (np.dtype(np.uint16), 2), (np.dtype(np.int64), 1)]
+    rows.check()
     if not (
-        [(array.dtype, array.ndim) for array in arrays] == expected
-        and len({len(array) for array in arrays}) == 1
-        and rows.kept_bytes.shape[1] > 0
-        and rows.X.shape[1] % rows.kept_bytes.shape[1] == 0
+        (capture.dtype, capture.shape) == (np.dtype(np.int64), (len(rows),))
         and len(captures) == len(counters)
+        and all(isinstance(name, str) for name in captures)
+        and all(isinstance(counts, dict) for counts in counters)
         and (len(capture) == 0 or 0 <= capture.min() <= capture.max() < len(captures))
     ):
         raise ValueError("its parts do not fit together")
-    is_ipv4 = records["ip_version"] == 4
-    wide = np.zeros(len(records), bool)
-    for name in ("src", "dst"):
-        wide |= (records[f"{name}_high"] > 0) | (records[f"{name}_low"] >> np.uint64(32) > 0)
-    if not (np.isin(records["ip_version"], (4, 6)).all() and np.isin(records["protocol"], (6, 17)).all()):
+    for first in range(0, len(rows), RECORDS_AT_ONCE):
+        _check_records(rows.records[first : first + RECORDS_AT_ONCE])
+    return rows, capture, captures, counters
+
+
+def _check_records(records: np.ndarray) -> None:
+    """Refuse records of flows that no capture could have given."""
+    is_ipv4, protocol = records["ip_version"] == 4, records["protocol"]
+    if not ((is_ipv4 | (records["ip_version"] == 6)).all() and ((protocol == 6) | (protocol == 17)).all()):
         raise ValueError("it holds flows that are not TCP or UDP over IP")
+    beyond = np.zeros(len(records), np.uint64)
+    for name in ("src", "dst"):
+        beyond |= records[f"{name}_high"] | records[f"{name}_low"] >> np.uint64(32)
+    if beyond[is_ipv4].any():
+        raise ValueError("it holds IPv4 flows with longer addresses")
+    if not np.isin(records["link_type"], sorted(LINK_TYPES)).all():
+        raise ValueError("it holds flows of a link type that cannot be read")
     if (records["begin"] >= len(kernels.BEGINS)).any() or (records["end"] >= len(kernels.ENDS)).any():
         raise ValueError("it holds flows that begin or end in no known way")
-    if (is_ipv4 & wide).any():
-        raise ValueError("it holds IPv4 flows with longer addresses")
-    return rows, capture, captures, counters
+    if (records["truncated"].view(np.uint8) > 1).any():
+        raise ValueError("it holds truth values other than 0 and 1")
 
 
 # What json, zipfile, numpy and pyarrow raise of a file that holds something else, or is damaged.
@@ -383,38 +394,29 @@ _OTHER_CONTENT = (
 )  # fmt: skip
 
 
-def _array(read: Callable[[], np.ndarray]) -> np.ndarray:
-    """Return the array that numpy reads; its own message about any other file would advise to load a pickle."""
-    try:
-        return read()
-    except ValueError:
-        raise ValueError("it is no file of arrays") from None
-
-
 def _load_npz(path: str) -> tuple[FlowRows, np.ndarray, list[str], list[dict[str, int]]]:
     with zipfile.ZipFile(path) as archive:
         if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
             raise ValueError("it is compressed, which save never does")
     with np.load(path, allow_pickle=False) as arrays:
         records, X, kept_bytes, capture, text = (
-            _array(partial(arrays.__getitem__, name)) for name in ("records", "X", "kept_bytes", "capture", "described")
+            folders.array_from(partial(arrays.__getitem__, name))
+            for name in ("records", "X", "kept_bytes", "capture", "described")
         )
     described = json.loads(text.tobytes())
     return FlowRows(records, X, kept_bytes), capture, list(described["captures"]), list(described["counters"])
 
 
 def _load_folder(path: str) -> tuple[FlowRows, np.ndarray, list[str], list[dict[str, int]]]:
-    records, X, kept_bytes = (
-        _array(partial(np.load, os.path.join(path, f"{name}.npy"), mmap_mode="r", allow_pickle=False))
-        for name in ("flows", "X", "kept_bytes")
-    )
-    with open(os.path.join(path, "captures.json"), encoding="utf-8") as file:
-        described = json.load(file)
+    found = folders.stored(path)
+    described = json.loads(found.captures)
     names = [entry.pop("name") for entry in described]
     n_flows = [entry.get("flows", 0) for entry in described]
-    if not all(type(n) is int and n >= 0 for n in n_flows) or sum(n_flows) != len(records):
+    if not all(type(n) is int and n >= 0 for n in n_flows) or sum(n_flows) != len(found.records):
         raise ValueError("captures.json has other numbers of flows than flows.npy")
-    return FlowRows(records, X, kept_bytes), np.repeat(np.arange(len(names)), n_flows), names, described
+    folders.check_seal(found)
+    capture = np.repeat(np.arange(len(names)), n_flows)
+    return FlowRows(found.records, found.X, found.kept_bytes), capture, names, described
 
 
 # Columns of a Parquet file that the records hold under the same name.

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from sklearn_docids.capture import kernels
+from sklearn_docids._scratch import scratch_folder, sync
+from sklearn_docids.capture import folders, kernels
 from sklearn_docids.capture.containers import capture_name
 from sklearn_docids.capture.flows import FlowRows, FlowRules, Progress, ReadCaptures, read_captures, warn_of_refused
 from sklearn_docids.capture.table import is_midstream
@@ -20,7 +20,8 @@ from sklearn_docids.capture.table import is_midstream
 MAX_GAP_ROWS = 64
 COPIED_ROWS = 4096
 
-# Runs a function on many argument tuples, perhaps in several threads, and returns the results in order.
+# Runs a function on many argument tuples, perhaps in several threads, and returns the results in order. It adds an
+# argument: a function that says whether the result is still waited for.
 RunAll = Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], list[Any]]
 
 
@@ -134,8 +135,8 @@ def write_flows(
 ) -> tuple[list[dict[str, int]], list[dict[str, int]]]:
     """Write the flows of captures to ``out``; return the counters of each, and what was ignored.
 
-    Each run of captures that are read one after the other gets files of its own in a folder beside the goal; they are
-    joined and moved into place at the end, so a file of the final name is always whole.
+    Each run of captures that are read one after the other gets files of its own in a folder beside the goal. When all are
+    read, they are joined and get their names: an array file at once, the files of a folder all at once.
     """
     only_bytes = out.endswith(".npy")
     if only_bytes and os.path.isdir(out):
@@ -143,7 +144,7 @@ def write_flows(
     folder = (os.path.dirname(out) or ".") if only_bytes else out
     os.makedirs(folder, exist_ok=True)
     formats = row_formats(rules)[:1] if only_bytes else row_formats(rules)
-    with tempfile.TemporaryDirectory(prefix=".docids-", dir=folder) as scratch:
+    with scratch_folder(folder) as scratch:
         parts = run_all(
             _write_run,
             [
@@ -154,16 +155,26 @@ def write_flows(
         sources = [source for run in runs for source in run]
         warn_of_refused([error for _, read in parts for error in read.errors], len(sources))
         counters = [counts for _, read in parts for counts in read.counters]
-        described = [{"name": capture_name(s), **c} for s, c in zip(sources, counters, strict=True)]
         joined = [_join([files[i] for files, _ in parts]) for i in range(len(formats))]
-        for file, form in zip(joined, formats, strict=True):
-            os.replace(file.path, out if only_bytes else os.path.join(out, form.name))
-        if not only_bytes:
-            table = os.path.join(scratch, "captures.json")
-            with open(table, "w", encoding="utf-8") as text:
-                json.dump(described, text, indent=1)
-            os.replace(table, os.path.join(out, "captures.json"))
+        if only_bytes:
+            sync(joined[0].path)
+            os.replace(joined[0].path, out)
+        else:
+            described = [{"name": capture_name(s), **c} for s, c in zip(sources, counters, strict=True)]
+            folders.publish(_whole(scratch, joined, described), out)
     return counters, [kinds for _, read in parts for kinds in read.ignored]
+
+
+def _whole(scratch: str, files: Sequence[RowFile], described: list[dict[str, Any]]) -> str:
+    """Return a folder with all files of a call under their names."""
+    whole = os.path.join(scratch, "whole")
+    os.mkdir(whole)
+    for file in files:
+        os.rename(file.path, os.path.join(whole, file.form.name))
+    with open(os.path.join(whole, folders.CAPTURES), "w", encoding="utf-8") as text:
+        json.dump(described, text, indent=1)
+    folders.seal(whole)
+    return whole
 
 
 def _write_run(
@@ -175,6 +186,7 @@ def _write_run(
     formats: Sequence[RowFormat],
     progress: Progress,
     drop_midstream: bool,
+    stopped: Callable[[], bool],
 ) -> tuple[list[RowFile], ReadCaptures]:
     """Write the flows of captures that are read one after the other; return the files and what was read."""
     files = [RowFile(os.path.join(scratch, f"{number}-{form.name}"), form) for form in formats]
@@ -189,7 +201,7 @@ def _write_run(
             file.put(place, getattr(rows, file.form.field)[order])
 
     try:
-        read = read_captures(sources, rules, on_error, progress, put)
+        read = read_captures(sources, rules, on_error, progress, stopped, put)
         if drop_midstream:
             _leave_out(np.sort(np.concatenate([np.zeros(0, np.int64), *left_out])), files, read)
     finally:

@@ -16,6 +16,7 @@ from sklearn.utils import Bunch, check_random_state
 from sklearn_docids import paper
 from sklearn_docids._sampler import FlowSampler
 from sklearn_docids.datasets._cache import as_sampled, captured_flows
+from sklearn_docids.datasets._files import files_of, paths_below
 
 HOME = "https://www.iwsec.org/mws/datasets.html"
 ADDRESS_FILE = "c2_addresses.txt"
@@ -48,7 +49,8 @@ def load_bos_2018(
     ----------
     folder : path
         Folder with the captures, at any depth. The level of a capture is the number in the part of its path that reads
-        like ``progress2``, ``level_7`` or ``lv8``; there must not be two that differ.
+        like ``progress2``, ``level_7`` or ``lv8``; there must not be two that differ. Links that lead out of the folder
+        are skipped, as in `load_class_folder`.
     c2_addresses : sequence of str or None, default=None
         Addresses of the command-and-control servers; None: the lines of ``c2_addresses.txt`` in ``folder``, where
         what follows a ``#`` is skipped.
@@ -135,7 +137,7 @@ def _addresses(home: Path, given: Sequence[str] | None) -> list[str]:
     lines = given
     if lines is None:
         path = home / ADDRESS_FILE
-        if not path.exists():
+        if not path.is_file():
             raise FileNotFoundError(
                 f"{path} is missing: write the addresses of the command-and-control servers into it, one a line, or "
                 f"give c2_addresses; they come with the MWS Datasets ({HOME})"
@@ -163,7 +165,7 @@ def captures_by_level(home: Path, levels: dict[str, int] | None) -> dict[int, li
         ``levels`` names a capture that is not there.
     """
     found: dict[int, list[Path]] = {level: [] for level in (TRAIN_LEVEL, *TEST_LEVELS)}
-    paths = sorted(path for path in home.rglob("*") if path.is_file() and ".pcap" in path.name.lower())
+    paths = files_of(home, (path for path in paths_below(home) if ".pcap" in path.name.lower()))
     below = {path.relative_to(home).as_posix(): path for path in paths}
     absent = sorted(set(levels or ()) - set(below))
     if absent:

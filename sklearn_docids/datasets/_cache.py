@@ -11,11 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import tempfile
-import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +20,20 @@ import numpy as np
 from sklearn.base import clone
 
 from sklearn_docids._sampler import FlowSampler
+from sklearn_docids._scratch import scratch_folder
 from sklearn_docids._version import __version__
-from sklearn_docids._warn import warn_caller
+from sklearn_docids._warn import collected, warn_caller
 from sklearn_docids.capture import CaptureWarning
 from sklearn_docids.capture import fields as field_policies
+from sklearn_docids.capture.folders import NAMES
 from sklearn_docids.capture.table import FlowTable
 
 # Parameters of a sampler that change neither which flows there are nor their bytes as captured.
 CHANGES_NOTHING = ("fields", "n_jobs", "random_state", "verbose")
 NOTE = "cache.json"
 READ_AT_ONCE = 2**20
+# What is raised of files that are missing or hold something else; no other error of the system is damage.
+DAMAGE = (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError)
 
 
 @contextmanager
@@ -76,9 +77,9 @@ def captured_flows(
     if folder.exists():
         try:
             flows = _read(folder, described)
-        except (FileNotFoundError, ValueError, KeyError, TypeError) as error:  # no other error of the system is damage
+        except DAMAGE as error:
             warn_caller(f"{folder} is damaged and made again: {error}")
-            shutil.rmtree(folder)
+            _remove(folder)
     if flows is None:
         with opened(capture) as captures:
             flows = _sample_into(folder, captures, plain, described)
@@ -123,32 +124,27 @@ def _parts_digest(path: Path, n_bytes: int) -> str:
 def _sample_into(folder: Path, captures: list[Path], sampler: FlowSampler, described: dict[str, Any]) -> FlowTable:
     """Sample captures into a folder next to it, which takes its name when it is whole."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix="docids-", dir=folder.parent))
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            sampler.write(captures, unfinished)
-        damage = [str(w.message) for w in caught if issubclass(w.category, CaptureWarning)]
-        checksums = {path.name: checksum(path) for path in sorted(unfinished.iterdir())}
-        note = {"described": described, "damage": damage, "sha256": checksums}
-        (unfinished / NOTE).write_text(json.dumps(note, indent=1))
-        unfinished.chmod(0o777 & ~_umask())  # mkdtemp lets nobody else in
+    with scratch_folder(folder.parent) as scratch:
+        whole = Path(scratch) / "whole"
+        with collected() as found:
+            sampler.write(captures, whole)
+        damage = [message for message, category in found if issubclass(category, CaptureWarning)]
+        note = {"described": described, "damage": damage, "sha256": {name: checksum(whole / name) for name in NAMES}}
+        (whole / NOTE).write_text(json.dumps(note, indent=1))
         try:
-            os.rename(unfinished, folder)
+            os.rename(whole, folder)
         except OSError:
             if not folder.exists():  # else another process was first; what it made is the same
                 raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    for warning in caught:
-        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    for message, category in found:
+        warn_caller(message, category)
     return FlowTable.load(folder)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _remove(folder: Path) -> None:
+    """Remove a folder; to other processes, it is whole or absent."""
+    with scratch_folder(folder.parent) as scratch, suppress(FileNotFoundError):  # another may have been quicker
+        os.rename(folder, Path(scratch) / "damaged")
 
 
 def _unevicted(flows: FlowTable, capture: Path) -> FlowTable:
@@ -163,16 +159,36 @@ def _unevicted(flows: FlowTable, capture: Path) -> FlowTable:
 
 
 def _read(folder: Path, described: dict[str, Any]) -> FlowTable:
-    note = json.loads((folder / NOTE).read_text())
-    if note["described"] != described:
-        raise ValueError(f"it is of {note['described']}")
+    _check_file(folder / NOTE)
+    note = _checked_note((folder / NOTE).read_text(), described)
     for name, expected in note["sha256"].items():
+        _check_file(folder / name)
         if checksum(folder / name) != expected:
             raise ValueError(f"{name} has another checksum than when it was written")
     flows = FlowTable.load(folder)
+    n_packets, n_bytes = (described["sampler"][name] for name in ("n_packets", "n_bytes"))
+    if (flows.X.shape[1], flows.kept_bytes.shape[1]) != (n_packets * n_bytes, n_packets):
+        raise ValueError(f"its rows are not of {n_packets} packets of {n_bytes} bytes")
     for message in note["damage"]:
         warn_caller(message, CaptureWarning)
     return flows
+
+
+def _check_file(path: Path) -> None:
+    """Refuse what is missing or has no end, as pipes and devices."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.name} is missing, or not a file")
+
+
+def _checked_note(text: str, described: dict[str, Any]) -> dict[str, Any]:
+    note = json.loads(text)
+    if note["described"] != described:
+        raise ValueError(f"it is of {note['described']}")
+    if not isinstance(note["sha256"], dict) or set(note["sha256"]) != set(NAMES):
+        raise ValueError(f"{NOTE} has no checksums of {', '.join(NAMES)}")
+    if not isinstance(note["damage"], list) or not all(isinstance(message, str) for message in note["damage"]):
+        raise ValueError(f"{NOTE} holds something else than warnings")
+    return dict(note)
 
 
 def checksum(path: Path) -> str:

@@ -18,6 +18,7 @@ from sklearn.utils import Bunch, check_random_state
 from sklearn_docids import paper
 from sklearn_docids._sampler import FlowSampler
 from sklearn_docids.datasets._cache import as_sampled, captured_flows
+from sklearn_docids.datasets._files import files_of
 from sklearn_docids.datasets._labels import NORMAL, NOT_ATTEMPTED, Rule, label_flows, read_schedule
 
 if TYPE_CHECKING:
@@ -81,7 +82,8 @@ def load_cic_ids_2017(
     folder : path
         Folder with one capture per day, named as published (``Monday-WorkingHours.pcap``): the name begins with the
         day and ends in ``.pcap`` or ``.pcapng``. They are pcapng whatever they are called, and may be packed. Where a
-        checksum lies beside (``Monday-WorkingHours.md5``), it is checked before a capture is sampled.
+        checksum lies beside (``Monday-WorkingHours.md5``), it is checked before a capture is sampled. Links that lead
+        out of the folder are skipped, as in `load_class_folder`.
     labels : {"corrected", "paper"}, default="corrected"
         ``"corrected"``: the schedule of [2]_, with the scan inside the network as an attack and ``attempted`` as
         said. ``"paper"``: as the paper's Table 4 counts, as far as that is known: the scan inside the network is
@@ -127,7 +129,8 @@ def load_cic_ids_2017(
     CaptureWarning
         A capture is damaged; what stands before the damage is used, if it covers the day.
     UserWarning
-        The sampler had room for too few live flows, or cached flows are damaged and made again.
+        The sampler had room for too few live flows, cached flows are damaged and made again, or what is no file of the
+        folder is skipped.
 
     References
     ----------
@@ -190,9 +193,9 @@ def day_captures(home: Path) -> dict[str, Path]:
     if not home.is_dir():
         raise FileNotFoundError(f"{home} is not a folder; it must hold the five captures, see {HOME}")
     found: dict[str, list[Path]] = {day: [] for day in DAYS}
-    for path in sorted(home.iterdir()):
+    for path in files_of(home, (path for path in home.iterdir() if CAPTURE_NAME.search(path.name))):
         for day in DAYS:
-            if path.is_file() and path.name.lower().startswith(day.lower()) and CAPTURE_NAME.search(path.name):
+            if path.name.lower().startswith(day.lower()):
                 found[day].append(path)
     missing = [day for day, paths in found.items() if not paths]
     if missing:
@@ -215,7 +218,7 @@ def checked_capture(path: Path) -> Iterator[list[Path]]:
         It has another one.
     """
     for beside in {path.with_suffix(".md5"), path.with_name(f"{path.name}.md5")}:
-        if not beside.exists():
+        if not beside.is_file():
             continue
         found = re.findall(r"\b[0-9a-f]{32}\b", beside.read_text(errors="replace").lower())
         with path.open("rb") as file:

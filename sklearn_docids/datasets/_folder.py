@@ -12,6 +12,7 @@ from sklearn.utils import Bunch, check_random_state
 
 from sklearn_docids._sampler import FlowSampler
 from sklearn_docids._warn import warn_caller
+from sklearn_docids.datasets._files import files_of, paths_below
 
 PACKED = (".gz", ".zst", ".lz4", ".xz", ".bz2")
 
@@ -22,23 +23,25 @@ def class_captures(folder: str | os.PathLike[str]) -> tuple[list[Path], list[str
     Raises
     ------
     OSError
-        The folder is missing or is not a folder.
+        The folder is missing, is not a folder or cannot be read.
     ValueError
-        It has no entries.
+        It has no captures.
+
+    Warns
+    -----
+    UserWarning
+        A folder of a class has no captures, or what is no file is skipped.
     """
-    paths: list[Path] = []
-    labels: list[str] = []
-    for entry in sorted(Path(folder).iterdir()):
-        if entry.name.startswith("."):
-            continue
-        inside = (p for p in entry.rglob("*") if p.is_file() and not p.name.startswith("."))
-        found = sorted(inside) if entry.is_dir() else [entry]
-        if not found:
-            warn_caller(f"{entry} holds no captures")
-        paths += found
-        labels += [entry.name if entry.is_dir() else plain_name(entry)] * len(found)
+    home = Path(folder)
+    paths = files_of(home, paths_below(home))
+    entries = [path.relative_to(home).parts[0] for path in paths]
+    folders = {entry.name for entry in home.iterdir() if entry.is_dir() and not entry.is_symlink()}
+    for name in sorted(folders - set(entries)):
+        if not name.startswith("."):
+            warn_caller(f"{home / name} holds no captures")
     if not paths:
         raise ValueError(f"{folder} holds no captures: one capture, or folder of captures, per class is needed")
+    labels = [plain_name(path) if path.parent == home else entry for path, entry in zip(paths, entries, strict=True)]
     return paths, labels
 
 
@@ -61,7 +64,8 @@ def load_class_folder(
     ----------
     folder : path
         Folder whose entries are captures (``dns.pcap``, ``tls.pcapng.gz``: class ``dns``, class ``tls``) or folders of
-        captures (their name is the class). Names that begin with a dot are skipped.
+        captures (their name is the class). Names that begin with a dot are skipped, and, with a warning, pipes,
+        sockets, devices, links to folders, and links that lead out of the folder: it may come from a stranger.
     sampler : FlowSampler, default=None
         Sampler to use; None: ``FlowSampler(random_state=random_state)``, which zeroes addresses. Rows are training data
         (`FlowSampler.sample`): with ``fields="paper"``, addresses are random.
@@ -84,14 +88,14 @@ def load_class_folder(
     OSError
         The folder or a capture is missing or cannot be read.
     ValueError
-        The folder has no entries, or ``n_per_class`` is less than 1.
+        The folder has no captures, or ``n_per_class`` is less than 1.
     CaptureError
         None of the files is a capture.
 
     Warns
     -----
     UserWarning
-        A class has no captures or no flows.
+        A class has no captures or no flows, or what is no file is skipped.
 
     Examples
     --------

@@ -12,7 +12,7 @@ import numpy as np
 from sklearn.utils import Bunch
 
 from sklearn_docids._sampler import FlowSampler
-from sklearn_docids.datasets._folder import class_captures
+from sklearn_docids.datasets._folder import plain_name
 
 if TYPE_CHECKING:
     from sklearn_docids.capture.table import FlowTable
@@ -88,8 +88,8 @@ def load_testbed(*, sampler: FlowSampler | None = None) -> Bunch:
         raise ValueError("the truth is about whole flows: give a sampler with bidirectional=True")
     folder = Path(str(files("sklearn_docids.datasets"))) / "testbed"
     captures: dict[str, Any] = {period: folder / f"{period}.pcap.xz" for period in PERIODS}
-    captures["reference"], classes = class_captures(folder / "reference")
-    X_reference, y_reference, _ = sampler.sample(captures["reference"], classes)
+    captures["reference"] = sorted((folder / "reference").glob("*.pcap.xz"))
+    X_reference, y_reference, _ = sampler.sample(captures["reference"], [plain_name(p) for p in captures["reference"]])
     X_train, hosts, _ = sampler.sample([captures["train"]], lambda flows: flows.src_ip)
     data = Bunch(
         X_reference=X_reference,

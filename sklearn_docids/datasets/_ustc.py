@@ -25,6 +25,7 @@ from sklearn_docids import paper
 from sklearn_docids._sampler import FlowSampler
 from sklearn_docids._warn import warn_caller
 from sklearn_docids.datasets._cache import as_sampled, captured_flows
+from sklearn_docids.datasets._files import files_of, paths_below
 from sklearn_docids.datasets._folder import check_n_per_class, drawn_bunch, plain_name
 
 BENIGN = (
@@ -64,7 +65,7 @@ def load_ustc_tfc2016(
         Folder with ``Benign`` and ``Malware``, as published. A class is one or more captures (``SMB-1.pcap``,
         ``SMB-2.pcap``) or 7z archives of them; archives are unpacked one at a time into a temporary folder, which
         needs ``py7zr`` (``pip install 'sklearn-docids[archives]'``). Archives of a class that has a capture beside them
-        are skipped.
+        are skipped, as are links that lead out of ``Benign`` or ``Malware`` (see `load_class_folder`).
     n_per_class : int or None, default=5000
         Most flows of a class, drawn at random (paper: 5,000); None: all.
     sampler : FlowSampler, default=None
@@ -150,7 +151,7 @@ def published_files(home: Path) -> list[tuple[str, Path]]:
     for folder, classes in (("Benign", BENIGN), ("Malware", MALWARE)):
         if not (home / folder).is_dir():
             raise FileNotFoundError(f"{home / folder} is missing; clone {HOME} and give its folder")
-        paths = sorted(p for p in (home / folder).rglob("*") if p.is_file() and not p.name.startswith("."))
+        paths = files_of(home / folder, paths_below(home / folder))
         captured = {class_of(p) for p in paths if p.suffix != ".7z"}
         for path in paths:
             label = class_of(path)
@@ -187,7 +188,7 @@ def unpacked(path: Path) -> Iterator[list[Path]]:
                 archive.extractall(folder)
         except (py7zr.exceptions.ArchiveError, EOFError, struct.error, lzma.LZMAError, zlib.error, OSError) as error:
             raise ValueError(f"{path}: not a usable archive: {error or type(error).__name__}") from None
-        captures = sorted(p for p in Path(folder).rglob("*") if p.is_file())
+        captures = files_of(Path(folder), paths_below(Path(folder)))
         if not captures:
             raise ValueError(f"{path} is an archive without a file")
         yield captures
@@ -269,10 +270,10 @@ def load_ustc_tk2016(
 def read_idx(path: Path, n_dimensions: int) -> np.ndarray:
     """Return the array of bytes in an idx file, packed or not."""
     packed = path.with_name(f"{path.name}.gz")
-    if not path.exists() and not packed.exists():
+    if not path.is_file() and not packed.is_file():
         raise FileNotFoundError(f"{path} is missing, packed or not; it is on {IMAGES_HOME}")
     try:
-        data = path.read_bytes() if path.exists() else gzip.decompress(packed.read_bytes())
+        data = path.read_bytes() if path.is_file() else gzip.decompress(packed.read_bytes())
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{packed}: damaged: {error}") from None
     head = 4 + 4 * n_dimensions

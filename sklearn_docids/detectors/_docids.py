@@ -109,7 +109,9 @@ class DOCIDSDetector(TrainedDetector):
         Existing folder for the state of training, written after an epoch, at most every 30 s. A `fit` of the same
         settings and rows that finds its own checkpoint goes on from there and gives bit for bit what it would have
         given without the break; a `fit` that is done removes it. Needs an int as ``random_state``. With
-        ``warm_start`` a `fit` that was ended by Ctrl-C is done, too: the next one goes on from its weights.
+        ``warm_start`` a `fit` that was ended by Ctrl-C is done, too: the next one goes on from its weights. A
+        checkpoint's checksum shows damage and is no signature: its weights are believed, so nobody else should be
+        able to write to the folder.
     callbacks : list of skorch callbacks or None, default=None
         Copies of these are called during training. The net's history has ``train_loss``, ``train_loss_best``, the
         three losses, and ``validation_loss`` with early stopping. One that calls ``net.stop_training()`` ends training.
