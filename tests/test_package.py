@@ -132,9 +132,10 @@ LAYERS = {
     "datasets._cic": "_sampler capture.table datasets._cache datasets._labels paper",
     "datasets._folder": "_sampler _warn",
     "datasets._labels": "capture.table",
+    "datasets._sevenzip": "",
     "datasets._synthetic": "capture.table",
     "datasets._testbed": "_sampler capture.table datasets._folder",
-    "datasets._ustc": "_sampler _warn datasets._cache datasets._folder paper",
+    "datasets._ustc": "_sampler _warn datasets._cache datasets._folder datasets._sevenzip paper",
     "detectors": (
         "detectors._autoencoders detectors._doc_features detectors._docids detectors._ensemble "
         "detectors._reference detectors._simple"
