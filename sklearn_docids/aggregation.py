@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -28,10 +28,8 @@ from sklearn_docids._bases import BaseEstimator
 from sklearn_docids._meta import forget_fit
 from sklearn_docids._thresholds import conformal_threshold, least_held_out
 from sklearn_docids._warn import warn_caller
+from sklearn_docids.capture.table import FlowTable
 from sklearn_docids.exceptions import TooFewGroupsError
-
-if TYPE_CHECKING:
-    from sklearn_docids.capture.table import FlowTable
 
 __all__ = ["FlowAggregator", "FlowGroup", "GroupStream", "TooFewGroupsError"]
 
@@ -229,7 +227,7 @@ class FlowAggregator(BaseEstimator):
         TooFewGroupsError
             There are too few groups for a ``false_alarm_rate`` that was given as a number.
         ValueError
-            A parameter or a score is unusable, or there are no flows.
+            A parameter or a score is unusable, ``flows`` is not a flow table, or there are no flows.
 
         Warns
         -----
@@ -294,7 +292,7 @@ class FlowAggregator(BaseEstimator):
         NotFittedError
             ``fit`` has not been called, or not since a parameter was changed.
         ValueError
-            A score is not finite, or there is not one for each flow.
+            ``flows`` is not a flow table, a score is not finite, or there is not one for each flow.
         """
         fitted = self._checked_fit()
         return _most_abnormal_first(_all_groups(flows, self.abnormality(_checked(flows, scores)), fitted))
@@ -412,7 +410,7 @@ class GroupStream:
         Raises
         ------
         ValueError
-            A score is not finite, or there is not one for each flow.
+            ``flows`` is not a flow table, a score is not finite, or there is not one for each flow.
 
         Warns
         -----
@@ -681,6 +679,8 @@ def _thinned(ordered: np.ndarray) -> np.ndarray:
 
 
 def _checked(flows: FlowTable, scores: ArrayLike) -> np.ndarray:
+    if not isinstance(flows, FlowTable):
+        raise ValueError(f"flows must be a FlowTable, as from FlowSampler.flows; got {type(flows).__name__}")
     checked: np.ndarray = column_or_1d(scores, dtype=np.float64)
     check_consistent_length(flows.X, checked)
     assert_all_finite(checked, input_name="scores")

@@ -508,3 +508,5 @@ def test_unusable_scores_raise(traffic):
         FlowAggregator(false_alarm_rate=None).fit(flows, scores[1:])
     with pytest.raises(ValueError, match="no flows to calibrate with"):
         FlowAggregator(false_alarm_rate=None).fit(flows[:0], scores[:0])
+    with pytest.raises(ValueError, match=r"flows must be a FlowTable, as from FlowSampler\.flows; got ndarray"):
+        FlowAggregator(false_alarm_rate=None).fit(flows.X, scores)
