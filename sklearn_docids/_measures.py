@@ -71,7 +71,8 @@ class Ranking:
         self._order = np.argsort(scores, kind="stable")
         self._attack = attack[self._order]
         # Flows of equal scores are flagged together: thresholds lie behind the last of each.
-        self._ends = np.flatnonzero(np.append(np.diff(scores[self._order]) != 0, True))
+        ordered = scores[self._order]
+        self._ends = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))
 
     def curve(self, weights: np.ndarray | None = None) -> Curve:
         """Return the curve, with every flow counted once or by its weight."""

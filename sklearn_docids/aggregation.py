@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -28,10 +28,8 @@ from sklearn_docids._bases import BaseEstimator
 from sklearn_docids._meta import forget_fit
 from sklearn_docids._thresholds import conformal_threshold, least_held_out
 from sklearn_docids._warn import warn_caller
+from sklearn_docids.capture.table import FlowTable
 from sklearn_docids.exceptions import TooFewGroupsError
-
-if TYPE_CHECKING:
-    from sklearn_docids.capture.table import FlowTable
 
 __all__ = ["FlowAggregator", "FlowGroup", "GroupStream", "TooFewGroupsError"]
 
@@ -126,9 +124,9 @@ class FlowAggregator(BaseEstimator):
     level : {"channel", "host"}, default="channel"
         ``"channel"``: flows of one source, destination, destination port and protocol. ``"host"``: of one source.
     window : float, default=3600.0
-        Seconds, at least 1e-9; a flow belongs to the window in which it begins. Flows of a stream come out as they end,
-        so a window shorter than the sampler's ``idle_timeout`` may close before its last flows are there, and they
-        make a group of their own.
+        Seconds, from 1e-9 to 9e9 (285 years); a flow belongs to the window in which it begins. Flows of a stream come
+        out as they end, so a window shorter than the sampler's ``idle_timeout`` may close before its last flows are
+        there, and they make a group of their own.
     n_highest : int, default=50
         Most abnormal flows of a channel that count. This and the power were chosen on the validation part of the
         testbed (docs/benchmarks.md).
@@ -137,8 +135,8 @@ class FlowAggregator(BaseEstimator):
         enough normal groups for it, otherwise no threshold, with a warning. None: no threshold.
     max_groups : int, default=100_000
         Most channels that a stream holds at a time, in all hosts together with ``level="host"``. When there are more,
-        the least abnormal groups come out early, a tenth of the channels at a time, and what follows of them counts as
-        another group.
+        groups come out early, a tenth of the channels at a time, and what follows of them counts as another group;
+        `GroupStream` says which.
 
     Attributes
     ----------
@@ -186,7 +184,8 @@ class FlowAggregator(BaseEstimator):
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "level": [StrOptions(set(LEVELS))],
-        "window": [Interval(Real, 1e-9, None, closed="left")],
+        # Beyond 2**63 ns, a window has no number.
+        "window": [Interval(Real, 1e-9, 9e9, closed="both")],
         "n_highest": [Interval(Integral, 1, None, closed="left")],
         "false_alarm_rate": [Interval(Real, 0, 0.5, closed="right"), StrOptions({"auto"}), None],
         "max_groups": [Interval(Integral, 1, None, closed="left")],
@@ -228,7 +227,7 @@ class FlowAggregator(BaseEstimator):
         TooFewGroupsError
             There are too few groups for a ``false_alarm_rate`` that was given as a number.
         ValueError
-            A parameter or a score is unusable, or there are no flows.
+            A parameter or a score is unusable, ``flows`` is not a flow table, or there are no flows.
 
         Warns
         -----
@@ -293,7 +292,7 @@ class FlowAggregator(BaseEstimator):
         NotFittedError
             ``fit`` has not been called, or not since a parameter was changed.
         ValueError
-            A score is not finite, or there is not one for each flow.
+            ``flows`` is not a flow table, a score is not finite, or there is not one for each flow.
         """
         fitted = self._checked_fit()
         return _most_abnormal_first(_all_groups(flows, self.abnormality(_checked(flows, scores)), fitted))
@@ -362,11 +361,11 @@ class GroupStream:
 
     Notes
     -----
-    When there is no room for one channel more, the groups whose flows have added up to the least come out, among equals
-    those that have had no flow for longest, until a tenth of the channels is free. A scan, however many ports it has,
-    pushes out quiet channels and its own; a beacon keeps its sum once that is greater than the abnormality of a single
-    flow of the scan. A host that alone holds more than half of all channels comes out instead, so that it pushes out no
-    other.
+    When there is no room for one channel more, groups come out until a tenth of the channels is free. If a source holds
+    more than a tenth of the room, they are groups of the source that holds the most, so that a few sources, whatever
+    they send, push out no group of another one. Otherwise, as in a flood with forged addresses, they are groups of all
+    sources. Among these, those go first whose flows have added up to the least, and of equals those that have had no
+    flow for longest: a beacon stays once it has added up to more than a flow of the flood. What stays is complete.
 
     Examples
     --------
@@ -411,21 +410,32 @@ class GroupStream:
         Raises
         ------
         ValueError
-            A score is not finite, or there is not one for each flow.
+            ``flows`` is not a flow table, a score is not finite, or there is not one for each flow.
+
+        Warns
+        -----
+        UserWarning
+            Groups come out for want of room, for the first time in this stream.
         """
         done: list[FlowGroup] = []
         abnormality = _abnormality_among(self._normal_scores, _checked(flows, scores))
         for row, (key, channel, time, value) in enumerate(_keyed(flows, abnormality, self._fitted)):
             if self._clock.moves_on(key[0]):
                 # Flows come out as they end, those that began before among them: one more window is waited for.
-                done += self._open.close([key for key in self._open.groups if key[0] < self._clock.now - 1])
+                done += self._open.close_before(self._clock.now - 1)
             self._open.add(key, channel, row, time, value)
             if self._open.n_channels > self._max_groups:
                 done += self._evict()
         return done
 
     def _evict(self) -> list[FlowGroup]:
-        evicted = self._open.close(self._open.least_abnormal(self._max_groups))
+        if not self.n_evicted:
+            warn_caller(
+                f"there are more than {self._max_groups} channels at a time: {self._fitted.level}s come out early, and "
+                "what follows of them counts as another group; n_evicted counts them, and a higher max_groups or a "
+                "shorter window avoids it"
+            )
+        evicted = self._open.evict(self._max_groups)
         self.n_evicted += len(evicted)
         return evicted
 
@@ -437,7 +447,7 @@ class GroupStream:
         list of FlowGroup
             The most abnormal first.
         """
-        return _most_abnormal_first(self._open.close(self._open.groups))
+        return _most_abnormal_first(self._open.close_before(math.inf))
 
 
 class _Clock:
@@ -544,43 +554,67 @@ class _OpenGroups:
     """All groups to which flows are still added."""
 
     def __init__(self, fitted: _Fit):
-        self.groups: dict[Key, _OpenGroup] = {}
         self.n_channels = 0
         self._fitted = fitted
         self._n_added = 0
+        # By window, and a heap of the windows: a clock that time stamps move to and fro costs no search.
+        self._of_window: dict[int, dict[Key, _OpenGroup]] = {}
+        self._windows: list[int] = []
 
     def add(self, key: Key, channel: Key, row: int, time: int, abnormality: float) -> None:
         """Add a flow to its group."""
-        group = self.groups.get(key)
+        groups = self._of_window.get(key[0])
+        if groups is None:
+            groups = self._of_window[key[0]] = {}
+            heapq.heappush(self._windows, key[0])
+        group = groups.get(key)
         n_before = 0 if group is None else group.n_channels
         if group is None:
             is_channel = self._fitted.level == "channel"
-            group = self.groups[key] = _OpenChannel(self._fitted.n_highest) if is_channel else _OpenHost()
+            group = groups[key] = _OpenChannel(self._fitted.n_highest) if is_channel else _OpenHost()
         group.add(channel, row, time, abnormality)
         self.n_channels += group.n_channels - n_before
         self._n_added += 1
         group.last_added = self._n_added
 
-    def close(self, keys: Iterable[Key]) -> list[FlowGroup]:
-        """Take groups out, with their scores."""
+    def close_before(self, window: float) -> list[FlowGroup]:
+        """Take out the groups of all windows before one, with their scores."""
         closed = []
-        for key in list(keys):
-            group = self.groups.pop(key)
-            self.n_channels -= group.n_channels
-            closed.append(group.closed(key))
+        while self._windows and self._windows[0] < window:
+            groups = self._of_window.pop(heapq.heappop(self._windows))
+            for key in list(groups):
+                group = groups.pop(key)  # freed at once, not with the last
+                self.n_channels -= group.n_channels
+                closed.append(group.closed(key))
         return closed
 
-    def least_abnormal(self, max_channels: int) -> list[Key]:
-        """Return the groups that must go for a tenth of the channels to be free: one search serves many flows."""
-        keys, groups = list(self.groups), list(self.groups.values())
+    def evict(self, max_channels: int) -> list[FlowGroup]:
+        """Take out those that must go for a tenth of the channels to be free: one search serves many flows."""
+        keys = [key for of_window in self._of_window.values() for key in of_window]
+        groups = [group for of_window in self._of_window.values() for group in of_window.values()]
         n_channels = np.array([group.n_channels for group in groups])
-        largest = int(n_channels.argmax())
-        if n_channels[largest] > max(1, max_channels / 2):
-            return [keys[largest]]
+        closed = []
+        for place in self._least_abnormal(keys, groups, n_channels, max_channels):
+            self.n_channels -= int(n_channels[place])
+            closed.append(self._of_window[keys[place][0]].pop(keys[place]).closed(keys[place]))
+        self._of_window = {window: left for window, left in self._of_window.items() if left}
+        self._windows = sorted(self._of_window)
+        return closed
+
+    def _least_abnormal(
+        self, keys: list[Key], groups: list[_OpenGroup], n_channels: np.ndarray, max_channels: int
+    ) -> list[int]:
+        """Return the places of those that must go, first among those of a source that takes the room of others."""
+        n_held: dict[str, int] = {}
+        for key, n in zip(keys, n_channels.tolist(), strict=True):
+            n_held[key[1]] = n_held.get(key[1], 0) + n
+        largest = max(n_held, key=n_held.__getitem__)
         order = np.lexsort(([group.last_added for group in groups], [group.running_sum for group in groups]))
+        if n_held[largest] > max_channels / 10:
+            order = order[[keys[place][1] == largest for place in order.tolist()]]
         too_many = self.n_channels - max_channels + max_channels // 10
         n_groups = int(np.searchsorted(np.cumsum(n_channels[order]), too_many)) + 1
-        return [keys[place] for place in order[:n_groups].tolist()]
+        return order[:n_groups].tolist()
 
 
 def _keyed(flows: FlowTable, abnormality: np.ndarray, fitted: _Fit) -> Iterator[tuple[Key, Key, int, float]]:
@@ -600,11 +634,11 @@ def _keys(flows: FlowTable, fitted: _Fit) -> Iterator[Key]:
 
 
 def _all_groups(flows: FlowTable, abnormality: np.ndarray, fitted: _Fit) -> list[FlowGroup]:
-    """Return the groups of flows that are all there, in the order in which they begin in the table."""
+    """Return the groups of flows that are all there, by window, then in the order in which they begin in the table."""
     opened = _OpenGroups(fitted)
     for row, (key, channel, time, value) in enumerate(_keyed(flows, abnormality, fitted)):
         opened.add(key, channel, row, time, value)
-    return opened.close(opened.groups)
+    return opened.close_before(math.inf)
 
 
 def _most_abnormal_first(groups: list[FlowGroup]) -> list[FlowGroup]:
@@ -645,6 +679,8 @@ def _thinned(ordered: np.ndarray) -> np.ndarray:
 
 
 def _checked(flows: FlowTable, scores: ArrayLike) -> np.ndarray:
+    if not isinstance(flows, FlowTable):
+        raise ValueError(f"flows must be a FlowTable, as from FlowSampler.flows; got {type(flows).__name__}")
     checked: np.ndarray = column_or_1d(scores, dtype=np.float64)
     check_consistent_length(flows.X, checked)
     assert_all_finite(checked, input_name="scores")

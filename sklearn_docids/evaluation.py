@@ -13,13 +13,14 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from sklearn.base import clone
 from sklearn.exceptions import UndefinedMetricWarning
 from sklearn.pipeline import Pipeline
-from sklearn.utils import assert_all_finite
+from sklearn.utils import assert_all_finite, check_scalar
 from sklearn.utils.validation import has_fit_parameter
 
 from sklearn_docids._measures import Curve, Ranking, average_precision, recall_at_fpr, resolves, roc_auc, too_few_normal
@@ -185,8 +186,11 @@ class Evaluation:
 
         Raises
         ------
+        TypeError
+            ``n_resamples`` is not a whole number.
         ValueError
-            A score is not finite, or there are scores of this detector, seed and level already.
+            ``n_resamples`` is negative, a score is not finite, or there are scores of this detector, seed and level
+            already.
 
         Warns
         -----
@@ -194,6 +198,7 @@ class Evaluation:
             The normal flows are too few for a recall, which is NaN then.
         """
         self._refuse_second(detector, seed, level)
+        check_scalar(n_resamples, "n_resamples", Integral, min_val=0)
         for name, scores in {"normal traffic": scored.normal, **scored.attacks}.items():
             assert_all_finite(scores, input_name=f"scores of {detector!r} for {name!r}")
         self._warn_of_unresolved(len(scored.normal), level)
@@ -403,8 +408,10 @@ class Evaluation:
         ImportError
             pandas is not installed.
         """
-        import pandas
-
+        try:
+            import pandas
+        except ImportError:
+            raise ImportError("to_pandas needs pandas: pip install 'sklearn-docids[pandas]'") from None
         return pandas.DataFrame(self.rows, columns=list(COLUMNS))
 
     def write_csv(self, path: str | os.PathLike[str]) -> None:
@@ -471,9 +478,12 @@ def evaluate(
 
     Raises
     ------
+    TypeError
+        ``n_resamples`` is not a whole number.
     ValueError
         There is no detector, no seed or one twice, no attack or an attack without flows, seeds or a reference without
-        ``train``, the level is unknown or lacks flow tables, or a score is not finite.
+        ``train``; ``detectors`` or ``attacks`` is not a mapping, ``n_resamples`` is negative, the level is unknown or
+        lacks flow tables, or a score is not finite.
 
     Warns
     -----
@@ -500,6 +510,7 @@ def evaluate(
     """
     _check_fits(detectors, seeds, is_fitted=train is None, has_reference=reference is not None)
     _check_flows(normal, attacks, level, calibration)
+    check_scalar(n_resamples, "n_resamples", Integral, min_val=0)
     found, reasons = Evaluation(), set()
     for seed in seeds:
         for name, detector in detectors.items():
@@ -520,7 +531,15 @@ def evaluate(
     return found
 
 
+def _check_mapping(name: str, given: Any, values: str) -> None:
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{name} must be a mapping of names to {values}, such as a dict; got {type(given).__name__}")
+
+
 def _check_fits(detectors: Mapping[str, Any], seeds: Sequence[int], *, is_fitted: bool, has_reference: bool) -> None:
+    _check_mapping("detectors", detectors, "detectors")
+    if isinstance(seeds, Integral):
+        raise ValueError(f"seeds must be a list of them, one for each fit; got {seeds}")
     if not len(detectors) or not len(seeds) or len(set(seeds)) < len(seeds):
         raise ValueError(f"there must be detectors, and different seeds; got {len(detectors)} and {list(seeds)}")
     if is_fitted and (tuple(seeds) != (0,) or has_reference):
@@ -530,6 +549,7 @@ def _check_fits(detectors: Mapping[str, Any], seeds: Sequence[int], *, is_fitted
 def _check_flows(normal: Any, attacks: Mapping[str, Any], level: str, calibration: Any) -> None:
     if level not in ("flow", *LEVELS):
         raise ValueError(f"level must be one of {('flow', *LEVELS)}, got {level!r}")
+    _check_mapping("attacks", attacks, "flows")
     if not attacks:
         raise ValueError("attacks is empty: there is nothing to find")
     reserved = {ALL, MACRO} & set(attacks)

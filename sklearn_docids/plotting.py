@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from sklearn import metrics
 from sklearn.manifold import TSNE
 from sklearn.metrics import RocCurveDisplay
-from sklearn.utils import check_consistent_length, column_or_1d
+from sklearn.utils import assert_all_finite, check_array, check_consistent_length, column_or_1d
 
 from sklearn_docids._measures import is_attack
 
@@ -47,7 +47,13 @@ def _verbatim(name: str) -> str:
 def _attacks_first(y_true: ArrayLike, y_score: ArrayLike, pos_label: Any) -> tuple[np.ndarray, np.ndarray]:
     """Return labels and scores as scikit-learn takes them: attacks are True, and score high."""
     check_consistent_length(y_true, y_score)
-    return is_attack(y_true, pos_label), -column_or_1d(y_score, dtype=np.float64)
+    return is_attack(y_true, pos_label), -_finite(y_score)
+
+
+def _finite(y_score: ArrayLike) -> np.ndarray:
+    scores: np.ndarray = column_or_1d(y_score, dtype=np.float64)
+    assert_all_finite(scores, input_name="y_score")
+    return scores
 
 
 def _shown_name(display: Any, name: str | None) -> str | None:
@@ -59,8 +65,10 @@ def _shown_name(display: Any, name: str | None) -> str | None:
 
 def _axes(ax: Any) -> Any:
     if ax is None:
-        from matplotlib import pyplot
-
+        try:
+            from matplotlib import pyplot
+        except ImportError:
+            raise ImportError("pictures need matplotlib: pip install 'sklearn-docids[plot]'") from None
         _, ax = pyplot.subplots()
     return ax
 
@@ -144,9 +152,14 @@ class ScoreHistogramDisplay:
         -------
         ScoreHistogramDisplay
             The drawn display.
+
+        Raises
+        ------
+        ValueError
+            A score is not finite, labels are not +1 and -1, or one of the two kinds is missing.
         """
         check_consistent_length(y_true, y_score)
-        return cls(np.asarray(y_score, dtype=float), is_attack(y_true), threshold).plot(ax=ax)
+        return cls(_finite(y_score), is_attack(y_true), threshold).plot(ax=ax)
 
     def plot(self, *, ax: Any = None) -> ScoreHistogramDisplay:
         """Draw the histogram; the abnormality (opposite of the score) runs on a logarithmic axis where it can.
@@ -504,9 +517,14 @@ class ScoreByClassDisplay:
         -------
         ScoreByClassDisplay
             The drawn display.
+
+        Raises
+        ------
+        ValueError
+            A score is not finite, or there is not one for each class.
         """
         check_consistent_length(classes, y_score)
-        return cls(np.asarray(y_score, dtype=float), np.asarray(classes, dtype=str), threshold).plot(ax=ax)
+        return cls(_finite(y_score), np.asarray(classes, dtype=str), threshold).plot(ax=ax)
 
     def plot(self, *, ax: Any = None) -> ScoreByClassDisplay:
         """Draw a box per class, on a logarithmic axis where all abnormalities are positive.
@@ -638,9 +656,9 @@ class EmbeddingDisplay:
         EmbeddingDisplay
             The display itself.
         """
+        ax = _axes(ax)
         from matplotlib import colormaps
 
-        ax = _axes(ax)
         for number, name in enumerate(sorted(set(self.classes.tolist()))):
             colour = "lightgrey" if name == "" else colormaps["tab20"](number % 20)
             label = _verbatim(name or "normal")
@@ -722,8 +740,13 @@ class ExplanationDisplay:
         -------
         ExplanationDisplay
             The drawn display.
+
+        Raises
+        ------
+        ValueError
+            The attribution is not a finite array of two dimensions.
         """
-        return cls(np.asarray(attribution, dtype=float)).plot(ax=ax)
+        return cls(check_array(attribution, dtype=np.float64, input_name="attribution")).plot(ax=ax)
 
     def plot(self, *, ax: Any = None) -> ExplanationDisplay:
         """Draw a line per packet: red bytes make the flow more abnormal, blue ones less.

@@ -569,11 +569,14 @@ def naive_evicted(flows, abnormality, level, n_highest, max_channels):
         if n_held() <= max_channels:
             continue
         room = max_channels - max_channels // 10
+        held = {key[0]: 0 for key in members}
+        for key, rows in members.items():
+            held[key[0]] += len(channels(rows))
+        largest = max(held, key=held.get)
+        candidates = {key for key in members if key[0] == largest or held[largest] <= max_channels / 10}
         while n_held() > room:
-            key = min(members, key=lambda key: (round(total(members[key]), 9), members[key][-1]))
-            largest = max(members, key=lambda key: len(channels(members[key])))
-            if len(channels(members[largest])) > max(1, max_channels / 2):
-                key = largest
+            key = min(candidates, key=lambda key: (round(total(members[key]), 9), members[key][-1]))
+            candidates.remove(key)
             rows = members.pop(key)
             evicted.append((key[0], len(rows), -round(float(total(rows)), 9)))
     return evicted

@@ -2,6 +2,8 @@
 
 import copy
 import dataclasses
+import functools
+import pickle
 import subprocess
 import sys
 
@@ -104,6 +106,7 @@ def test_a_stream_keeps_to_the_fit_it_began_with(traffic):
     assert described(stream.flush()) == expected
 
 
+@pytest.mark.filterwarnings("ignore:there are more than")
 @pytest.mark.parametrize("level", ["channel", "host"])
 def test_memory_is_bounded_and_no_flow_is_lost(traffic, level):
     flows, scores = traffic
@@ -117,6 +120,7 @@ def test_memory_is_bounded_and_no_flow_is_lost(traffic, level):
     assert sum(group.n_flows for group in groups) == len(flows)
 
 
+@pytest.mark.filterwarnings("ignore:there are more than")
 @pytest.mark.parametrize("level", ["channel", "host"])
 @pytest.mark.parametrize("max_groups", [1, 2, 10, 20, 37])
 def test_those_that_go_are_the_least_abnormal(traffic, level, max_groups):
@@ -143,6 +147,7 @@ def scan_and_beacon(tmp_path_factory):
     return flows, np.full(len(flows), -1.0)
 
 
+@pytest.mark.filterwarnings("ignore:there are more than")
 @pytest.mark.parametrize("level", ["channel", "host"])
 def test_a_scan_does_not_wipe_out_the_sum_of_a_beacon(scan_and_beacon, level):
     flows, scores = scan_and_beacon
@@ -160,6 +165,7 @@ def test_a_scan_does_not_wipe_out_the_sum_of_a_beacon(scan_and_beacon, level):
         assert groups[0] == beacon
 
 
+@pytest.mark.filterwarnings("ignore:there are more than")
 def test_of_equally_abnormal_groups_the_least_recently_active_go(tmp_path):
     ports = [*range(1, 11), 1, 11]  # the first channel has a flow once more before there is one channel too many
     flows = sampled(
@@ -169,6 +175,7 @@ def test_of_equally_abnormal_groups_the_least_recently_active_go(tmp_path):
     assert [group.dst_port for group in stream.update(flows, np.full(12, -1.0))] == [2, 3]
 
 
+@pytest.mark.filterwarnings("ignore:there are more than")
 def test_eviction_frees_a_tenth_of_the_room_at_a_time(scan_and_beacon):
     # One at a time, each new channel would cost a search through all others; all at once, nothing would be kept.
     flows, scores = scan_and_beacon
@@ -176,6 +183,98 @@ def test_eviction_frees_a_tenth_of_the_room_at_a_time(scan_and_beacon):
     sizes = [len(stream.update(flows[row : row + 1], scores[row : row + 1])) for row in range(len(flows))]
     assert set(sizes) == {0, 11}  # a tenth, and the one too many
     assert stream.n_evicted == sum(sizes)
+
+
+@pytest.fixture(scope="module")
+def flood_and_beacon(tmp_path_factory):
+    """Return a function that gives 1,000 flows to new hosts, by some sources, and 20 flows of a beacon."""
+
+    @functools.cache
+    def make(n_sources):
+        packets = []
+        for number in range(1000):
+            source, new = (f"10.{net}.{number // 250}.{1 + number % 250}" for net in (1, 2))
+            if n_sources < 1000:
+                source = f"10.1.0.{1 + number % n_sources}"
+            packets.append(tcp(src=source, dst=new, sport=5000 + number, dport=80))
+            if number % 50 == 0:
+                packets.append(tcp(src="10.0.0.7", dst="10.9.9.9", sport=2000 + number, dport=443))
+        path = tmp_path_factory.mktemp("flood") / "c.pcap"
+        return sampled(path, packets, np.linspace(0, 1000, len(packets)))
+
+    return make
+
+
+def streamed(aggregator, flows, scores, size):
+    """Return a stream that has had flows, some at a time, and the groups that it gave."""
+    stream, groups = aggregator.stream(), []
+    for first in range(0, len(flows), size):
+        groups += stream.update(flows[first : first + size], scores[first : first + size])
+    return stream, groups
+
+
+@pytest.mark.filterwarnings("ignore:there are more than")
+@pytest.mark.parametrize("level", ["channel", "host"])
+@pytest.mark.parametrize("n_sources", [1, 2, 7, 1000])
+def test_a_flood_pushes_out_no_flow_unseen_and_that_of_a_few_sources_no_other_source(
+    flood_and_beacon, level, n_sources
+):
+    flows = flood_and_beacon(n_sources)
+    scores = np.where(flows.src_ip == "10.0.0.7", 3.5, -1.0)
+    # Of ten normal flows, those of the flood are below all, those of the beacon below six.
+    aggregator = FlowAggregator(level, false_alarm_rate=None, max_groups=50).fit(flows[:10], np.arange(10.0))
+    assert aggregator.abnormality([-1.0]) > 3 * aggregator.abnormality([3.5])
+    stream, groups = streamed(aggregator, flows, scores, 20)
+    assert stream.n_evicted == len(groups) > 0
+    groups += stream.flush()
+    assert sum(group.n_flows for group in groups) == len(flows)
+    beacons = [group for group in groups if group.src_ip == "10.0.0.7"]
+    if n_sources < 10:
+        (expected,) = [group for group in aggregator.aggregate(flows, scores) if group.src_ip == "10.0.0.7"]
+        assert [dataclasses.replace(group, most_abnormal=0) for group in beacons] == [
+            dataclasses.replace(expected, most_abnormal=0)
+        ]
+    else:  # none of its flows ever outweighs one of the flood before it has to go
+        assert len(beacons) > 1
+        assert sum(group.n_flows for group in beacons) == 20
+
+
+@pytest.mark.parametrize("level", ["channel", "host"])
+@pytest.mark.parametrize("n_sources", [2, 1000])
+def test_what_a_flood_pushes_out_is_what_the_obvious_way_says(flood_and_beacon, level, n_sources):
+    flows = flood_and_beacon(n_sources)[:400]
+    scores = np.random.default_rng(0).normal(size=400)
+    aggregator = FlowAggregator(level, window=1e6, n_highest=3, false_alarm_rate=None, max_groups=50).fit(flows, scores)
+    stream = aggregator.stream()
+    with pytest.warns(UserWarning, match="there are more than 50 channels at a time") as warned:
+        evicted = stream.update(flows[:200], scores[:200])
+    evicted += stream.update(flows[200:], scores[200:])
+    assert len(warned) == 1
+    assert warned[0].filename == __file__
+    expected = naive_evicted(flows, aggregator.abnormality(scores), level, 3, 50)
+    assert [(g.src_ip, g.n_flows, round(g.score, 9)) for g in evicted] == expected
+    assert stream.n_evicted == len(expected) > 10
+
+
+@pytest.mark.filterwarnings("ignore:there are more than")
+def test_windows_that_never_close_take_no_memory(tmp_path):
+    # Every third flow bears a window of its own in the future, which the clock never reaches.
+    times = 60.0 * np.where(np.arange(2000) % 3, 0, 10 + np.arange(2000))
+    flows = sampled(tmp_path / "c.pcap", [tcp(sport=5000 + n) for n in range(2000)], times)
+    scores = np.zeros(len(flows))
+    aggregator = FlowAggregator(window=60, false_alarm_rate=None, max_groups=50).fit(flows[:9], scores[:9])
+    early, late = (streamed(aggregator, flows[:n], scores[:n], 500)[0] for n in (500, 2000))
+    assert abs(len(pickle.dumps(late)) - len(pickle.dumps(early))) < 500
+
+
+def test_a_clock_that_goes_to_and_fro_closes_the_windows_that_are_over(tmp_path):
+    windows = np.tile(np.repeat([0, 3], 9), 5)
+    flows = sampled(tmp_path / "c.pcap", [tcp(sport=5000 + n) for n in range(90)], windows * 60 + np.arange(90) / 1e3)
+    aggregator = FlowAggregator(window=60, false_alarm_rate=None).fit(flows, np.zeros(90))
+    stream = aggregator.stream()
+    done = [(group.window, group.n_flows) for row in range(90) for group in stream.update(flows[row : row + 1], [0.0])]
+    assert done == [(0, 9)] * 5  # each time the fifth of the last nine flows is in window 3 again
+    assert [(group.window, group.n_flows) for group in stream.flush()] == [(3, 45)]
 
 
 def test_abnormality_is_the_share_of_normal_flows(traffic):
@@ -292,6 +391,7 @@ def test_by_default_too_few_groups_are_a_warning_and_no_threshold():
         ({"level": "flow"}, "The 'level' parameter"),
         ({"window": 0}, "The 'window' parameter"),
         ({"window": 1e-10}, "The 'window' parameter"),
+        ({"window": 1e10}, r"The 'window' parameter .* in the range \[1e-09, 9000000000\.0\]"),
         ({"n_highest": 0}, "The 'n_highest' parameter"),
         ({"false_alarm_rate": 0.9}, "The 'false_alarm_rate' parameter"),
         ({"level": "host", "window": 1e6, "false_alarm_rate": 0.01}, "needs at least 99 normal hosts.*there are 5:"),
@@ -334,6 +434,7 @@ def test_an_old_fit_does_not_serve_new_settings(traffic, changed):
     aggregator.fit(flows, scores).aggregate(flows, scores)
 
 
+@pytest.mark.filterwarnings("ignore:there are more than")
 def test_the_room_of_a_stream_may_be_changed_after_fit(traffic):
     aggregator = FlowAggregator(window=1e6, false_alarm_rate=None).fit(*traffic)
     stream = aggregator.set_params(max_groups=2).stream()
@@ -407,3 +508,5 @@ def test_unusable_scores_raise(traffic):
         FlowAggregator(false_alarm_rate=None).fit(flows, scores[1:])
     with pytest.raises(ValueError, match="no flows to calibrate with"):
         FlowAggregator(false_alarm_rate=None).fit(flows[:0], scores[:0])
+    with pytest.raises(ValueError, match=r"flows must be a FlowTable, as from FlowSampler\.flows; got ndarray"):
+        FlowAggregator(false_alarm_rate=None).fit(flows.X, scores)

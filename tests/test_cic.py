@@ -249,6 +249,17 @@ def test_checksums_beside_a_capture_are_checked(home, tmp_path, reads):
     assert len(reads) == 5
 
 
+def test_a_checksum_file_without_a_checksum_is_named_and_not_read_to_its_end(home):
+    beside = home / "Tuesday-WorkingHours.md5"
+    with beside.open("wb") as file:
+        file.truncate(2**40)  # a tebibyte of NUL bytes that takes no room
+    with pytest.raises(ValueError, match=r"Tuesday-WorkingHours\.md5 holds no MD5 checksum of .*or remove it"):
+        load_cic_ids_2017(home)
+    beside.unlink()
+    os.mkfifo(beside)  # whoever opens it waits for ever
+    load_cic_ids_2017(home)
+
+
 @pytest.mark.parametrize("wrong", [{"labels": "papers"}, {"attempted": "drop"}, {"labels": None}])
 def test_parameters_are_checked_before_anything_is_read(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
@@ -612,6 +623,17 @@ def test_lists_of_addresses_as_people_write_them(bos):
     assert load_bos_2018(bos).attack.tolist() == ["", "progress 7", "progress 8", ""]
     path.write_bytes(b"\x83T\x81[\x83o\n")
     with pytest.raises(ValueError, match=r"c2_addresses\.txt: "):
+        load_bos_2018(bos)
+
+
+def test_a_list_of_addresses_that_does_not_end_is_refused(bos):
+    path = bos / "c2_addresses.txt"
+    with path.open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(ValueError, match=r"c2_addresses\.txt has more than 1000000 characters: it must hold"):
+        load_bos_2018(bos)
+    path.write_text("9" * 10**6)
+    with pytest.raises(ValueError, match=r"c2_addresses\.txt: '9+$"):
         load_bos_2018(bos)
 
 

@@ -464,6 +464,10 @@ def test_scores_that_are_not_finite_are_refused():
         ({"detectors": {}}, "there must be detectors, and different seeds; got 0"),
         ({"train": NORMAL, "seeds": [1, 1]}, r"different seeds; got 1 and \[1, 1\]"),
         ({"seeds": []}, r"different seeds; got 1 and \[\]"),
+        ({"seeds": 3}, "seeds must be a list of them, one for each fit; got 3"),
+        ({"detectors": [Sum()]}, "detectors must be a mapping of names to detectors, such as a dict; got list"),
+        ({"attacks": NORMAL}, "attacks must be a mapping of names to flows, such as a dict; got ndarray"),
+        ({"n_resamples": -1}, "n_resamples == -1, must be >= 0"),
         ({"attacks": {"none": NORMAL[:0]}}, r"no flows of \['none'\]"),
         ({"attacks": {MACRO: NORMAL}}, "cannot be called"),
         ({"level": "network"}, "level must be one of"),
@@ -477,6 +481,13 @@ def test_unusable_arguments_raise(changed, message):
     arguments = {"detectors": {"sum": Sum()}, "normal": NORMAL, "attacks": ATTACKS, **changed}
     with pytest.raises(ValueError, match=message):
         evaluate(**arguments)
+
+
+def test_half_a_resample_is_refused():
+    with pytest.raises(TypeError, match="n_resamples must be an instance of"):
+        evaluate({"sum": Sum()}, NORMAL, ATTACKS, n_resamples=2.5)
+    with pytest.raises(TypeError, match="n_resamples must be an instance of"):
+        Evaluation().add("mine", 0, Scored(np.zeros(3), {"x": np.zeros(2)}), n_resamples=2.5)
 
 
 def test_rows_go_to_csv_and_pandas(found, tmp_path):

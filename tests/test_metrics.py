@@ -2,6 +2,8 @@
 
 import math
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -16,7 +18,13 @@ from sklearn_docids.metrics import (
     attack_roc_auc_score,
     recall_at_fpr_score,
 )
-from sklearn_docids.plotting import PrecisionRecallDisplay, RocDisplay, ScoreByClassDisplay, ScoreHistogramDisplay
+from sklearn_docids.plotting import (
+    ExplanationDisplay,
+    PrecisionRecallDisplay,
+    RocDisplay,
+    ScoreByClassDisplay,
+    ScoreHistogramDisplay,
+)
 
 METRICS = [attack_roc_auc_score, attack_average_precision_score, recall_at_fpr_score]
 rng = np.random.default_rng(0)
@@ -231,3 +239,40 @@ def test_verdicts_that_do_not_fit_the_labels_are_refused():
         alarm_counts([1, 1, -1], [1, 1])
     with pytest.raises(ValueError, match=r"y_pred must be \+1 \(normal\) and -1 \(abnormal\), got \[0, 1, 2, 3, 4\]$"):
         alarm_counts([1, 1, 1, 1, 1, -1], [5, 4, 3, 2, 1, 0])
+
+
+@pytest.mark.parametrize("display", [ScoreHistogramDisplay, ScoreByClassDisplay, RocDisplay, PrecisionRecallDisplay])
+@pytest.mark.parametrize("score", [np.nan, np.inf])
+def test_scores_that_are_not_finite_are_not_drawn(display, score):
+    labels = ["scan", ""] if display is ScoreByClassDisplay else [-1, 1]
+    with pytest.raises(ValueError, match="Input y_score contains"):
+        display.from_predictions(labels, [-1.0, score])
+
+
+@pytest.mark.parametrize(
+    ("attribution", "message"), [([[1.0, np.nan]], "attribution contains NaN"), ([1.0, 2.0], "Expected 2D array")]
+)
+def test_an_attribution_that_is_no_picture_is_not_drawn(attribution, message):
+    with pytest.raises(ValueError, match=message):
+        ExplanationDisplay.from_predictions(attribution)
+
+
+def test_scores_at_the_ends_of_what_float64_holds_are_ranked():
+    largest = np.finfo(np.float64).max
+    assert attack_roc_auc_score([1, -1], [largest, -largest]) == 1
+
+
+@pytest.mark.parametrize(
+    ("package", "use", "extra"),
+    [
+        ("matplotlib", "plotting.ScoreHistogramDisplay.from_predictions([1, -1], [0.0, -1.0])", "plot"),
+        ("pandas", "evaluation.Evaluation().to_pandas()", "pandas"),
+    ],
+)
+def test_a_missing_package_is_named_with_the_way_to_get_it(package, use, extra):
+    code = (
+        f"import sys; sys.modules[{package!r}] = None\nimport sklearn_docids\n"
+        f"try: sklearn_docids.{use}\nexcept ImportError as error: print(error)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert f"{package}: pip install 'sklearn-docids[{extra}]'" in ran.stdout

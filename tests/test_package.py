@@ -104,23 +104,26 @@ LAYERS = {
     "capture._native": "_warn",
     "capture.community_id": "",
     "capture.compression": "",
-    "capture.containers": "capture.compression capture.headers capture.records exceptions",
+    "capture.containers": "capture.compression capture.headers capture.kinds capture.records exceptions",
     "capture.fields": "capture._native capture.flows capture.headers capture.layouts capture.rewriting",
     "capture.flows": (
-        "_warn capture.containers capture.headers capture.kernels capture.layouts capture.reordering "
-        "capture.rewriting exceptions"
+        "_warn capture.containers capture.hashing capture.headers capture.kernels capture.kinds capture.layouts "
+        "capture.reordering capture.rewriting exceptions"
     ),
     "capture.folders": "_scratch",
+    "capture.hashing": "capture._native capture.layouts",
     "capture.headers": "capture._native capture.layouts",
-    "capture.kernels": "capture._native capture.headers capture.layouts capture.rewriting",
+    "capture.kernels": (
+        "capture._native capture.hashing capture.headers capture.layouts capture.rewriting capture.tunnels"
+    ),
+    "capture.kinds": "capture.headers",
     "capture.layouts": "",
     "capture.records": "capture._native",
-    "capture.reordering": "capture.records exceptions",
+    "capture.reordering": "_warn capture.records exceptions",
     "capture.rewriting": "capture._native capture.headers capture.layouts",
-    "capture.table": (
-        "_scratch capture.community_id capture.flows capture.folders capture.headers capture.kernels exceptions"
-    ),
-    "capture.writing": "_scratch capture.containers capture.flows capture.folders capture.kernels exceptions",
+    "capture.table": "_scratch capture.community_id capture.flows capture.folders capture.headers capture.kernels",
+    "capture.tunnels": "capture._native capture.hashing capture.headers capture.layouts",
+    "capture.writing": "_scratch capture.containers capture.flows capture.folders capture.kernels capture.table",
     "cli": "cli._commands",
     "cli._commands": (
         "_sampler _version aggregation cli._demo cli._html cli._outputs cli._text datasets datasets._folder "
@@ -137,9 +140,10 @@ LAYERS = {
     "datasets._files": "_warn",
     "datasets._folder": "_sampler _warn datasets._files",
     "datasets._labels": "capture.table",
+    "datasets._sevenzip": "",
     "datasets._synthetic": "capture.table",
     "datasets._testbed": "_sampler capture.table datasets._folder",
-    "datasets._ustc": "_sampler _warn datasets._cache datasets._files datasets._folder paper",
+    "datasets._ustc": "_sampler _warn datasets._cache datasets._files datasets._folder datasets._sevenzip paper",
     "detectors": (
         "detectors._autoencoders detectors._doc_features detectors._docids detectors._ensemble "
         "detectors._reference detectors._simple"

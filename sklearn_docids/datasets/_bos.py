@@ -20,6 +20,8 @@ from sklearn_docids.datasets._files import files_of, paths_below
 
 HOME = "https://www.iwsec.org/mws/datasets.html"
 ADDRESS_FILE = "c2_addresses.txt"
+# Room for 20,000 of the longest addresses; the captures hold a few intrusions.
+MOST_ADDRESS_CHARACTERS = 10**6
 # No timeout ends a flow, so all of a capture are live at its end.
 MOST_LIVE_FLOWS = 2**23
 TRAIN_LEVEL, TEST_LEVELS = 2, (7, 8)
@@ -143,7 +145,13 @@ def _addresses(home: Path, given: Sequence[str] | None) -> list[str]:
                 f"give c2_addresses; they come with the MWS Datasets ({HOME})"
             )
         # Bytes that are not text make no address, and are named as such below.
-        text = path.read_text(encoding="utf-8-sig", errors="replace")
+        with path.open(encoding="utf-8-sig", errors="replace") as file:
+            text = file.read(MOST_ADDRESS_CHARACTERS + 1)
+        if len(text) > MOST_ADDRESS_CHARACTERS:
+            raise ValueError(
+                f"{path} has more than {MOST_ADDRESS_CHARACTERS} characters: it must hold nothing but the addresses of "
+                "the command-and-control servers, one a line"
+            )
         lines = [line for line in (line.partition("#")[0].strip() for line in text.splitlines()) if line]
     if isinstance(lines, str) or not len(lines):
         raise ValueError(f"c2_addresses must be a list of at least one address, got {lines!r}")
@@ -151,7 +159,7 @@ def _addresses(home: Path, given: Sequence[str] | None) -> list[str]:
     try:
         return [str(ipaddress.ip_address(line)) for line in lines]
     except ValueError as error:
-        raise ValueError(f"{source}: {error}") from None
+        raise ValueError(f"{source}: {str(error)[:200]}") from None
 
 
 def captures_by_level(home: Path, levels: dict[str, int] | None) -> dict[int, list[Path]]:

@@ -42,6 +42,8 @@ MOST_LIVE_FLOWS = 2**23
 MOST_STRAY_FLOWS = 0.001
 # The tables of the set are called Monday-WorkingHours.pcap_ISCX.csv and the like: no captures.
 CAPTURE_NAME = re.compile(r"\.pcap(ng)?(\.(gz|zst|lz4|xz|bz2))?$", re.IGNORECASE)
+# A published checksum file is one line; those of all five captures in one are five.
+MOST_CHECKSUM_CHARACTERS = 10_000
 SCAN_INSIDE = "Infiltration - Portscan"
 # The paper's Table 4. It has no DDoS, although the paper names it, and the scan inside the network counts as benign.
 PAPER_TRAIN, PAPER_BENIGN = 249_044, 961_128
@@ -215,15 +217,18 @@ def checked_capture(path: Path) -> Iterator[list[Path]]:
     Raises
     ------
     ValueError
-        It has another one.
+        It has another one, or there is none in the file that should hold it.
     """
     for beside in {path.with_suffix(".md5"), path.with_name(f"{path.name}.md5")}:
         if not beside.is_file():
             continue
-        found = re.findall(r"\b[0-9a-f]{32}\b", beside.read_text(errors="replace").lower())
+        with beside.open(errors="replace") as text:
+            found = re.findall(r"\b[0-9a-f]{32}\b", text.read(MOST_CHECKSUM_CHARACTERS).lower())
+        if not found:
+            raise ValueError(f"{beside} holds no MD5 checksum of {path.name}: get it again, or remove it to go without")
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "md5").hexdigest()
-        if found and digest not in found:
+        if digest not in found:
             raise ValueError(f"{path} has the MD5 checksum {digest}, but {beside.name} says {found[0]}; get it again")
     yield [path]
 

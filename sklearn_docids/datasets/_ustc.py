@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import gzip
 import importlib.util
-import lzma
+import math
 import os
 import re
 import struct
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from sklearn.base import clone
@@ -27,6 +27,7 @@ from sklearn_docids._warn import warn_caller
 from sklearn_docids.datasets._cache import as_sampled, captured_flows
 from sklearn_docids.datasets._files import files_of, paths_below
 from sklearn_docids.datasets._folder import check_n_per_class, drawn_bunch, plain_name
+from sklearn_docids.datasets._sevenzip import extract
 
 BENIGN = (
     "BitTorrent", "Facetime", "FTP", "Gmail", "MySQL", "Outlook", "Skype", "SMB", "Weibo", "WorldOfWarcraft",
@@ -42,6 +43,8 @@ features.
 """
 # An image is the beginning of a capture file.
 IMAGE_BYTES = 784
+# The images are of 128,433 sessions to train with and 14,267 to test with.
+MOST_SESSIONS = 2**18
 MAGIC = b"\xd4\xc3\xb2\xa1"
 
 
@@ -92,8 +95,11 @@ def load_ustc_tfc2016(
         A folder or a class is missing; the message names what and where to get it.
     ImportError
         There is an archive, and py7zr is not installed.
+    OSError
+        A file cannot be read, or there is no room to unpack an archive.
     ValueError
-        A file belongs to no class of the set, an archive is damaged or holds no capture.
+        A file belongs to no class of the set; an archive is damaged, encrypted or empty, holds links, or unpacks to
+        more than the set can hold: 4 GiB, 100 files, or 1,000 times its size.
     CaptureError
         A file is not a capture.
 
@@ -172,7 +178,17 @@ def class_of(path: Path) -> str:
 
 @contextmanager
 def unpacked(path: Path) -> Iterator[list[Path]]:
-    """Yield the captures of a file: itself, or what an archive holds, in a folder that is removed again."""
+    """Yield the captures of a file: itself, or what an archive holds, in a folder that is removed again.
+
+    Raises
+    ------
+    ImportError
+        It is an archive, and py7zr is not installed.
+    OSError
+        The archive cannot be read, or there is no room for what it holds.
+    ValueError
+        The archive is unusable.
+    """
     if path.suffix != ".7z":
         yield [path]
         return
@@ -180,18 +196,8 @@ def unpacked(path: Path) -> Iterator[list[Path]]:
         raise ImportError(
             f"{path} is an archive: unpack it (7z x), or install py7zr: pip install 'sklearn-docids[archives]'"
         )
-    import py7zr
-
     with tempfile.TemporaryDirectory(prefix="docids-") as folder:
-        try:
-            with py7zr.SevenZipFile(path) as archive:
-                archive.extractall(folder)
-        except (py7zr.exceptions.ArchiveError, EOFError, struct.error, lzma.LZMAError, zlib.error, OSError) as error:
-            raise ValueError(f"{path}: not a usable archive: {error or type(error).__name__}") from None
-        captures = files_of(Path(folder), paths_below(Path(folder)))
-        if not captures:
-            raise ValueError(f"{path} is an archive without a file")
-        yield captures
+        yield extract(path, Path(folder))
 
 
 def load_ustc_tk2016(
@@ -234,8 +240,11 @@ def load_ustc_tk2016(
     ------
     FileNotFoundError
         A file is missing; the message names it and where to get it.
+    OSError
+        A file cannot be read.
     ValueError
-        A file is not an idx file, does not fit the other, or its images are not of sessions with all layers.
+        A file is damaged, is not an idx file, does not fit the other, is of more than 262,144 sessions, or its images
+        are not of 784 bytes or not of sessions with all layers.
 
     References
     ----------
@@ -253,12 +262,15 @@ def load_ustc_tk2016(
     if sampler is None:
         sampler = paper.sampler(fields="no_addresses", random_state=int(rng.randint(2**31 - 1)))
     stem = "t10k" if subset == "test" else "train"
-    images = read_idx(Path(folder) / f"{stem}-images-idx3-ubyte", 3).reshape(-1, IMAGE_BYTES)
+    images = read_idx(Path(folder) / f"{stem}-images-idx3-ubyte", 3)
     numbers = read_idx(Path(folder) / f"{stem}-labels-idx1-ubyte", 1)
-    if len(images) != len(numbers) or (len(numbers) and numbers.max() >= len(BENIGN + MALWARE)):
+    if math.prod(images.shape[1:]) != IMAGE_BYTES or len(images) != len(numbers) or not len(numbers):
         raise ValueError(
-            f"{folder}: {len(images)} images and {len(numbers)} labels do not fit, or are not of 20 classes"
+            f"{folder}: {len(images)} images of {' x '.join(map(str, images.shape[1:]))} bytes and {len(numbers)} "
+            f"labels do not fit; the images of the set are of 28 x 28, see {IMAGES_HOME}"
         )
+    if numbers.max() >= len(BENIGN + MALWARE):
+        raise ValueError(f"{folder}: there is a label {numbers.max()}, so the images are not of 20 classes")
     captures = [BytesIO(capture_of(image.tobytes())) for image in images]
     X, y, _ = sampler.sample(captures, [(BENIGN + MALWARE)[number] for number in numbers])
     data = drawn_bunch(X, np.asarray(y), np.zeros(len(X), np.int64), n_per_class, rng)
@@ -268,19 +280,40 @@ def load_ustc_tk2016(
 
 
 def read_idx(path: Path, n_dimensions: int) -> np.ndarray:
-    """Return the array of bytes in an idx file, packed or not."""
+    """Return the array of bytes in an idx file, packed or not.
+
+    Raises
+    ------
+    OSError
+        The file is missing or cannot be read.
+    ValueError
+        It is damaged, no idx file, or is of more sessions than the data set can have.
+    """
     packed = path.with_name(f"{path.name}.gz")
-    if not path.is_file() and not packed.is_file():
+    if path.is_file():
+        return _idx_array(path, path.open("rb"), n_dimensions)
+    if not packed.is_file():
         raise FileNotFoundError(f"{path} is missing, packed or not; it is on {IMAGES_HOME}")
     try:
-        data = path.read_bytes() if path.is_file() else gzip.decompress(packed.read_bytes())
+        return _idx_array(packed, gzip.open(packed), n_dimensions)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{packed}: damaged: {error}") from None
-    head = 4 + 4 * n_dimensions
-    shape = struct.unpack(f">{n_dimensions}I", data[4:head]) if len(data) >= head else ()
-    if data[:4] != bytes([0, 0, 8, n_dimensions]) or len(data) - head != np.prod(shape, dtype=object):
-        raise ValueError(f"{path}: no idx file of bytes in {n_dimensions} dimensions, or a part of one")
-    return np.frombuffer(data, np.uint8, offset=head).reshape(shape)
+        raise ValueError(f"{packed}: damaged: {error}; get it again from {IMAGES_HOME}") from None
+
+
+def _idx_array(path: Path, opened: BinaryIO | gzip.GzipFile, n_dimensions: int) -> np.ndarray:
+    """Return the array in an open idx file, of which no more is read than it says and the set can have."""
+    with opened as file:
+        head = file.read(4 + 4 * n_dimensions)
+        if len(head) < 4 + 4 * n_dimensions or head[:4] != bytes([0, 0, 8, n_dimensions]):
+            raise ValueError(f"{path}: no idx file of bytes in {n_dimensions} dimensions; get it from {IMAGES_HOME}")
+        shape = struct.unpack(f">{n_dimensions}I", head[4:])
+        n_bytes, most = math.prod(shape), MOST_SESSIONS * (IMAGE_BYTES if n_dimensions > 1 else 1)
+        if n_bytes > most:
+            raise ValueError(f"{path}: {n_bytes} bytes, and those of {MOST_SESSIONS} sessions at most are {most}")
+        data = file.read(n_bytes + 1)
+    if len(data) != n_bytes:
+        raise ValueError(f"{path}: not the {n_bytes} bytes that its head says; get it again from {IMAGES_HOME}")
+    return np.frombuffer(data, np.uint8).reshape(shape)
 
 
 def capture_of(image: bytes) -> bytes:
