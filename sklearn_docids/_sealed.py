@@ -205,13 +205,24 @@ def _parse_json(text: str) -> Any:
             raise SealedFileError("a key of its JSON stands there twice")
         return result
 
-    def refuse(constant: str) -> None:
-        raise SealedFileError(f"its JSON holds {constant}")
-
     try:
-        return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
+        value = json.loads(text, object_pairs_hook=unique)
     except ValueError as error:  # a number of thousands of digits is one without being a JSONDecodeError
         raise SealedFileError(f"its JSON is damaged: {error}") from None
+    _refuse_non_finite(value, "")
+    return value
+
+
+def _refuse_non_finite(value: Any, name: str) -> None:
+    """Refuse NaN and infinity, which Python's reader takes as a word, and as a number too large."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _refuse_non_finite(item, f"{name}.{key}" if name else key)
+    elif isinstance(value, list):
+        for place, item in enumerate(value):
+            _refuse_non_finite(item, f"{name}[{place}]")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise SealedFileError(f"its JSON holds {value} for {name!r}")
 
 
 def _check_tensors(header: dict[str, Any], expected: Expected, n_bytes: int) -> None:

@@ -9,6 +9,8 @@ import numpy as np
 
 # ``contamination="auto"``: share of the training rows that may be flagged.
 AUTO_CONTAMINATION = 0.01
+# So few scores may well be equal.
+FEW = 2
 # Products and quotients of rates may fall just short of the whole number they stand for: 0.29 * 100 < 29.
 ROUNDING = 1e-9
 
@@ -51,3 +53,23 @@ def conformal_threshold(scores: np.ndarray, rate: float) -> float:
             f"a false-alarm rate of {rate} needs at least {least_held_out(rate)} scores, not {len(scores)}"
         )
     return float(np.sort(scores)[k - 1])
+
+
+def doubt_of(scores: np.ndarray, share: float = 0.0) -> str:
+    """Return why a threshold set by these scores, to flag a share of them, separates nothing; empty where it does."""
+    lowest = float(np.min(scores)) + 0.0  # 0 and not -0
+    if len(scores) <= FEW or not math.isfinite(lowest):  # what is not a number is refused elsewhere
+        return ""
+    n_lowest = int(np.sum(scores == lowest))
+    if n_lowest == len(scores):
+        return (
+            f"the threshold separates nothing: all {n_lowest} scores that set it are {lowest:g}, and whatever scores "
+            "lower, however little, is flagged; look at whether the rows differ, and whether the detector tells them "
+            "apart"
+        )
+    if share * len(scores) >= 1 and contamination_threshold(scores, share) <= lowest:
+        return (
+            f"the threshold flags none of the rows it was set by: {n_lowest} of {len(scores)} share the lowest score, "
+            f"{lowest:g}; a larger contamination, or a score that tells them apart, would flag some"
+        )
+    return ""

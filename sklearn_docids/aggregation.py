@@ -26,7 +26,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from sklearn_docids._bases import BaseEstimator
 from sklearn_docids._meta import forget_fit
-from sklearn_docids._thresholds import conformal_threshold, least_held_out
+from sklearn_docids._thresholds import conformal_threshold, doubt_of, least_held_out
 from sklearn_docids._warn import warn_caller
 from sklearn_docids.capture.table import FlowTable
 from sklearn_docids.exceptions import TooFewGroupsError
@@ -232,7 +232,8 @@ class FlowAggregator(BaseEstimator):
         Warns
         -----
         UserWarning
-            With ``false_alarm_rate="auto"``: there are too few groups for a threshold.
+            With ``false_alarm_rate="auto"``: there are too few groups for a threshold. With any rate: all groups score
+            alike, and the threshold separates nothing.
         """
         forget_fit(self)
         self._validate_params()
@@ -249,6 +250,8 @@ class FlowAggregator(BaseEstimator):
             warn_caller(f"no threshold: {reason}")
         self.false_alarm_rate_, self.no_threshold_reason_ = rate, reason
         self.offset_ = -math.inf if rate is None else conformal_threshold(np.array(group_scores), rate)
+        if rate is not None and (doubt := doubt_of(np.array(group_scores))):
+            warn_caller(doubt)
         self.normal_scores_ = _thinned(np.sort(scores))
         self._fitted = fitted
         return self

@@ -63,6 +63,7 @@ def byte_reasons(
     >>> from sklearn_docids import AutoencoderDetector
     >>> from sklearn_docids.inspection import byte_reasons
     >>> X = np.tile(np.arange(80, dtype=np.uint8), (20, 1))
+    >>> X[:, 79] = range(20)
     >>> detector = AutoencoderDetector(max_epochs=200, random_state=0).fit(X)
     >>> strange = X[:1].copy()
     >>> strange[0, 22] = 255

@@ -22,6 +22,7 @@ from sklearn_docids import _sealed, detectors
 from sklearn_docids._sealed import SealedFileError, is_count, is_strings
 from sklearn_docids._version import __version__
 from sklearn_docids._warn import warn_caller
+from sklearn_docids.detectors._profile import RowProfile, is_profile
 from sklearn_docids.detectors._trained import TrainedDetector
 from sklearn_docids.exceptions import ModelFileError
 
@@ -37,13 +38,14 @@ MAX_LABEL = 1024
 # Epochs of the history that are stored, the last ones.
 MAX_HISTORY = 5000
 MAX_INT = 2**63
-# Columns of a row: weights that do not depend on the width would let a small file ask for any amount of memory.
-MAX_COLUMNS = 2**20
+# Columns of a row: weights that do not depend on the width would let a small file ask for any amount of memory, for
+# each flow of a capture. Of the default rows, 200 would fit into one of these.
+MAX_COLUMNS = 2**16
 # Parameters that belong to one machine or session, and are not part of a model.
 NOT_STORED = ("callbacks", "checkpoint_folder", "device", "n_jobs")
 CONFIG_KEYS = {
     "format", "estimator", "steps", "versions", "parameters", "sampler", "n_features_in", "feature_names_in",
-    "classes", "offset", "n_iter", "n_rows_seen", "interrupted", "split_seed", "history", "arrays",
+    "classes", "offset", "n_iter", "n_rows_seen", "interrupted", "split_seed", "history", "arrays", "rows",
 }  # fmt: skip
 
 
@@ -71,7 +73,7 @@ def save_detector(
     ValueError
         Parameters were changed after the fit, or the sampler makes rows of another width.
     ModelFileError
-        `load_detector` would refuse the file; a ValueError.
+        `load_detector` would refuse the file, as one for rows of more than 65,536 columns; a ValueError.
     sklearn.exceptions.NotFittedError
         The detector is not fitted.
 
@@ -168,6 +170,7 @@ def _config(
         "split_seed": detector._split_seed,
         "history": detector.history_[-MAX_HISTORY:],
         "arrays": {name: [KINDS[value.dtype.name], *value.shape] for name, value in arrays.items()},
+        "rows": detector._profile._asdict(),
     }
 
 
@@ -181,8 +184,11 @@ def _storable(parameters: dict[str, Any]) -> dict[str, Any]:
 def load_detector(path: str | os.PathLike[str]) -> TrainedDetector | Pipeline:
     """Return a detector or pipeline written by `save_detector`; nothing in the file is executed.
 
-    Load models of people you trust alone: the checksum shows damage, not who wrote the file, and a model that was made
-    to mislead calls attacks normal.
+    Load models of people you trust alone: the checksum shows damage, and is no signature. A file that was made to harm
+    executes nothing, names no path and no device, and asks for no more memory than its own size and rows of at most
+    65,536 bytes account for. What it can do is mislead: call attacks normal or everything abnormal, explain scores by
+    the wrong bytes, keep quiet about captures of another link layer, and bring a sampler that skips protocols, ends
+    flows early or keeps so little of each that nothing is left to see. Look at ``sampler_`` and at ``get_params()``.
 
     Parameters
     ----------
@@ -247,7 +253,7 @@ def _check(config: dict[str, Any]) -> TrainedDetector:
             "estimator": lambda value: isinstance(value, str) and value in savable,
             "steps": _are_steps,
             "versions": lambda value: isinstance(value, dict),
-            "parameters": lambda value: isinstance(value, dict) and not set(NOT_STORED) & set(value),
+            "parameters": lambda value: isinstance(value, dict),
             "n_features_in": lambda value: is_count(value) and value <= MAX_COLUMNS,
             "feature_names_in": lambda value: value is None or _are_names(value, config["n_features_in"]),
             "classes": lambda value: value is None or _are_classes(value),
@@ -258,6 +264,7 @@ def _check(config: dict[str, Any]) -> TrainedDetector:
             "split_seed": lambda value: type(value) is int and 0 <= value < 2**32,
             "history": _sealed.is_history,
             "arrays": lambda value: isinstance(value, dict) and all(map(_is_array, value.values())),
+            "rows": is_profile,
         },
     )
     detector: TrainedDetector = _make(savable[config["estimator"]], config["parameters"])
@@ -298,6 +305,8 @@ def _make(estimator: Any, parameters: Any) -> Any:
     """Return an estimator with checked parameters."""
     if not isinstance(parameters, dict):
         raise SealedFileError(f"the parameters of {estimator.__name__} are not a JSON object")
+    if set(NOT_STORED) & set(parameters):
+        raise SealedFileError(f"it sets {sorted(set(NOT_STORED) & set(parameters))}, which belong to one machine")
     if any(isinstance(value, int) and abs(value) >= MAX_INT for value in parameters.values()):
         raise SealedFileError(f"a parameter of {estimator.__name__} is too large a number")
     try:
@@ -338,6 +347,7 @@ def _fill(detector: Any, config: dict[str, Any], tensors: dict[str, torch.Tensor
     detector.history_ = config["history"]
     detector.callbacks_ = []
     detector._split_seed, detector._n_rows_seen, detector._moments = config["split_seed"], config["n_rows_seen"], None
+    detector._profile = RowProfile(**config["rows"])
     detector.sampler_ = _load_sampler(config["sampler"], detector)
     if "reference_classes_" in detector._fitted_names:
         detector.reference_classes_ = None if config["classes"] is None else np.array(config["classes"])

@@ -510,3 +510,13 @@ def test_unusable_scores_raise(traffic):
         FlowAggregator(false_alarm_rate=None).fit(flows[:0], scores[:0])
     with pytest.raises(ValueError, match=r"flows must be a FlowTable, as from FlowSampler\.flows; got ndarray"):
         FlowAggregator(false_alarm_rate=None).fit(flows.X, scores)
+
+
+@pytest.mark.parametrize("rate", [0.5, "auto"])
+def test_a_threshold_of_groups_that_are_all_alike_is_said(tmp_path, rate):
+    (tmp_path / "c.pcap").write_bytes(pcap([tcp(src=f"10.0.0.{number}") for number in range(1, 121)]))
+    flows = FlowSampler().flows(tmp_path / "c.pcap")
+    with pytest.warns(UserWarning, match="separates nothing: all 120 scores that set it are 0, and whatever"):
+        aggregator = FlowAggregator("host", false_alarm_rate=rate).fit(flows, np.zeros(120))
+    assert aggregator.offset_ == 0
+    FlowAggregator("host", false_alarm_rate=None).fit(flows, np.zeros(120))  # no threshold, nothing to say

@@ -72,6 +72,14 @@ def test_score_does_not_depend_on_the_flows_beside(baseline):
     np.testing.assert_array_equal(detector.score_samples(many)[-len(X) :][:5], alone)
 
 
+def test_of_wide_rows_fewer_are_scored_at_a_time_and_alike():
+    """A model file of 32 KB may ask for rows of 65,536 bytes: 256 of them at a time would take 4 GB."""
+    wide = rng.integers(0, 256, (40, 8192), dtype=np.uint8)
+    detector = ConvAutoencoderDetector(max_epochs=1, random_state=0).fit(wide[:2])
+    alone = [detector.score_samples(wide[i : i + 1])[0] for i in (0, 39)]
+    np.testing.assert_array_equal(detector.score_samples(wide)[[0, 39]], alone)
+
+
 @baselines
 def test_fits_are_equal_with_equal_seeds_and_leave_torchs_generator_alone(baseline):
     torch.manual_seed(3)

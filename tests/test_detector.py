@@ -306,7 +306,9 @@ def test_two_rules_for_one_threshold_are_refused():
 
 def test_equal_rows_are_not_flagged_beyond_contamination():
     X = np.repeat(np.arange(4, dtype=np.uint8)[:, None] * 50, 12, axis=1).repeat(100, axis=0)
-    detector = DOCIDSDetector(lambda_descriptiveness=0, contamination=0.1, max_epochs=1, random_state=0).fit(X)
+    detector = DOCIDSDetector(lambda_descriptiveness=0, contamination=0.1, max_epochs=1, random_state=0)
+    with pytest.warns(UserWarning, match="separates nothing: all 400 scores that set it are 0,"):
+        detector.fit(X)
     assert np.mean(detector.predict(X) == -1) <= 0.1
 
 
@@ -593,7 +595,15 @@ def test_a_network_that_tells_nothing_apart_is_said():
     X, reference, _ = blobs()
     with pytest.warns(ConvergenceWarning, match="the same of 60 different training rows"):
         fit(X, reference, callbacks=[Killing()])
-    fit(np.tile(X[:1], (20, 1)), reference)  # rows that do not differ say nothing about the network
+
+
+@pytest.mark.parametrize("parameters", [{}, {"score_method": "reconstruction"}, {"false_alarm_rate": 0.4}])
+def test_a_threshold_of_rows_that_are_all_alike_is_said(parameters):
+    """It is not the network that is to blame."""
+    X, reference, _ = blobs()
+    with pytest.warns(UserWarning, match="separates nothing: all [0-9]+ scores that set it are") as caught:
+        fit(np.tile(X[:1], (20, 1)), reference, **parameters)
+    assert len(caught) == 1
 
 
 def work(args):

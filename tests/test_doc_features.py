@@ -171,3 +171,16 @@ def test_a_refused_fit_leaves_nothing_of_the_one_before(detector):
     assert vars(fitted) == {**fitted.get_params(), "note_": "mine"}
     with pytest.raises(NotFittedError):
         fitted.score_samples(X)
+
+
+def test_a_threshold_that_flags_none_of_its_rows_is_said():
+    twice = np.repeat(X, 2, axis=0)
+    with pytest.warns(
+        UserWarning, match="separates nothing: all 120 scores that set it are 0, and whatever scores lower"
+    ):
+        NearestNeighborDetector().fit(twice)
+    far = np.concatenate([X[:50], np.full((10, 24), 5000)])
+    with pytest.warns(UserWarning, match="flags none of the rows it was set by: 10 of 60 share the lowest score, -"):
+        NearestNeighborDetector(10, contamination=0.1).fit(far)
+    NearestNeighborDetector(10, contamination=0.2).fit(far)  # more than those ten
+    NearestNeighborDetector(10, contamination=0.01).fit(far)  # less than a row

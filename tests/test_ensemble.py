@@ -74,3 +74,9 @@ def test_a_refused_fit_leaves_nothing_of_the_one_before():
     assert vars(ensemble) == {**ensemble.get_params(deep=False), "note_": "mine"}
     with pytest.raises(NotFittedError):
         ensemble.score_samples(X)
+
+
+def test_a_threshold_of_rows_that_are_all_alike_is_said():
+    with pytest.warns(UserWarning, match="separates nothing: all 20 scores that set it are") as caught:
+        SeedEnsemble(AutoencoderDetector(max_epochs=1), n_estimators=1).fit(np.tile(X[:1], (20, 1)))
+    assert ["are -1, and" in str(warning.message) for warning in caught] == [False, True]  # of its member, too

@@ -596,6 +596,43 @@ def test_types_and_modes_of_the_caller_do_not_matter(tmp_path):
             assert (fitted.explain(X) == expected.explain(X)).all()
 
 
+def test_what_the_caller_has_set_for_the_whole_process_neither_matters_nor_changes(tmp_path):
+    """In a process of its own: some of it cannot be taken back. A tensor on the device "meta" holds nothing."""
+    code = f"""
+        import pickle, sys; sys.path.insert(0, {os.path.dirname(__file__)!r})
+        import numpy as np, torch
+        from test_fitting import detector, rows
+        from sklearn_docids import ConvAutoencoderDetector, DOCFeatures, load_detector, save_detector
+        X, reference = rows()
+
+        def results():
+            for settings in ({{}}, {{"score_method": "reconstruction", "optimizer": "sgd", "early_stopping": True}}):
+                fitted = detector(**settings).fit(X, reference=reference)
+                save_detector(fitted, {str(tmp_path / "model")!r})
+                for each in (fitted, load_detector({str(tmp_path / "model")!r}), pickle.loads(pickle.dumps(fitted))):
+                    yield from (each.score_samples(X), each.explain(X), each.embed(X), each.offset_)
+            yield detector().partial_fit(X, reference=reference).partial_fit(X, reference=reference).score_samples(X)
+            yield ConvAutoencoderDetector(max_epochs=1, random_state=0).fit(X).score_samples(X)
+            yield DOCFeatures(max_epochs=1, random_state=0).fit(X, reference=reference).transform(X)
+
+        def state():
+            modes = torch.are_deterministic_algorithms_enabled(), torch.is_grad_enabled()
+            numbers = torch.get_num_threads(), torch.get_float32_matmul_precision()
+            return torch.get_default_device(), torch.get_default_dtype(), modes, numbers, torch.random.initial_seed()
+
+        expected = list(results())
+        torch.set_default_device("meta")
+        torch.set_default_dtype(torch.float64)
+        torch.use_deterministic_algorithms(True)
+        torch.set_grad_enabled(False)
+        before = state()
+        for found, wanted in zip(results(), expected, strict=True):
+            np.testing.assert_array_equal(found, wanted)
+            assert state() == before
+    """
+    subprocess.run([sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)], check=True, timeout=300)
+
+
 # Callbacks
 
 

@@ -151,24 +151,27 @@ LAYERS = {
     "detectors._autoencoders": (
         "_network.autoencoders _network.scoring _network.tensors _training.net detectors._trained"
     ),
-    "detectors._base": "_bases",
+    "detectors._base": "_bases detectors._profile",
     "detectors._callbacks": "_training.run",
     "detectors._doc_features": (
         "_bases _meta _network.scoring _network.table1 _network.tensors _training.net _training.pairs "
-        "_training.run _warn detectors._base detectors._docids detectors._reference detectors._rows"
+        "_training.run _warn detectors._base detectors._docids detectors._profile detectors._reference "
+        "detectors._rows"
     ),
     "detectors._docids": (
         "_network.onnx _network.scoring _network.table1 _network.tensors _training.net detectors._reference "
         "detectors._rows detectors._templates detectors._trained"
     ),
-    "detectors._ensemble": "_bases _meta _thresholds detectors._base",
+    "detectors._ensemble": "_bases _meta _thresholds _warn detectors._base",
+    "detectors._frames": "capture.layouts",
+    "detectors._profile": "_warn capture.layouts detectors._frames",
     "detectors._reference": "_warn detectors._base",
-    "detectors._rows": "_thresholds _training.net",
-    "detectors._simple": "_meta _thresholds detectors._base detectors._reference",
+    "detectors._rows": "_thresholds _training.net detectors._profile",
+    "detectors._simple": "_meta _thresholds _warn detectors._base detectors._reference",
     "detectors._templates": "",
     "detectors._trained": (
         "_meta _network.tensors _sampler _training.net _training.pairs _training.run _warn detectors._base "
-        "detectors._callbacks detectors._reference detectors._rows detectors._templates"
+        "detectors._callbacks detectors._profile detectors._reference detectors._rows detectors._templates"
     ),
     "evaluation": "_measures _meta _warn aggregation capture.table metrics",
     "exceptions": "",
@@ -176,7 +179,7 @@ LAYERS = {
     "metrics": "_measures _warn",
     "model_selection": "_bases _meta",
     "paper": "_sampler detectors",
-    "persistence": "_sampler _sealed _version _warn detectors detectors._trained exceptions",
+    "persistence": "_sampler _sealed _version _warn detectors detectors._profile detectors._trained exceptions",
     "plotting": "_measures",
 }
 LAYERS = {module: set(imported.split()) for module, imported in LAYERS.items()}

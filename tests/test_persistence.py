@@ -20,6 +20,7 @@ from sklearn_docids import (
     load_detector,
     save_detector,
 )
+from sklearn_docids.exceptions import ModelFileError
 
 rng = np.random.default_rng(0)
 X = rng.integers(0, 256, (30, 12), dtype=np.uint8)
@@ -158,7 +159,7 @@ HOSTILE_CONFIGS = {
     "negative width": ({"n_features_in": -1}, "n_features_in"),
     "width a string": ({"n_features_in": "12"}, "n_features_in"),
     "offset beyond counting": ({"offset": 10**400}, ".*"),
-    "device of another machine": ({"parameters": {"device": "cuda"}}, "parameters"),
+    "device of another machine": ({"parameters": {"device": "cuda"}}, "belong to one machine"),
     "offset a string": ({"offset": "0"}, "offset"),
     "one class": ({"classes": [1]}, "classes"),
     "more classes": ({"classes": [1, 2, 3]}, "tensor"),
@@ -189,11 +190,16 @@ HOSTILE_CONFIGS = {
     "split seed negative": ({"split_seed": -1}, "split_seed"),
     "history no list": ({"history": {}}, "history"),
     "interrupted no boolean": ({"interrupted": 1}, "interrupted"),
-    "folder to write to": ({"parameters": {"checkpoint_folder": "/tmp"}}, "parameters"),
+    "folder to write to": ({"parameters": {"checkpoint_folder": "/tmp"}}, "belong to one machine"),
     "names of other width": ({"feature_names_in": ["a"]}, "feature_names_in"),
     "sampler of other parameters": ({"sampler": {"path": "x"}}, "FlowSampler"),
     "sampler of wrong values": ({"sampler": {"n_packets": 0, "protocols": ["tcp"]}}, "FlowSampler"),
     "sampler of wrong fields": ({"sampler": {"fields": {"mac": "erase"}}}, "FlowSampler"),
+    "rows no profile": ({"rows": None}, "rows"),
+    "rows of an unknown frame": (
+        {"rows": {"n_rows": 1, "values": "bytes", "frames": {"x": 1}, "fields": {}}},
+        "rows",
+    ),
     "sampler no object": ({"sampler": [1]}, "FlowSampler"),
     "negative epochs": ({"n_iter": -1}, "n_iter"),
     "versions no object": ({"versions": None}, "versions"),
@@ -328,14 +334,104 @@ def test_settings_of_a_machine_do_not_travel(tmp_path):
     assert (loaded.device, loaded.sampler_.n_jobs) == ("auto", None)
 
 
+TRAINING = {
+    "contamination", "false_alarm_rate", "validation_fraction", "max_epochs", "batch_size", "optimizer", "lr",
+    "momentum", "weight_decay", "schedule", "scale", "early_stopping", "n_iter_no_change", "tol", "warm_start",
+    "random_state", "verbose",
+}  # fmt: skip
+OF_THE_MODEL = {
+    AutoencoderDetector: TRAINING,
+    ConvAutoencoderDetector: TRAINING,
+    DOCIDSDetector: TRAINING
+    | {
+        "lambda_descriptiveness", "lambda_compactness", "lambda_reconstruction", "score_method", "n_templates",
+        "n_neighbors", "batch_norm", "dense_activation",
+    },
+    FlowSampler: {
+        "n_packets", "n_bytes", "bidirectional", "idle_timeout", "tcp_restart", "protocols", "tunnels",
+        "duplicate_window", "reorder_window", "fields", "on_error", "max_live_flows", "random_state", "verbose",
+    },
+}  # fmt: skip
+OF_THE_MACHINE = {"callbacks", "checkpoint_folder", "device", "n_jobs"}
+
+
+def test_every_parameter_belongs_to_the_model_or_to_the_machine(tmp_path):
+    """Whoever adds a parameter says which: what belongs to the machine is not stored, and refused in a file."""
+    stored = {}
+    for made_by in set(OF_THE_MODEL) - {FlowSampler}:
+        save_detector(
+            made_by(max_epochs=1, random_state=0).fit(X, reference=REFERENCE), tmp_path / "m", FlowSampler(2, 6)
+        )
+        with safetensors.safe_open(tmp_path / "m", "pt") as file:
+            config = json.loads(file.metadata()["docids"])
+        stored |= {made_by: set(config["parameters"]), FlowSampler: set(config["sampler"])}
+    assert stored == OF_THE_MODEL
+    for cls, of_the_model in OF_THE_MODEL.items():
+        assert set(cls().get_params()) - of_the_model <= OF_THE_MACHINE
+
+
+@pytest.mark.parametrize("name", sorted(OF_THE_MACHINE))
+@pytest.mark.parametrize("where", ["parameters", "sampler"])
+def test_a_file_sets_nothing_of_the_machine(model, tmp_path, name, where):
+    path = rewritten(model, tmp_path / "m", lambda config: config[where].update({name: None}))
+    with pytest.raises(ModelFileError, match=rf"it sets \['{name}'\], which belong to one machine"):
+        load_detector(path)
+
+
 def test_a_small_file_cannot_ask_for_wide_rows(tmp_path):
     """The weights of the convolutional autoencoder do not depend on the width."""
     detector = ConvAutoencoderDetector(max_epochs=1, random_state=0).fit(X)
     save_detector(detector, tmp_path / "m")
     assert (tmp_path / "m").stat().st_size < 50_000
-    path = rewritten(tmp_path / "m", tmp_path / "wide", lambda c: c.update(n_features_in=1024 * 65535))
-    with pytest.raises(ValueError, match="n_features_in"):
+    for width in (2**16 + 1, 1024 * 65535):
+        path = rewritten(tmp_path / "m", tmp_path / "wide", lambda c, width=width: c.update(n_features_in=width))
+        with pytest.raises(ModelFileError, match="n_features_in"):
+            load_detector(path)
+    path = rewritten(tmp_path / "m", tmp_path / "wide", lambda c: c.update(n_features_in=2**16))
+    assert load_detector(path).n_features_in_ == 2**16
+
+
+def test_saving_rows_that_no_file_may_ask_for_is_refused(tmp_path):
+    detector = ConvAutoencoderDetector(max_epochs=1, random_state=0).fit(X)
+    detector.n_features_in_ = 2**16 + 1
+    with pytest.raises(ModelFileError, match=r"this detector cannot be saved: .*'n_features_in'"):
+        save_detector(detector, tmp_path / "m")
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("offset", "'offset'"), ("n_iter", "'n_iter'"), ("split_seed", "'split_seed'"), ("classes", r"'classes\[1\]'"),
+        ("parameters.lr", "'parameters.lr'"), ("parameters.scale", "'parameters.scale'"),
+        ("sampler.idle_timeout", "'sampler.idle_timeout'"), ("rows.n_rows", "'rows.n_rows'"),
+        ("history", r"'history\[1\]'"), ("versions.torch", "'versions.torch'"),
+    ],
+)  # fmt: skip
+def test_a_number_that_is_none_is_refused_by_the_name_of_its_field(model, tmp_path, name, place, number):
+    def change(config):
+        *parents, last = name.split(".")
+        for parent in parents:
+            config = config[parent]
+        config[last] = [config[last][0], "@"] if isinstance(config[last], list) else "@"
+
+    def text(config):
+        change(config)
+        return json.dumps(config).replace('"@"', number)
+
+    path = rewritten(model, tmp_path / "m", text)
+    with pytest.raises(ModelFileError, match=f"its JSON holds (nan|-?inf) for {place}"):
         load_detector(path)
+
+
+@pytest.mark.parametrize("name", ["network.h_c.weight", "arrays.templates", "network.g.2.running_var"])
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_tensor_with_a_number_that_is_none_is_refused_by_name(model, tmp_path, name, number):
+    def change(tensors):
+        tensors[name].view(-1)[-1] = number
+
+    with pytest.raises(ModelFileError, match=f"tensor {name} holds NaN or infinity"):
+        load_detector(rewritten(model, tmp_path / "m", change_tensors=change))
 
 
 def test_a_loaded_model_that_is_saved_again_keeps_its_sampler(model, tmp_path):

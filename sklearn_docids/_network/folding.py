@@ -51,7 +51,7 @@ class Pooled:
     def __init__(self, norm: nn.BatchNorm1d):
         factor, self.summand = affine_of(norm)
         self.factor = factor.abs()
-        self.sign = torch.where(factor < 0, -1.0, 1.0)
+        self.sign = 2 * (factor >= 0).to(factor.dtype) - 1
         self.any_negative = bool((factor < 0).any())
 
     def pool(self, x: Tensor) -> Tensor:

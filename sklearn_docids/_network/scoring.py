@@ -30,8 +30,9 @@ N_PATH_STEPS = 32
 # that forks after loading its model). One thread needs none of them.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=partial(torch.set_num_threads, 1))
-# Rows that an autoencoder scores at a time, always as many: a score must not depend on the flows beside it.
-CHUNK_ROWS = 256
+# Rows that an autoencoder scores at a time: always as many of one width, since a score must not depend on the flows
+# beside it; fewer of wide rows, whose activations take some 100 bytes per column and row.
+CHUNK_ROWS, CHUNK_VALUES = 256, 2**18
 # Of a network with ``h_c`` and ``autoencoder``, and features g, (n, 256).
 FeatureFunction = Callable[[Any, Tensor], Tensor]
 
@@ -155,7 +156,7 @@ class NeighborScorer(Scorer):
         expected = (len(template_flows), network.settings["n_classes"])
         if template_flows.shape[1:] != (network.settings["n_columns"],) or self.templates.shape != expected:
             raise ValueError("the templates do not fit the network")
-        self.places = torch.tensor(self.templates)  # a copy: the array may be mapped read-only
+        self.places = torch.tensor(self.templates, device="cpu")  # a copy: the array may be mapped read-only
 
     def abnormality(self, network: Any, features: Tensor) -> Tensor:
         """Return the mean distance to the nearest templates."""
@@ -235,11 +236,12 @@ class AutoencoderScorer:
     def evaluate(self, method: str, X: np.ndarray, device: str) -> np.ndarray:
         """Return what a method of the network makes of all rows, as float64."""
         function = getattr(on_device(self.network, device), method)
+        n_rows = min(CHUNK_ROWS, max(1, CHUNK_VALUES // X.shape[1]))
         results = []
         with only_scoring(torch.device(device)):
-            for first in range(0, len(X), CHUNK_ROWS):
-                rows = rows_to_tensor(X[first : first + CHUNK_ROWS]).to(device)
-                results.append(function(padded(rows, CHUNK_ROWS))[: len(rows)].cpu().double().numpy())
+            for first in range(0, len(X), n_rows):
+                rows = rows_to_tensor(X[first : first + n_rows]).to(device)
+                results.append(function(padded(rows, n_rows))[: len(rows)].cpu().double().numpy())
         return np.concatenate(results)
 
 

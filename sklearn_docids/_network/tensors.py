@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Self
 
 import numpy as np
@@ -41,17 +41,24 @@ def rows_to_tensor(rows: np.ndarray) -> Tensor:
     return torch.from_numpy(rows)
 
 
+def on_cpu_by_default() -> AbstractContextManager[Any]:
+    """Create tensors on the CPU where no device is named, as optimisers do; the caller may have set another default."""
+    # The context of a device slows every call of torch a little: only where it is needed.
+    return nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
+
+
 @contextmanager
 def recording_gradients(device: torch.device) -> Iterator[None]:
     """Compute gradients, in the types that the tensors have, whatever the caller has told torch."""
-    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+    exact = torch.autocast(device.type, enabled=False)
+    with torch.inference_mode(False), torch.enable_grad(), exact, on_cpu_by_default():
         yield
 
 
 @contextmanager
 def only_scoring(device: torch.device) -> Iterator[None]:
     """Compute without gradients, in the types that the tensors have, whatever the caller has told torch."""
-    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+    with torch.no_grad(), torch.autocast(device.type, enabled=False), on_cpu_by_default():
         yield
 
 
@@ -82,7 +89,7 @@ class StoredNetwork(nn.Module):
     def restored(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray]) -> Self:
         """Return a network with weights of `arrays`, on the CPU, in evaluation."""
         network = cls.without_memory(settings).to_empty(device="cpu")
-        with torch.inference_mode(False):  # copies below must be tensors that training can use
+        with torch.inference_mode(False), on_cpu_by_default():  # copies below must be tensors that training can use
             network.load_state_dict({name: torch.tensor(value) for name, value in arrays.items()})
         return network.eval()
 

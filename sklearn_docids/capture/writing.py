@@ -135,8 +135,8 @@ def write_flows(
 ) -> tuple[list[dict[str, int]], list[dict[str, int]]]:
     """Write the flows of captures to ``out``; return the counters of each, and what was ignored.
 
-    Each run of captures that are read one after the other gets files of its own in a folder beside the goal. When all are
-    read, they are joined and get their names: an array file at once, the files of a folder all at once.
+    Each run of captures that are read one after the other gets files of its own in a folder beside the goal. When all
+    are read, they are joined and get their names: an array file at once, the files of a folder all at once.
     """
     only_bytes = out.endswith(".npy")
     if only_bytes and os.path.isdir(out):

@@ -20,6 +20,10 @@ N_LISTED = 10
 
 
 CAPTURE_HELP = "pcap or pcapng, packed or not; - is standard input"
+MODEL_HELP = (
+    "model file written by fit, by someone you trust: its checksum shows damage, not who wrote it; a hostile model "
+    "runs no code, but may read captures so as to miss attacks, or call them normal"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -111,7 +115,7 @@ def _add_fit(commands: Any) -> None:
 def _add_score(commands: Any) -> None:
     score = commands.add_parser("score", help="score the flows of captures with a trained detector")
     score.add_argument("captures", nargs="+", metavar="CAPTURE", help=CAPTURE_HELP)
-    score.add_argument("--model", required=True, metavar="M", help="model file written by fit")
+    score.add_argument("--model", required=True, metavar="M", help=MODEL_HELP)
     score.add_argument("--output", metavar="CSV", help="one row per flow; default: standard output")
     _add_force_option(score)
     _add_level_options(score)
@@ -121,7 +125,7 @@ def _add_score(commands: Any) -> None:
 def _add_explain(commands: Any) -> None:
     explain = commands.add_parser("explain", help="show which bytes make the most abnormal flows of captures abnormal")
     explain.add_argument("captures", nargs="+", metavar="CAPTURE", help=CAPTURE_HELP)
-    explain.add_argument("--model", required=True, metavar="M", help="model file written by fit")
+    explain.add_argument("--model", required=True, metavar="M", help=MODEL_HELP)
     explain.add_argument("--flows", type=_positive, default=3, metavar="N", help="most abnormal flows (default 3)")
     explain.add_argument("--bytes", type=_positive, default=16, metavar="N", help="bytes of each (default 16)")
     explain.set_defaults(command=_explain)
@@ -129,7 +133,7 @@ def _add_explain(commands: Any) -> None:
 
 def _add_evaluate(commands: Any) -> None:
     evaluate = commands.add_parser("evaluate", help="measure how well a trained detector finds attacks in captures")
-    evaluate.add_argument("--model", required=True, metavar="M", help="model file written by fit")
+    evaluate.add_argument("--model", required=True, metavar="M", help=MODEL_HELP)
     evaluate.add_argument("--normal", nargs="+", required=True, metavar="CAPTURE", help="normal traffic not trained on")
     evaluate.add_argument(
         "--attacks", required=True, metavar="DIR", help="one capture, or folder of captures, per attack, named after it"

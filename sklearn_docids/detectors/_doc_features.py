@@ -13,7 +13,6 @@ from numpy.typing import ArrayLike
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.validation import check_is_fitted, validate_data
 
 from sklearn_docids._bases import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn_docids._meta import forget_fit
@@ -24,8 +23,9 @@ from sklearn_docids._training.net import TrainingSettings, WeightedLosses
 from sklearn_docids._training.pairs import PairedFlows
 from sklearn_docids._training.run import Trained, fit_network, n_epochs
 from sklearn_docids._warn import warn_caller
-from sklearn_docids.detectors._base import check_range
+from sklearn_docids.detectors._base import check_range, rows_of_fit, rows_to_score
 from sklearn_docids.detectors._docids import DOCIDSDetector, network_settings
+from sklearn_docids.detectors._profile import RowProfile, check_reference_rows
 from sklearn_docids.detectors._reference import Reference, checked_reference
 from sklearn_docids.detectors._rows import check_losses
 
@@ -106,12 +106,13 @@ class DOCFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     n_iter_: int
     reference_classes_: np.ndarray | None
     network_: Any
+    _profile: RowProfile
 
     # scikit-learn's metadata routing: fit takes the reference without being asked to.
     __metadata_request__fit: ClassVar[dict[str, bool]] = {"reference": True}
 
     _fitted_names: ClassVar[tuple[str, ...]] = (
-        "network_", "history_", "n_iter_", "reference_classes_", "_frozen"
+        "network_", "history_", "n_iter_", "reference_classes_", "_frozen", "_profile",
     )  # fmt: skip
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
@@ -200,11 +201,13 @@ class DOCFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         """
         self._validate_params()
         forget_fit(self)
-        X = check_range(validate_data(self, X, ensure_min_samples=2))
+        rows, profile = rows_of_fit(self, X, min_samples=2)
+        check_range(rows)
         if self.pretrain_epochs and reference is None:
             raise ValueError(f"pretrain_epochs={self.pretrain_epochs} needs a reference")
-        given = checked_reference(self, reference, len(X), False, None)
-        trained, n_pretrained = self._trained(X, **given)
+        given = checked_reference(self, reference, len(rows), False, None)
+        check_reference_rows(profile, given["reference"])
+        trained, n_pretrained = self._trained(rows, **given)
         if trained.ended_early:
             warn_caller(trained.ended_early, ConvergenceWarning)
         if trained.interrupted:
@@ -214,6 +217,7 @@ class DOCFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         self.n_iter_ = trained.n_epochs - n_pretrained
         self.history_ = trained.history[len(trained.history) - self.n_iter_ :]
         self._frozen = FrozenNetwork(self.network_)
+        self._profile = profile
         return self
 
     def _trained(
@@ -262,8 +266,7 @@ class DOCFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         ndarray of float64, shape (n_flows, 256)
             Features.
         """
-        check_is_fitted(self)
-        X = check_range(validate_data(self, X, reset=False))
+        X = check_range(rows_to_score(self, X))
         return self._frozen.evaluate(features_of, X, resolved_device(self.device))
 
     @property

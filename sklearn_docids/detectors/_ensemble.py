@@ -14,7 +14,8 @@ from sklearn.utils.validation import check_is_fitted
 
 from sklearn_docids._bases import MetaEstimatorMixin
 from sklearn_docids._meta import FitParamsToEstimator, forget_fit, seeded_clone
-from sklearn_docids._thresholds import contamination_threshold
+from sklearn_docids._thresholds import contamination_threshold, doubt_of
+from sklearn_docids._warn import warn_caller
 from sklearn_docids.detectors._base import ScoringDetector
 
 
@@ -103,6 +104,11 @@ class SeedEnsemble(FitParamsToEstimator, MetaEstimatorMixin, ScoringDetector):
         ------
         ValueError
             A parameter is unusable, the detector has no ``random_state`` or a ``false_alarm_rate``, or refuses X.
+
+        Warns
+        -----
+        UserWarning
+            The threshold flags none of the rows, as where all of them are alike; and whatever the detectors warn of.
         """
         forget_fit(self)
         self._validate_params()
@@ -119,6 +125,8 @@ class SeedEnsemble(FitParamsToEstimator, MetaEstimatorMixin, ScoringDetector):
         together = (scores / scales[:, None]).mean(axis=0)
         self.offset_ = contamination_threshold(together, self.contamination)
         self.estimators_, self.scales_ = estimators, scales
+        if doubt := doubt_of(together, self.contamination):
+            warn_caller(doubt)
         return self
 
     def score_samples(self, X: ArrayLike) -> np.ndarray:
@@ -134,18 +142,18 @@ class SeedEnsemble(FitParamsToEstimator, MetaEstimatorMixin, ScoringDetector):
         ndarray of float64, shape (n_flows,)
             Mean of the scores of all fits, each divided by its ``scales_``.
         """
-        check_is_fitted(self, "offset_")
+        check_is_fitted(self)
         pairs = zip(self.estimators_, self.scales_, strict=True)
         return np.asarray(np.mean([estimator.score_samples(X) / scale for estimator, scale in pairs], axis=0))
 
     @property
     def n_features_in_(self) -> int:
         """Number of columns."""
-        check_is_fitted(self, "offset_")
+        check_is_fitted(self)
         return int(self.estimators_[0].n_features_in_)
 
     @property
     def feature_names_in_(self) -> np.ndarray:
         """Names of the columns, where the detectors have seen any."""
-        check_is_fitted(self, "offset_")
+        check_is_fitted(self)
         return np.asarray(self.estimators_[0].feature_names_in_)

@@ -14,10 +14,12 @@ from sklearn_docids._thresholds import (
     AUTO_CONTAMINATION,
     conformal_threshold,
     contamination_threshold,
+    doubt_of,
     least_held_out,
     pooled_threshold,
 )
 from sklearn_docids._training.net import WeightedLosses
+from sklearn_docids.detectors._profile import RowProfile
 
 Score = Callable[[np.ndarray], np.ndarray]
 
@@ -32,6 +34,7 @@ class FitRows(NamedTuple):
     split_seed: int
     seed: int
     template_seed: int
+    profile: RowProfile | None = None  # of target and threshold rows, and those of earlier fits
     reference: np.ndarray | None = None
     labels: np.ndarray | None = None  # class numbers of the reference
     classes: np.ndarray | None = None
@@ -81,19 +84,20 @@ def _check_held_out(detector: Any, n_rows: int, n_others: int, n_held_out: int) 
 
 def threshold(
     detector: Any, score: Score, rows: FitRows, others: np.ndarray, kept: tuple[np.ndarray, int] | None = None
-) -> float:
-    """Return the threshold by held-out rows, or by a share of training rows: of ``others`` with "auto".
+) -> tuple[float, str]:
+    """Return the threshold by held-out rows, or by a share of training rows: of ``others`` with "auto"; and its doubt.
 
     ``kept``: scores that are left of rows of earlier fits, and the number of those rows.
     """
     if rows.threshold is not None:
-        return conformal_threshold(score(rows.threshold), detector.false_alarm_rate)
+        scores = score(rows.threshold)
+        return conformal_threshold(scores, detector.false_alarm_rate), doubt_of(scores)
     is_auto = detector.contamination == "auto"
     share = AUTO_CONTAMINATION if is_auto else float(detector.contamination)
     scores = score(others if is_auto else rows.target)
     if kept is None:
-        return contamination_threshold(scores, share)
-    return pooled_threshold(*kept, scores, len(rows.target), share)
+        return contamination_threshold(scores, share), doubt_of(scores, share)
+    return pooled_threshold(*kept, scores, len(rows.target), share), doubt_of(np.concatenate([kept[0], scores]))
 
 
 def check_losses(losses: WeightedLosses, has_reference: bool, early_stopping: bool = False) -> None:

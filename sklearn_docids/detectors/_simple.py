@@ -15,11 +15,11 @@ from numpy.typing import ArrayLike
 from sklearn.neighbors import NearestNeighbors
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.validation import check_is_fitted, validate_data
 
 from sklearn_docids._meta import forget_fit
-from sklearn_docids._thresholds import contamination_threshold
-from sklearn_docids.detectors._base import ScoringDetector
+from sklearn_docids._thresholds import contamination_threshold, doubt_of
+from sklearn_docids._warn import warn_caller
+from sklearn_docids.detectors._base import ScoringDetector, rows_of_fit, rows_to_score
 from sklearn_docids.detectors._reference import Reference
 
 # Where the time to live of the first packet stands: IPv4 behind an Ethernet header without tags.
@@ -29,6 +29,9 @@ CONTAMINATION = [Interval(Real, 0, 0.5, closed="right")]
 
 class StatisticDetector(ScoringDetector):
     """Detector that looks at one number of a flow, and scores how common it was in training.
+
+    Few numbers make few different scores: where the rarest is that of more rows than ``contamination``, none of the
+    rows of `fit` is flagged, but every row with a number that is rarer still, or new.
 
     Parameters
     ----------
@@ -71,7 +74,7 @@ class StatisticDetector(ScoringDetector):
         "contamination": CONTAMINATION,
     }
 
-    _fitted_names = ("values_", "frequencies_", "offset_")
+    _fitted_names = ("values_", "frequencies_", "offset_", "_profile")
 
     def __init__(self, statistic: str = "packets", *, n_packets: int = 4, contamination: float = 0.01):
         self.statistic = statistic
@@ -102,12 +105,13 @@ class StatisticDetector(ScoringDetector):
         """
         forget_fit(self)
         self._validate_params()
-        rows: np.ndarray = validate_data(self, X)
+        rows, profile = rows_of_fit(self, X)
         if self.statistic == "ttl" and rows.shape[1] <= TTL_COLUMN:
             raise ValueError(f"X has {rows.shape[1]} columns: the time to live stands in column {TTL_COLUMN}")
         self.values_, counts = np.unique(self._statistic(rows), return_counts=True)
         self.frequencies_ = counts / len(rows)
         self.offset_ = contamination_threshold(self._score(rows), self.contamination)
+        self._profile = profile
         return self
 
     def score_samples(self, X: ArrayLike) -> np.ndarray:
@@ -123,8 +127,7 @@ class StatisticDetector(ScoringDetector):
         ndarray of float64, shape (n_flows,)
             Share of the training rows, in [0, 1].
         """
-        check_is_fitted(self, "offset_")
-        return self._score(validate_data(self, X, reset=False))
+        return self._score(rows_to_score(self, X))
 
     def _score(self, X: np.ndarray) -> np.ndarray:
         numbers = self._statistic(X)
@@ -187,7 +190,7 @@ class NearestNeighborDetector(ScoringDetector):
         "random_state": ["random_state"],
     }
 
-    _fitted_names = ("offset_", "_index")
+    _fitted_names = ("offset_", "_index", "_profile")
 
     def __init__(
         self,
@@ -223,12 +226,17 @@ class NearestNeighborDetector(ScoringDetector):
         ------
         ValueError
             A parameter or X is unusable.
+
+        Warns
+        -----
+        UserWarning
+            The threshold flags none of the rows, as where most of them are there twice.
         """
         forget_fit(self)
         self._validate_params()
         if self.n_templates is not None and self.n_templates < self.n_neighbors:
             raise ValueError(f"n_templates={self.n_templates} are fewer than n_neighbors={self.n_neighbors}")
-        rows: np.ndarray = validate_data(self, X, ensure_min_samples=self.n_neighbors + 1)
+        rows, profile = rows_of_fit(self, X, min_samples=self.n_neighbors + 1)
         n_templates = len(rows) if self.n_templates is None else min(len(rows), self.n_templates)
         order = check_random_state(self.random_state).permutation(len(rows))
         templates, others = rows[np.sort(order[:n_templates])], rows[np.sort(order[n_templates:])]
@@ -236,7 +244,11 @@ class NearestNeighborDetector(ScoringDetector):
         distances = [self._distances(others)] if len(others) else []
         if n_templates > self.n_neighbors:
             distances.append(self._index.kneighbors()[0].mean(axis=1))  # each template among the others
-        self.offset_ = float(-np.percentile(np.concatenate(distances), 100 * (1 - self.contamination)))
+        scores = -np.concatenate(distances)
+        self.offset_ = contamination_threshold(scores, self.contamination)
+        self._profile = profile
+        if doubt := doubt_of(scores, self.contamination):
+            warn_caller(doubt)
         return self
 
     def score_samples(self, X: ArrayLike) -> np.ndarray:
@@ -252,8 +264,7 @@ class NearestNeighborDetector(ScoringDetector):
         ndarray of float64, shape (n_flows,)
             Opposite of the mean Euclidean distance to the ``n_neighbors`` nearest templates; at most 0.
         """
-        check_is_fitted(self, "offset_")
-        return -self._distances(validate_data(self, X, reset=False))
+        return -self._distances(rows_to_score(self, X))
 
     def _distances(self, X: np.ndarray) -> np.ndarray:
         return self._index.kneighbors(X)[0].mean(axis=1)

@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.validation import check_is_fitted, validate_data
 
 from sklearn_docids._meta import forget_fit
 from sklearn_docids._network.tensors import StoredNetwork, resolved_device
@@ -28,8 +27,9 @@ from sklearn_docids._training.net import TrainingSettings, WeightedLosses
 from sklearn_docids._training.pairs import PairedFlows
 from sklearn_docids._training.run import Trained, fit_network, n_epochs
 from sklearn_docids._warn import warn_caller
-from sklearn_docids.detectors._base import ScoringDetector, check_range
+from sklearn_docids.detectors._base import ScoringDetector, check_range, rows_of_fit, rows_to_score
 from sklearn_docids.detectors._callbacks import CallbackSupportMixin, FitTasks, available_if, with_callbacks
+from sklearn_docids.detectors._profile import RowProfile, check_reference_rows
 from sklearn_docids.detectors._reference import Reference
 from sklearn_docids.detectors._rows import FitRows, checked_callbacks, split, threshold
 from sklearn_docids.detectors._templates import Drawn
@@ -59,7 +59,7 @@ class TrainedDetector(CallbackSupportMixin, ScoringDetector):
     _network_class: ClassVar[type[StoredNetwork]]
     _fitted_names: ClassVar[tuple[str, ...]] = (
         "network_", "offset_", "history_", "n_iter_", "interrupted_", "callbacks_", "sampler_", "_scorer", "_moments",
-        "_split_seed", "_n_rows_seen",
+        "_split_seed", "_n_rows_seen", "_profile",
     )  # fmt: skip
 
     contamination: str | float
@@ -87,6 +87,7 @@ class TrainedDetector(CallbackSupportMixin, ScoringDetector):
     _moments: dict[str, np.ndarray] | None
     _split_seed: int
     _n_rows_seen: int
+    _profile: RowProfile
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "contamination": [StrOptions({"auto"}), Interval(Real, 0, 0.5, closed="right")],
@@ -144,9 +145,12 @@ class TrainedDetector(CallbackSupportMixin, ScoringDetector):
         Warns
         -----
         UserWarning
-            There is no reference, although the descriptiveness loss has a weight.
+            There is no reference, although the descriptiveness loss has a weight; the reference is of another kind than
+            X (scale, link header or VLAN tag, header-field policy); or the threshold separates nothing, as where all
+            rows are alike.
         ConvergenceWarning
-            A loss was not finite, or Ctrl-C was pressed; training stopped and recent finite weights are kept.
+            A loss was not finite, or Ctrl-C was pressed; training stopped and recent finite weights are kept. Or the
+            network makes the same of all rows.
         """
         self._validate_params()
         return self._fit(X, y, reference, goes_on=self.warm_start and hasattr(self, "network_"))
@@ -201,7 +205,7 @@ class TrainedDetector(CallbackSupportMixin, ScoringDetector):
         rows = self._checked_rows(X, reference, goes_on)
         settings = self._training_settings(rows, is_partial)
         learned = partial(self._learned, rows=rows, adds_up=is_partial and goes_on)
-        with self._tasks(X, y, settings.n_epochs, learned) as on_epoch:
+        with self._tasks(X, y, settings.n_epochs, lambda trained: learned(trained)[0]) as on_epoch:
             trained = fit_network(
                 partial(self._network_class, **self._network_settings(rows.training.shape[1], rows.classes)),
                 self._losses(),
@@ -213,10 +217,10 @@ class TrainedDetector(CallbackSupportMixin, ScoringDetector):
                 checkpoint=self._checked_folder(),
                 on_epoch=on_epoch,
             )
-            fitted = learned(trained)
+            fitted, doubt = learned(trained)
         if not math.isfinite(fitted["offset_"]):
             raise ValueError("scores of the training rows are not finite; lower lr, or look for extreme values in X")
-        self._check_that_scores_differ(fitted["_scorer"], rows)
+        self._say_what_tells_nothing_apart(fitted["_scorer"], rows, doubt)
         for name, value in fitted.items():
             setattr(self, name, value)
         self._moments = trained.moments if self.warm_start or is_partial else None
@@ -227,9 +231,10 @@ class TrainedDetector(CallbackSupportMixin, ScoringDetector):
 
     def _checked_rows(self, X: ArrayLike, reference: Reference | None, goes_on: bool) -> FitRows:
         """Return the input of a fit, checked and split."""
-        X = check_range(validate_data(self, X, reset=not goes_on, ensure_min_samples=2))
-        given = self._checked_reference(reference, len(X), goes_on)
-        return split(self, X, self._split_seed if goes_on else None)._replace(**given)
+        rows, profile = rows_of_fit(self, X, goes_on=goes_on, min_samples=2)
+        given = self._checked_reference(reference, len(check_range(rows)), goes_on)
+        check_reference_rows(profile, given.get("reference"))
+        return split(self, rows, self._split_seed if goes_on else None)._replace(profile=profile, **given)
 
     def _checked_reference(self, reference: Reference | None, n_rows: int, goes_on: bool) -> dict[str, Any]:
         """Return ``reference``, ``labels`` and ``classes`` of `FitRows`; nothing where no reference is used."""
@@ -282,8 +287,8 @@ class TrainedDetector(CallbackSupportMixin, ScoringDetector):
     def _make_scorer(self, network: Any, arrays: dict[str, np.ndarray]) -> Any:
         """Return what scores with a network, and with arrays that it holds besides: those of its ``arrays()``."""
 
-    def _learned(self, trained: Trained, rows: FitRows, adds_up: bool) -> dict[str, Any]:
-        """Return the fitted attributes."""
+    def _learned(self, trained: Trained, rows: FitRows, adds_up: bool) -> tuple[dict[str, Any], str]:
+        """Return the fitted attributes, and what is to be doubted of the threshold."""
         drawn = self._draw_templates(rows, adds_up)
         n_seen = self._n_rows_seen if adds_up else 0
         scorer = self._make_scorer(
@@ -291,9 +296,10 @@ class TrainedDetector(CallbackSupportMixin, ScoringDetector):
         )
         kept = (scorer.score_templates()[: drawn.n_kept], n_seen) if drawn.n_kept else None
         score = partial(scorer.score, device=resolved_device(self.device))
-        return {
+        offset, doubt = threshold(self, score, rows, drawn.others, kept)
+        fitted = {
             "network_": trained.network,
-            "offset_": threshold(self, score, rows, drawn.others, kept),
+            "offset_": offset,
             "history_": trained.history,
             "n_iter_": trained.n_epochs,
             "interrupted_": trained.interrupted,
@@ -302,11 +308,13 @@ class TrainedDetector(CallbackSupportMixin, ScoringDetector):
             "_scorer": scorer,
             "_split_seed": rows.split_seed,
             "_n_rows_seen": n_seen + len(rows.target),
+            "_profile": rows.profile,
             **({"reference_classes_": rows.classes} if "reference_classes_" in self._fitted_names else {}),
         }
+        return fitted, doubt
 
-    def _check_that_scores_differ(self, scorer: Any, rows: FitRows) -> None:
-        """Warn of a network that makes the same of all rows: nothing would ever be flagged."""
+    def _say_what_tells_nothing_apart(self, scorer: Any, rows: FitRows, doubt: str) -> None:
+        """Warn of a network that makes the same of all rows, and otherwise of a threshold to be doubted."""
         some = rows.target[:N_ROWS_COMPARED]
         places = scorer.places_of(some, resolved_device(self.device))
         if len(some) > 2 and (some != some[0]).any() and (places == places[0]).all():
@@ -315,6 +323,8 @@ class TrainedDetector(CallbackSupportMixin, ScoringDetector):
                 "lower lr, or train longer",
                 ConvergenceWarning,
             )
+        elif doubt:
+            warn_caller(doubt)
 
     def _say_how_it_ended(self, trained: Trained) -> None:
         try:
@@ -342,7 +352,15 @@ class TrainedDetector(CallbackSupportMixin, ScoringDetector):
         Raises
         ------
         ValueError
-            A score is not finite: X has extreme values, or the weights of the network are of no use.
+            X is at another scale than the rows of `fit`; or a score is not finite: X has extreme values, or the weights
+            of the network are of no use.
+
+        Warns
+        -----
+        UserWarning
+            A tenth of the rows or more, and at least 20, begin with a link header, tag or IP version that hardly any
+            row of `fit` has, or header fields are zero in the rows of one of the two alone: they were captured or
+            sampled otherwise, and their scores mean little.
         """
         X = self._checked_for_scoring(X)
         scores = np.asarray(self._scorer.score(X, resolved_device(self.device)))
@@ -351,8 +369,7 @@ class TrainedDetector(CallbackSupportMixin, ScoringDetector):
         return scores
 
     def _checked_for_scoring(self, X: ArrayLike) -> np.ndarray:
-        check_is_fitted(self)
-        return check_range(validate_data(self, X, reset=False))
+        return check_range(rows_to_score(self, X))
 
     def _packet_shape(self, n_packets: int | None) -> tuple[int, int]:
         """Return the number of packets of a row, and of bytes of each."""
@@ -363,7 +380,3 @@ class TrainedDetector(CallbackSupportMixin, ScoringDetector):
                 f"X has {self.n_features_in_} columns, which do not divide into n_packets={n_packets} packets"
             )
         return n_packets, self.n_features_in_ // n_packets
-
-    def __sklearn_is_fitted__(self) -> bool:
-        """Return whether there is a fit; a refused one leaves the number of columns behind."""
-        return hasattr(self, "offset_")
