@@ -17,10 +17,12 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils._set_output import _get_output_config
 
 from sklearn_docids._bases import BaseEstimator, TransformerMixin
+from sklearn_docids._text import printable
 from sklearn_docids._warn import called_from, caller
 from sklearn_docids.capture import fields as field_policies
 from sklearn_docids.capture.containers import capture_name
-from sklearn_docids.capture.flows import FlowRows, FlowRules, assemble, read_whole
+from sklearn_docids.capture.counting import described
+from sklearn_docids.capture.flows import FlowRows, FlowRules, assemble, interrupted, read_whole
 from sklearn_docids.capture.table import FlowTable, concatenate
 from sklearn_docids.capture.writing import write_flows
 
@@ -292,23 +294,28 @@ class FlowSampler(TransformerMixin, BaseEstimator):
         self.counters_ = counters
         return counters
 
-    def iter_flows(self, source: Any) -> Iterator[FlowTable]:
-        """Yield flows of a stream as soon as their ``n_packets``-th packet is in, or when they idle out.
+    def iter_flows(self, source: Any, *, early: bool = True) -> Iterator[FlowTable]:
+        """Yield flows of a stream in bounded memory, each as soon as it is complete or when it has ended.
 
-        Later packets of such a flow are absorbed until it times out or restarts; its columns hold the counts up to
-        the ``n_packets``-th packet. Bytes are as in `transform`.
+        Bytes are as in `transform`.
 
         Parameters
         ----------
         source : path or binary file
             One capture; a pipe or FIFO is read as its data comes.
+        early : bool, default=True
+            True: a flow comes with its ``n_packets``-th packet, its columns with the counts up to then; later packets
+            are absorbed until it idles out or restarts, and shorter flows come when they do. False: every flow comes
+            when it has idled out, restarted or been ended by ``max_live_flows``, or with the end of the stream, and
+            rows and columns are those of `flows`, in another order.
 
         Yields
         ------
         FlowTable
-            One or more flows, in the order in which they were complete.
+            One or more flows, in the order in which they were complete or, with ``early=False``, ended: an eighth of
+            ``idle_timeout`` late at most, by the clock of the capture.
         """
-        rules = self._rules(emit_early=True)
+        rules = self._rules(emit_early=early)
         queue: list[FlowRows] = []
         name = capture_name(source)
         for assembler in assemble(source, rules, self.on_error, lambda rows: queue.append(rows.copy())):
@@ -382,21 +389,29 @@ class FlowSampler(TransformerMixin, BaseEstimator):
         """Call a function once per capture, in threads: kernels release the GIL, and nothing is copied.
 
         After an error no other capture is begun; those in work are finished, so that no thread goes on behind the
-        caller's back, and the first error in order of captures is raised, whatever the number of threads.
+        caller's back, and the first error in order of captures is raised, whatever the number of threads. Ctrl-C does
+        not wait for them, but ends them, too, with the next packets they read.
         """
-        failed, frame = threading.Event(), caller()
+        failed, interruption, frame = threading.Event(), threading.Event(), caller()
 
         def guarded(each: tuple[Any, ...]) -> tuple[Any, Exception | None]:
-            if failed.is_set():
+            if failed.is_set() or interruption.is_set():
                 return None, None
+            token = interrupted.set(interruption)
             try:
                 with called_from(frame):
                     return function(*each), None
             except Exception as error:
                 failed.set()
                 return None, error
+            finally:
+                interrupted.reset(token)
 
-        results = Parallel(n_jobs=self.n_jobs, require="sharedmem")(delayed(guarded)(each) for each in arguments)
+        try:
+            results = Parallel(n_jobs=self.n_jobs, require="sharedmem")(delayed(guarded)(each) for each in arguments)
+        except BaseException:
+            interruption.set()
+            raise
         for _, error in results:
             if error:
                 raise error
@@ -405,10 +420,7 @@ class FlowSampler(TransformerMixin, BaseEstimator):
     def _progress(self, name: str, fraction: float | None, counters: dict[str, int]) -> None:
         if self.verbose > (0 if fraction is None else 1):
             done = "" if fraction is None else f"{fraction:.0%}, "
-            ignored = counters["packets"] - counters["sampled"]
-            print(
-                f"{name}: {done}{counters['packets']} packets, {ignored} ignored, {counters['flows']} flows", flush=True
-            )
+            print(f"{printable(name)}: {done}{described(counters)}", flush=True)
 
     def _output(self, captures: Any, X: np.ndarray) -> Any:
         """Return X with an index of its own where scikit-learn would copy that of a Series of paths."""

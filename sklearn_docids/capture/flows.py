@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from contextlib import closing
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,6 +19,7 @@ import numpy as np
 from sklearn_docids._warn import warn_caller
 from sklearn_docids.capture import kernels
 from sklearn_docids.capture.containers import Capture, capture_name, link_name, opened
+from sklearn_docids.capture.counting import described, mostly_ignored
 from sklearn_docids.capture.headers import LINK_PPI, PACKET_DTYPE, PACKET_FATES
 from sklearn_docids.capture.layouts import FIELDS
 from sklearn_docids.capture.reordering import reordered
@@ -31,6 +35,9 @@ FIRST_BYTES = 2**26
 GUESS_BYTES = 2**30
 # With so many flows, how many the whole capture has is guessed: from fewer, the guess would be poor.
 GUESS_ROWS = 32_768
+
+# Set when nobody waits any more for what a thread reads.
+interrupted: ContextVar[threading.Event | None] = ContextVar("interrupted", default=None)
 
 # Takes the name of a capture, the fraction of it that has been read (None: it is done), and its counters.
 Progress = Callable[[str, float | None, dict[str, int]], object]
@@ -138,7 +145,8 @@ class FlowAssembler:
     ):
         self.rules = rules
         most = max(FIRST_BYTES // rules.row_bytes, 4)
-        n_first = min(FIRST_ROWS, most, rules.max_live_flows + 1 if emit else FIRST_ROWS)
+        # Room that is not used costs no memory: that of all live flows is never copied to a larger one.
+        n_first = min(rules.max_live_flows + 1, GUESS_BYTES // rules.row_bytes) if emit else min(FIRST_ROWS, most)
         self.rows: FlowRows = FlowRows.empty(n_first, rules)
         self._emit = emit
         self.fraction_read = fraction_read
@@ -182,10 +190,12 @@ class FlowAssembler:
             self._next_sweep = clock + int(self._settings["idle_timeout"][0]) // 8
         self.flush()
 
-    def finish(self) -> None:
-        """End the capture: all flows are finished now."""
+    def finish(self) -> Iterator[None]:
+        """End the capture: all flows are finished now. Yields after each group of them that was handed on."""
         if self._emit:
-            self._sweep(everything=True)
+            names = self._table["name"]
+            self._replace_table(np.zeros_like(self._table))
+            yield from self._hand_on(names[names != 0])
             self.flush()
         else:
             self._forget_storage()
@@ -242,24 +252,31 @@ class FlowAssembler:
     def _n_live(self) -> int:
         return int(self._cursor["n_live"][0])
 
-    def _sweep(self, size: int | None = None, *, everything: bool = False) -> None:
-        """Finish the flows that have idled out, in order of their rows; put the others into a fresh table."""
-        table = self._table
-        idle = table["name"] != 0
-        fresh = np.zeros(size or len(table), kernels.ENTRY_DTYPE)
-        if not everything:
-            idle &= self._cursor["clock"][0] - table["last_active"] > self._settings["idle_timeout"][0]
-            kernels.rehash(fresh, self._storage)
-        self._table = fresh
+    def _sweep(self, size: int | None = None) -> None:
+        """Finish the flows that have idled out; put the others into a fresh table."""
+        entries = self._table[self._table["name"] != 0]
+        idle = self._cursor["clock"][0] - entries["last_active"] > self._settings["idle_timeout"][0]
+        fresh = np.zeros(size or len(self._table), kernels.ENTRY_DTYPE)
+        kernels.rehash(fresh, self._storage)
+        self._replace_table(fresh)
+        deque(self._hand_on(entries["name"][idle]), maxlen=0)
+
+    def _replace_table(self, table: np.ndarray) -> None:
+        self._table = table
         self._forget_storage()
-        if self._emit:
-            slots = _slots(table["name"][idle])
-            slots = slots[np.argsort(self.rows.records["row"][slots])]
-            at = 0
-            while at < len(slots):
-                at = kernels.finish_all(slots, at, self._storage)
-                if at < len(slots):
-                    self.flush()
+
+    def _hand_on(self, names: np.ndarray) -> Iterator[None]:
+        """Finish flows that have left the table, in order of their rows; yield after each group of them."""
+        if not self._emit:
+            return
+        slots = _slots(names)
+        slots = slots[np.argsort(self.rows.records["row"][slots])]
+        at = 0
+        while at < len(slots):
+            at = kernels.finish_all(slots, at, self._storage)
+            if at < len(slots):
+                self.flush()
+                yield
 
     def _set_clock_back(self) -> None:
         """Set the clock back to where a flow that was active at 0 has just idled out."""
@@ -333,7 +350,10 @@ def assemble(
         The path is missing or cannot be read.
     CaptureError
         The source is no capture, or it is damaged and ``on_error="raise"``.
+    CancelledError
+        ``interrupted`` was set.
     """
+    interruption = interrupted.get()
     with opened(source) as stream, closing(Capture(stream, capture_name(source))) as capture:
         assembler = FlowAssembler(rules, emit, capture.fraction_read)
         tenth = 1
@@ -342,6 +362,8 @@ def assemble(
             for data, records in reordered(blocks, rules.reorder_window) if rules.reorder_window else blocks:
                 if capture.joint and on_error == "raise":
                     break
+                if interruption and interruption.is_set():
+                    raise CancelledError
                 assembler.add(data, records)
                 fraction = capture.fraction_read() if progress else None
                 if progress and fraction and 10 * fraction >= tenth:
@@ -358,8 +380,10 @@ def assemble(
         else:
             if capture.joint:
                 warn_caller(f"{capture.joint}; it is read, too", CaptureWarning)
-        assembler.finish()
+        for _ in assembler.finish():
+            yield assembler
         _report_link_types(capture, assembler.counters)
+        _report_ignored(capture.name, assembler.counters, rules)
         if progress:
             progress(capture.name, None, assembler.counters)
         yield assembler
@@ -374,6 +398,15 @@ def _report_link_types(capture: Capture, counters: dict[str, int]) -> None:
     if n_unknown == counters["packets"]:
         raise CaptureError(f"link type {names} is not supported", capture.name)
     warn_caller(f"{capture.name}: {n_unknown} packets of unsupported link type {names} are skipped", CaptureWarning)
+
+
+def _report_ignored(name: str, counters: dict[str, int], rules: FlowRules) -> None:
+    """Warn of a capture of which most was not looked at: nobody should take its flows for the whole."""
+    unwanted = ("other_protocol",) if len(set(rules.protocols)) < 2 else ()
+    if mostly_ignored(counters, unwanted):
+        warn_caller(
+            f"{name}: most packets are in no flow, so nothing is said about them: {described(counters)}", CaptureWarning
+        )
 
 
 def read_whole(

@@ -461,20 +461,21 @@ def concatenate(
     read = [(FlowRows.empty(0, rules), {}) if isinstance(part, CaptureError) else part for part in parts]
     rows = [each for each, _ in read]
     capture = np.repeat(np.arange(len(rows)), [len(each) for each in rows])
-    return FlowTable(_joined(rows), capture, names, [counts for _, counts in read])
+    return FlowTable(joined(rows), capture, names, [counts for _, counts in read])
 
 
 def join(first: FlowTable, second: FlowTable) -> FlowTable:
     """Return one table of the flows of two, the captures of the second numbered behind those of the first."""
     return FlowTable(
-        _joined([first.rows, second.rows]),
+        joined([first.rows, second.rows]),
         np.concatenate([first.capture, second.capture + len(first.captures)]),
         first.captures + second.captures,
         first.counters + second.counters,
     )
 
 
-def _joined(rows: Sequence[FlowRows]) -> FlowRows:
+def joined(rows: Sequence[FlowRows]) -> FlowRows:
+    """Return flows one behind the other."""
     if len(rows) == 1:
         return rows[0]
     return FlowRows(
