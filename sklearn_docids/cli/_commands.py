@@ -432,9 +432,9 @@ def _print_groups(aggregator: Any, spool: FlowSpool) -> None:
 def _explain(args: argparse.Namespace) -> None:
     detector = _loaded(args.model)
     flows = _flows(detector.sampler_, args.captures, "CAPTURE")
-    say(_read(flows.counters), "")
     for line, reasons in _explained(detector, flows, args.flows, args.bytes):
         say(line, *format_reasons(reasons), "")
+    say(_read(flows.counters))
 
 
 def _explained(detector: Any, flows: Any, n_flows: int, n_bytes: int) -> list[tuple[str, Any]]:
