@@ -117,7 +117,7 @@ def test_flows_scored_as_they_end_have_the_scores_and_groups_of_the_whole(model,
     flows = detector.sampler_.flows(captures)
     scores = detector.score_samples(flows.X)
     rows = table_of(tmp_path / "scores.csv")
-    assert [row["src_port"] for row in rows][140] == "1"  # the last of the first capture: it ended last
+    assert [row["src_port"] for row in rows].index("1") > 130  # it ended after those that had idled out
     by_flow = {(row["capture"], int(row["src_port"])): (float(row["score"]), row["verdict"]) for row in rows}
     verdicts = np.where(detector.predict(flows.X) == 1, "normal", "abnormal").tolist()
     names = [captures[number] for number in flows.capture]
