@@ -18,12 +18,23 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils._set_output import _get_output_config
 
 from sklearn_docids._bases import BaseEstimator, TransformerMixin
+from sklearn_docids._text import printable
 from sklearn_docids._warn import called_from, caller
 from sklearn_docids.capture import fields as field_policies
 from sklearn_docids.capture.containers import capture_name
-from sklearn_docids.capture.flows import FlowAssembler, FlowRows, FlowRules, assemble, first_time, read_captures
+from sklearn_docids.capture.counting import described
+from sklearn_docids.capture.flows import (
+    FlowAssembler,
+    FlowRows,
+    FlowRules,
+    assemble,
+    first_time,
+    read_captures,
+    warn_of_refused,
+)
 from sklearn_docids.capture.table import FlowTable, concatenate, without_midstream
 from sklearn_docids.capture.writing import write_flows
+from sklearn_docids.exceptions import CaptureError
 
 # A thread that waits for a pipe cannot be stopped; one that reads a file takes far less time to notice.
 STOPS_WITHIN_S = 5.0
@@ -366,8 +377,8 @@ class FlowSampler(TransformerMixin, BaseEstimator):
         Yields
         ------
         FlowTable
-            One or more flows, in the order in which they were complete; ``captures`` and ``counters`` are those up to
-            now.
+            One or more flows, in the order in which they were complete or, with ``early=False``, ended: an eighth of
+            ``idle_timeout`` late at most. ``captures`` and ``counters`` are those up to now.
         """
         rules = self._rules(emit_early=early)
         queue: list[FlowRows] = []
@@ -375,17 +386,26 @@ class FlowSampler(TransformerMixin, BaseEstimator):
         names: list[str] = []
         first_rows: list[int] = []
         self.counters_, self.ignored_ = [], []
-        for source in _as_list(captures):
+        sources, errors = _as_list(captures), []
+        for source in sources:
             names.append(capture_name(source))
             first_rows.append(assembler.n_rows)
             self.counters_.append({})
             self.ignored_.append({})
-            for _ in assemble(source, assembler, self.on_error, patience=_patience(rules)):
-                assembler.flush_idle()
-                self.counters_[-1], self.ignored_[-1] = assembler.counters, assembler.ignored
-                yield from self._tables(queue, names, first_rows)
-        assembler.finish()
+            try:
+                for _ in assemble(source, assembler, self.on_error, patience=_patience(rules)):
+                    assembler.flush_idle()
+                    self.counters_[-1], self.ignored_[-1] = assembler.counters, assembler.ignored
+                    yield from self._tables(queue, names, first_rows)
+            except CaptureError as error:
+                if self.on_error == "raise":
+                    raise
+                errors.append(error)
+                self.counters_[-1], self.ignored_[-1] = {}, {}
+        for _ in assembler.finish():
+            yield from self._tables(queue, names, first_rows)
         yield from self._tables(queue, names, first_rows)
+        warn_of_refused(errors, len(sources))
 
     def _tables(self, queue: list[FlowRows], names: list[str], first_rows: list[int]) -> Iterator[FlowTable]:
         """Yield the flows of a queue, which is empty then, each with the number of the capture in which it began."""
@@ -530,10 +550,7 @@ class FlowSampler(TransformerMixin, BaseEstimator):
     def _progress(self, name: str, fraction: float | None, counters: dict[str, int]) -> None:
         if self.verbose > (0 if fraction is None else 1):
             done = "" if fraction is None else f"{fraction:.0%}, "
-            ignored = counters["packets"] - counters["sampled"]
-            print(
-                f"{name}: {done}{counters['packets']} packets, {ignored} ignored, {counters['flows']} flows", flush=True
-            )
+            print(f"{printable(name)}: {done}{described(counters)}", flush=True)
 
     def _output(self, captures: Any, X: np.ndarray) -> Any:
         """Return X with an index of its own where scikit-learn would copy that of a Series of paths."""

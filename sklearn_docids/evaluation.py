@@ -25,6 +25,7 @@ from sklearn.utils.validation import has_fit_parameter
 
 from sklearn_docids._measures import Curve, Ranking, average_precision, recall_at_fpr, resolves, roc_auc, too_few_normal
 from sklearn_docids._meta import seeded_clone
+from sklearn_docids._text import csv_cell
 from sklearn_docids._warn import warn_caller
 from sklearn_docids.aggregation import LEVELS, FlowAggregator
 from sklearn_docids.capture.table import FlowTable, join
@@ -415,7 +416,7 @@ class Evaluation:
         return pandas.DataFrame(self.rows, columns=list(COLUMNS))
 
     def write_csv(self, path: str | os.PathLike[str]) -> None:
-        """Write the rows as CSV.
+        """Write the rows as CSV; a name that a spreadsheet would take for a formula gets an apostrophe in front.
 
         Parameters
         ----------
@@ -425,7 +426,10 @@ class Evaluation:
         with open(path, "w", newline="", encoding="utf-8") as file:
             table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
             table.writeheader()
-            table.writerows(self.rows)
+            for row in self.rows:
+                table.writerow(
+                    {name: csv_cell(value) if isinstance(value, str) else value for name, value in row.items()}
+                )
 
 
 def evaluate(

@@ -9,6 +9,7 @@ import io
 import lzma
 import random
 import warnings
+from collections import deque
 from dataclasses import replace
 
 import numpy as np
@@ -118,7 +119,7 @@ def assembled(captures, rules, emit=None):
             counters.append(assembler.counters | {"ignored": sum(assembler.ignored.values())})
         except CaptureError:
             continue
-    assembler.finish()
+    deque(assembler.finish(), maxlen=0)
     return (assembler.rows, counters) if counters else None
 
 

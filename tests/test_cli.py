@@ -2,6 +2,8 @@
 
 import csv
 import gzip
+import io
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -9,11 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from captures import pcap, udp
+from scapy.layers.inet import ICMP, IP
 from sklearn.pipeline import Pipeline
 
 from sklearn_docids import AutoencoderDetector, FlowSampler, load_detector, save_detector
+from sklearn_docids.aggregation import FlowAggregator
 from sklearn_docids.capture import FlowTable
-from sklearn_docids.cli import main
+from sklearn_docids.cli import _scoring, main
+from sklearn_docids.cli._text import format_groups
 from sklearn_docids.datasets import make_traffic
 
 
@@ -29,6 +34,17 @@ def model(traffic, tmp_path_factory):
     arguments = ["fit", str(traffic.train), "--reference", reference, "--model", str(path), "--max-epochs", "2"]
     assert main([*arguments, "--fields", "portable", "--false-alarm-rate", "0.2"]) == 0
     return path
+
+
+def table_of(path):
+    """Return the rows of a table of scores, as dictionaries."""
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def ignored(n):
+    """Return packets of which none makes a flow."""
+    return [IP(src="10.0.0.1", dst="10.0.0.2") / ICMP()] * n
 
 
 def test_sample_writes_the_array(traffic, tmp_path, capsys):
@@ -59,8 +75,7 @@ def test_fit_stores_the_sampler_it_used(model):
 
 def test_score_writes_a_row_per_flow(traffic, model, tmp_path, capsys):
     assert main(["score", str(traffic.test), "--model", str(model), "--output", str(tmp_path / "scores.csv")]) == 0
-    with open(tmp_path / "scores.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = table_of(tmp_path / "scores.csv")
     detector = load_detector(model)
     flows = detector.sampler_.flows(traffic.test)
     scores = detector.score_samples(flows.X)
@@ -86,6 +101,167 @@ def test_score_without_output_prints_the_table_alone(traffic, model, capsys):
 def test_a_capture_without_flows_gives_a_table_without_rows(model, write, capsys):
     assert main(["score", str(write(pcap([]))), "--model", str(model)]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 1
+
+
+def test_flows_scored_as_they_end_have_the_scores_and_groups_of_the_whole(model, tmp_path, capsys, monkeypatch):
+    # A flow of three hours, which is the first to begin and the last to end, among flows of one packet, in two files.
+    long = [(t, udp(sport=1)) for t in range(0, 10_800, 100)]
+    short = [(t + 0.5, udp(sport=2 + i, dst=f"10.0.1.{i % 5}")) for i, t in enumerate(range(0, 10_800, 77))]
+    captures = [str(tmp_path / name) for name in ("a.pcap", "b.pcap")]
+    for name, packets in zip(captures, (long + short, short[::2]), strict=True):
+        times, packets = zip(*sorted(packets, key=lambda packet: packet[0]), strict=True)
+        Path(name).write_bytes(pcap(packets, times=times))
+    monkeypatch.setattr(_scoring, "CHUNK_FLOWS", 7)
+    assert main(["score", *captures, "--model", str(model), "--output", str(tmp_path / "scores.csv")]) == 0
+    detector = load_detector(model)
+    flows = detector.sampler_.flows(captures)
+    scores = detector.score_samples(flows.X)
+    rows = table_of(tmp_path / "scores.csv")
+    assert [row["src_port"] for row in rows].index("1") > 130  # it ended after those that had idled out
+    by_flow = {(row["capture"], int(row["src_port"])): (float(row["score"]), row["verdict"]) for row in rows}
+    verdicts = np.where(detector.predict(flows.X) == 1, "normal", "abnormal").tolist()
+    names = [captures[number] for number in flows.capture]
+    keys = zip(names, flows.src_port.tolist(), strict=True)
+    assert by_flow == dict(zip(keys, zip(scores.tolist(), verdicts, strict=True), strict=True))
+    out = capsys.readouterr().out
+    for level in ("channel", "host"):
+        groups = FlowAggregator(level, false_alarm_rate=None).fit(flows, scores).aggregate(flows, scores)
+        assert f"most abnormal of {len(groups)} {level}s" in out
+        listed = out.split(f"of {len(groups)} {level}s")[1].split("\n\n")[0].splitlines()[1:]
+        assert {line.split()[0] for line in listed} == {line.split()[0] for line in format_groups(groups[:10], -np.inf)}
+
+
+def test_commands_say_what_was_ignored_and_why(model, traffic, write, tmp_path, capsys):
+    capture = str(write(pcap([udp(link=False), b"", *ignored(5)], link_type=101)))
+    read = "7 packets, 6 ignored (5 other protocol, 1 short), 1 flow\n"
+    for command, stream in [
+        (["score", capture, "--model", str(model)], "err"),
+        (["score", capture, "--model", str(model), "--output", str(tmp_path / "s.csv")], "out"),
+        (["explain", capture, "--model", str(model)], "out"),
+        (["sample", capture, "--output", str(tmp_path / "x.npy")], "out"),
+    ]:
+        assert main(command) == 0
+        assert read in getattr(capsys.readouterr(), stream)
+    (tmp_path / "attacks").mkdir()
+    (tmp_path / "attacks" / "odd.pcap").write_bytes(Path(capture).read_bytes())
+    evaluate = [
+        "evaluate",
+        "--model",
+        str(model),
+        "--normal",
+        str(traffic.test),
+        "--attacks",
+        str(tmp_path / "attacks"),
+    ]
+    assert main([*evaluate, "--output", str(tmp_path / "page.html")]) == 0
+    assert f"attack odd: read {read}" in capsys.readouterr().out
+    assert f"<td>attack odd</td><td>read {read.strip()}</td>" in (tmp_path / "page.html").read_text()
+
+
+def test_a_capture_of_which_nothing_can_be_used_is_a_failure_with_a_reason(model, traffic, write, tmp_path, capsys):
+    capture = str(write(pcap(ignored(50), link_type=101)))
+    reference = ["--reference", str(traffic.reference[0].parent), "--model", str(tmp_path / "m")]
+    for command in (
+        ["score", capture, "--model", str(model)],
+        ["score", capture, "--model", str(model), "--output", str(tmp_path / "s.csv")],
+        ["explain", capture, "--model", str(model)],
+        ["sample", capture, "--output", str(tmp_path / "x.npy")],
+        ["fit", capture, *reference, "--max-epochs", "1"],
+    ):
+        assert main(command) == 1
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert last.startswith(f"docids: error: {'CAPTURE ' if command[0] == 'explain' else ''}{capture}: ")
+        assert last.endswith("50 packets, 50 ignored (50 other protocol), 0 flows")
+
+
+def test_names_neither_steer_a_terminal_nor_forge_lines_nor_become_formulas(
+    model, traffic, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    names = ["\x1b[31mred.pcap", "=1+1.pcap", "a\n1.1.1.1,normal\n.pcap", "b;@SUM(A1).pcap", "\tx\r.pcap"]
+    Path("attacks").mkdir()
+    for name in names:
+        Path(name).write_bytes(pcap([udp()]))
+        Path("attacks", name).write_bytes(pcap([udp()]))
+    evaluate = ["evaluate", "--model", str(model), "--normal", str(traffic.test), "--attacks", "attacks"]
+    printed = []
+    for command in (
+        ["sample", *names, "-o", "out"],
+        ["score", *names, "--model", str(model)],
+        ["score", *names, "--model", str(model), "--output", "s.csv"],
+        [*evaluate, "--csv", "e.csv", "--output", "e.html"],
+        ["score", "\x1b[31m\nx", "--model", str(model)],
+    ):
+        main(command)
+        printed += capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["score", *names, "--\x1b[31m\nx", "--model", str(model)])
+    printed += capsys.readouterr()
+    written = [Path(name).read_text() for name in ("s.csv", "e.csv", "e.html")]
+    for text in printed + written:
+        assert all(char.isprintable() or char == "\n" for char in text)
+        assert not any(line.startswith(("1.1.1.1", "x:")) for line in text.splitlines())
+    expected = [r"\x1b[31mred.pcap", "'=1+1.pcap", r"a\n1.1.1.1,normal\n.pcap", "b;'@SUM(A1).pcap", r"\tx\r.pcap"]
+    assert [row["capture"] for row in table_of("s.csv")] == expected
+    attacks = {row["attack"].removesuffix(".pcap") for row in table_of("e.csv")}
+    assert {name.removesuffix(".pcap") for name in expected} <= attacks
+
+
+class Interrupted(io.RawIOBase):
+    """A capture in which Ctrl-C is pressed."""
+
+    def __init__(self, data):
+        self.data = data
+
+    def readinto(self, buffer):
+        if not self.data:
+            raise KeyboardInterrupt
+        buffer[: len(self.data)], n_bytes = self.data, len(self.data)
+        self.data = b""
+        return n_bytes
+
+
+def test_an_interrupted_or_full_disk_leaves_the_old_file_alone(model, write, tmp_path, capsys, monkeypatch):
+    (tmp_path / "old").mkdir()
+    output = tmp_path / "old" / "scores.csv"
+    output.write_text("old")
+    data = pcap([udp(sport=s) for s in range(1, 2000)], times=np.arange(1999) * 200.0)
+    command = ["score", "--model", str(model), "--output", str(output)]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(Interrupted(data)))
+    assert main([*command, "-"]) == 130
+    assert capsys.readouterr().err == "docids: interrupted\n"
+    capture, limits = str(write(data)), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        assert main([*command, capture]) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert capsys.readouterr().err == f"docids: error: [Errno 27] File too large: '{output}'\n"
+    assert [(path.name, path.read_text()) for path in output.parent.iterdir()] == [("scores.csv", "old")]
+
+
+@pytest.mark.parametrize(
+    ("redirected", "status", "error"),
+    [
+        ("- < {capture} > /dev/full", 1, "docids: error: standard output: [Errno 28] No space left on device\n"),
+        ("{capture} >&-", 1, "docids: error: standard output is closed: --output names a file for the table\n"),
+        ("- <&-", 1, "docids: error: standard input is closed: there is nothing to read for -\n"),
+        ("{capture} 2>&- | true; exit ${{PIPESTATUS[0]}}", 141, ""),
+    ],
+)
+def test_closed_and_full_streams_end_in_a_message_or_a_status(model, traffic, redirected, status, error):
+    redirected = redirected.format(capture=traffic.test)
+    command = f"{sys.executable} -m sklearn_docids score --model {model} {redirected}"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert result.returncode == status
+    assert "".join(line for line in result.stderr.splitlines(True) if not line.startswith("docids: read")) == error
+
+
+def test_a_table_can_go_to_a_device(model, traffic):
+    command = [sys.executable, "-m", "sklearn_docids", "score", str(traffic.test), "--model", str(model)]
+    result = subprocess.run([*command, "--output", "/dev/stdout"], capture_output=True, text=True, check=True)
+    assert result.stdout.startswith("capture,time_first,")
+    assert "40 flows, " in result.stdout
 
 
 def test_a_damaged_capture_is_scored_up_to_the_damage_with_a_warning(model, write, capsys):

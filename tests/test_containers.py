@@ -289,7 +289,10 @@ def test_a_bomb_stops_with_a_warning_in_little_memory(pack, write):
     bomb = write(pack(pcap(PACKETS) + bytes(200_000_000)))
     sampled(as_file(pcap(PACKETS)))
     tracemalloc.start()
-    with pytest.warns(CaptureWarning, match=r"record 1011: 1000 empty records in a row, the rest is not read"):
+    with (
+        pytest.warns(CaptureWarning, match="most packets are in no flow"),
+        pytest.warns(CaptureWarning, match=r"record 1011: 1000 empty records in a row, the rest is not read"),
+    ):
         flows = sampled(bomb)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
@@ -325,7 +328,10 @@ def test_a_zstd_window_of_128_mib_is_refused():
 
 def test_no_thread_is_left_behind_when_reading_stops_early(write):
     path = write(gzip.compress(pcap(MANY[:1]) + bytes(20_000_000)))
-    with pytest.warns(CaptureWarning, match="empty records"):
+    with (
+        pytest.warns(CaptureWarning, match="most packets are in no flow"),
+        pytest.warns(CaptureWarning, match="empty records"),
+    ):
         sampled(path)
     with pytest.raises(CaptureError, match="neither pcap nor pcapng"):
         sampled(write(gzip.compress(bytes(20_000_000))))
@@ -416,7 +422,8 @@ def test_thousands_of_captures_one_behind_the_other_are_no_recursion():
 
 
 def test_a_few_empty_records_are_no_damage():
-    assert sampled(as_file(pcap([*PACKETS, *[b""] * 999], times=[0.0] * 1009))).counters[0]["short"] == 999
+    with pytest.warns(CaptureWarning, match=r"most packets are in no flow.*999 short"):
+        sampled(as_file(pcap([*PACKETS, *[b""] * 999], times=[0.0] * 1009)), on_error="raise")
 
 
 def test_every_cut_of_a_pcap_keeps_the_records_before_it():

@@ -570,7 +570,7 @@ def test_the_command_line_explains_flows(traffic, model, capsys):
     assert main(["explain", str(traffic.test), "--model", str(model), "--flows", "2", "--bytes", "5"]) == 0
     output = capsys.readouterr().out
     assert output.count("header field") == 2
-    assert len(output.splitlines()) <= 2 * 8
+    assert len(output.splitlines()) <= 2 * 8 + 1
     assert output.split("\n\n")[0].splitlines()[2].split()[0].isdigit()
 
 

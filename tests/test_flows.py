@@ -1,6 +1,7 @@
 """Flows: the compiled engine agrees with the slow twin, and each flow rule holds by itself."""
 
 import io
+import shutil
 
 import naive
 import numba
@@ -251,7 +252,8 @@ def test_a_table_that_is_just_large_enough_grows():
     capture = Capture(io.BytesIO(pcap(packets, times=np.arange(3000) / 1023)), "x")
     for data, records in capture.blocks():
         assembler.add(data, records)
-    assembler.finish()
+    for _ in assembler.finish():
+        pass
     assert sum(sizes) == 3000
     assert len(sizes) < 10  # not a call for every flow that idles out
 
@@ -417,15 +419,25 @@ def test_community_id_is_that_of_the_reference_package():
 
 
 def test_kernels_compile_where_no_cache_can_be_written_and_say_so_once(monkeypatch):
-    compile_function = numba.njit
+    def no_locator(function):
+        raise RuntimeError("cannot cache function: no locator available for file")
 
-    def read_only(*args, cache=False, **options):
-        if cache:
-            raise RuntimeError("cannot cache function: no locator available for file")
-        return compile_function(*args, **options)
-
-    monkeypatch.setattr(numba, "njit", read_only)
-    _native._warn_uncached.cache_clear()
+    monkeypatch.setattr(_native, "_KernelCache", no_locator)
+    _native._warn_unkept.cache_clear()
     with pytest.warns(UserWarning, match=r"each process compiles them anew.*NUMBA_CACHE_DIR") as caught:
         doubled, tripled = _native.kernel(lambda x: 2 * x), _native.kernel(lambda x: 3 * x)
     assert (len(caught), doubled(21), tripled(21)) == (1, 42, 63)
+
+
+def test_kernels_are_kept_and_run_where_they_cannot_be_kept(monkeypatch, tmp_path):
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "kept"))
+    assert _native.kernel(lambda x: 2 * x)(21) == 42
+    assert list((tmp_path / "kept").rglob("*.nbc"))
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "lost"))
+    doubled, tripled = _native.kernel(lambda x: 2 * x), _native.kernel(lambda x: 3 * x)
+    shutil.rmtree(tmp_path / "lost")
+    (tmp_path / "lost").touch()
+    _native._warn_unkept.cache_clear()
+    with pytest.warns(UserWarning, match=r"cannot be written to .*lost.*NUMBA_CACHE_DIR") as caught:
+        assert (doubled(21), tripled(21)) == (42, 63)
+    assert len(caught) == 1

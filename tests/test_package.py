@@ -83,9 +83,13 @@ LAYERS = {
     "_network.scoring": "_network.autoencoders _network.folding _network.table1 _network.tensors",
     "_network.table1": "_network.losses _network.tensors",
     "_network.tensors": "",
-    "_sampler": "_bases _warn capture.containers capture.fields capture.flows capture.table capture.writing",
+    "_sampler": (
+        "_bases _text _warn capture.containers capture.counting capture.fields capture.flows capture.table "
+        "capture.writing exceptions"
+    ),
     "_scratch": "",
     "_sealed": "",
+    "_text": "",
     "_thresholds": "",
     "_training": "",
     "_training.callbacks": "_training.net _training.pairs",
@@ -105,10 +109,11 @@ LAYERS = {
     "capture.community_id": "",
     "capture.compression": "",
     "capture.containers": "capture.compression capture.headers capture.kinds capture.records exceptions",
+    "capture.counting": "",
     "capture.fields": "capture._native capture.flows capture.headers capture.layouts capture.rewriting",
     "capture.flows": (
-        "_warn capture.containers capture.hashing capture.headers capture.kernels capture.kinds capture.layouts "
-        "capture.reordering capture.rewriting exceptions"
+        "_warn capture.containers capture.counting capture.hashing capture.headers capture.kernels capture.kinds "
+        "capture.layouts capture.reordering capture.rewriting exceptions"
     ),
     "capture.folders": "_scratch",
     "capture.hashing": "capture._native capture.layouts",
@@ -126,13 +131,14 @@ LAYERS = {
     "capture.writing": "_scratch capture.containers capture.flows capture.folders capture.kernels capture.table",
     "cli": "cli._commands",
     "cli._commands": (
-        "_sampler _version aggregation cli._demo cli._html cli._outputs cli._text datasets datasets._folder "
-        "detectors evaluation inspection persistence"
+        "_sampler _text _version aggregation capture.counting capture.table cli._demo cli._html cli._outputs "
+        "cli._scoring cli._text datasets datasets._folder detectors evaluation inspection persistence"
     ),
-    "cli._demo": "_sampler capture.table cli._text datasets detectors metrics plotting",
+    "cli._demo": "_sampler capture.table cli._outputs cli._text datasets detectors metrics plotting",
     "cli._html": "evaluation inspection plotting",
     "cli._outputs": "capture.containers exceptions",
-    "cli._text": "aggregation capture.table inspection",
+    "cli._scoring": "_sampler aggregation capture.containers capture.flows capture.kernels capture.table",
+    "cli._text": "_text aggregation capture.table inspection",
     "datasets": "datasets._bos datasets._cic datasets._folder datasets._synthetic datasets._testbed datasets._ustc",
     "datasets._bos": "_sampler datasets._cache datasets._files paper",
     "datasets._cache": "_sampler _scratch _version _warn capture capture.fields capture.folders capture.table",
@@ -173,7 +179,7 @@ LAYERS = {
         "_meta _network.tensors _sampler _training.net _training.pairs _training.run _warn detectors._base "
         "detectors._callbacks detectors._profile detectors._reference detectors._rows detectors._templates"
     ),
-    "evaluation": "_measures _meta _warn aggregation capture.table metrics",
+    "evaluation": "_measures _meta _text _warn aggregation capture.table metrics",
     "exceptions": "",
     "inspection": "capture.headers capture.layouts",
     "metrics": "_measures _warn",

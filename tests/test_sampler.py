@@ -3,14 +3,18 @@
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 import warnings
 
 import joblib
 import numpy as np
 import pytest
 from captures import pcap, tcp, udp
+from scapy.layers.l2 import ARP, Ether
 from sklearn.base import clone
 from sklearn.utils.estimator_checks import check_estimator
 
@@ -467,6 +471,66 @@ def test_streamed_rows_are_those_of_the_whole_capture(write):
     path = write(pcap([udp(sport=i % 50, payload=bytes([i % 7])) for i in range(500)]))
     streamed = np.concatenate([t.X for t in FlowSampler().iter_flows(path)])
     assert sorted(map(bytes, streamed)) == sorted(map(bytes, FlowSampler().transform(path)))
+
+
+def test_a_stream_of_ended_flows_has_the_rows_and_counts_of_the_whole_in_the_order_of_their_ends(write):
+    # The first flow lasts until the end; the second and third are one packet each, and end by the timeout.
+    packets = [udp(sport=1), udp(sport=2), *[udp(sport=1)] * 6, udp(sport=3), *[udp(sport=1)] * 3]
+    path = write(pcap(packets, times=np.arange(12) * 50.0))
+    tables = list(FlowSampler().iter_flows(path, early=False))
+    assert [port for table in tables for port in table.src_port] == [2, 3, 1]
+    whole = FlowSampler().flows(path)
+    order = np.concatenate([table.rows.records["row"] for table in tables]).argsort()
+    for name in ("X", *COLUMNS):
+        streamed = np.concatenate([getattr(table, name) for table in tables])
+        assert (streamed[order] == getattr(whole, name)).all()
+    assert tables[-1].packets_forward.tolist() == [10]
+    assert tables[-1].counters == whole.counters
+
+
+def test_flows_that_all_end_with_their_stream_come_in_parts(write):
+    path = write(
+        pcap([udp(sport=1 + i % 50_000, dport=1 + i // 50_000) for i in range(20_000)], times=np.zeros(20_000))
+    )
+    assert [len(table) for table in FlowSampler().iter_flows(path, early=False)] == [8192, 8192, 3616]
+
+
+def test_a_capture_of_which_most_is_ignored_warns_with_the_reasons(write):
+    def captured(n_ignored, n_flows):
+        return write(pcap([*[Ether() / ARP()] * n_ignored, *[udp(sport=1 + i) for i in range(n_flows)]]))
+
+    with pytest.warns(CaptureWarning, match=r"100 packets, 51 ignored \(51 non ip\), 49 flows"):
+        FlowSampler().flows(captured(51, 49))
+    # Half of them, few packets, and what was asked for are no reason to warn.
+    FlowSampler().flows(captured(50, 50))
+    FlowSampler().flows(captured(99, 0))
+    FlowSampler(protocols=["tcp"]).flows(captured(0, 200))
+    FlowSampler(duplicate_window=1).flows(write(pcap([udp()] * 200)))
+
+
+def test_ctrl_c_ends_the_threads_that_read_captures():
+    class Pressed(io.RawIOBase):
+        def readinto(self, buffer):
+            os.kill(os.getpid(), signal.SIGINT)
+            return 0
+
+    class Endless(io.RawIOBase):
+        def __init__(self):
+            self.data = pcap([udp()])
+
+        def readinto(self, buffer):
+            time.sleep(0.01)
+            part, self.data = self.data, pcap([udp()])[24:]
+            buffer[: len(part)] = part
+            return len(part)
+
+    before = set(threading.enumerate())
+    with pytest.raises(KeyboardInterrupt):
+        FlowSampler(n_jobs=2).flows([Endless(), Pressed()])
+    for thread in set(threading.enumerate()) - before:
+        thread.join(10)
+        assert not thread.is_alive()
+    assert len(list(FlowSampler().iter_flows(io.BytesIO(pcap([udp()]))))) == 1  # what comes later is not interrupted
 
 
 def test_write_to_a_full_disk_raises_and_leaves_nothing(write, tmp_path):

@@ -17,6 +17,7 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
+from numba.core.caching import FunctionCache
 from numba.extending import intrinsic
 
 from sklearn_docids._warn import warn_caller
@@ -37,22 +38,40 @@ def part(function: Callable[..., Any]) -> Callable[..., Any]:
 def _compiled(function: Callable[..., Any], **options: Any) -> Any:
     # Kernels allocate nothing, so numba need not count references to arrays: that is two locked instructions per
     # array and call.
-    options |= {"nogil": True, "_nrt": False}
+    compiled = numba.njit(nogil=True, _nrt=False, **options)(function)
     try:
-        return numba.njit(cache=True, **options)(function)
+        compiled._cache = _KernelCache(function)  # what cache=True does, with a cache that may fail
     except RuntimeError as error:  # numba found no folder to write to
         if "no locator" not in str(error):
             raise
-        _warn_uncached()
-        return numba.njit(**options)(function)
+        _warn_unkept("no folder for compiled kernels can be written")
+    return compiled
+
+
+class _KernelCache(FunctionCache):
+    """Machine code on disk, as long as there is room: a full disk stops no work that has nothing to do with it."""
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """Return a compiled kernel, None if there is none that can be read."""
+        try:
+            return super().load_overload(sig, target_context)
+        except OSError:
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Keep a compiled kernel if that is possible."""
+        try:
+            super().save_overload(sig, data)
+        except OSError as error:
+            _warn_unkept(f"compiled kernels cannot be written to {self.cache_path} ({error.strerror})")
 
 
 @cache
-def _warn_uncached() -> None:
-    """Say once that each process compiles anew: a read-only installation and no home directory, mostly."""
+def _warn_unkept(reason: str) -> None:
+    """Say once that each process compiles anew: a read-only installation and no home directory, or a full disk."""
     warn_caller(
-        "no folder for compiled kernels can be written: each process compiles them anew, which takes some ten seconds; "
-        "set NUMBA_CACHE_DIR to a folder for them"
+        f"{reason}: each process compiles them anew, which takes some ten seconds; set NUMBA_CACHE_DIR to a folder for "
+        "them"
     )
 
 

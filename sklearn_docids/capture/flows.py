@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import numpy as np
 from sklearn_docids._warn import warn_caller
 from sklearn_docids.capture import kernels
 from sklearn_docids.capture.containers import Capture, capture_name, opened
+from sklearn_docids.capture.counting import described, mostly_ignored
 from sklearn_docids.capture.hashing import N_KEYS
 from sklearn_docids.capture.headers import (
     N_KINDS,
@@ -43,6 +45,8 @@ GUESS_BYTES = 2**30
 # With so many flows, how many the whole capture has is guessed: from fewer, the guess would be poor.
 GUESS_ROWS = 32_768
 
+# So many kinds of ignored packets a warning names.
+N_KINDS_NAMED = 3
 # More than all times are apart; that and the sum of two times do not overflow.
 NEVER = 2**62
 
@@ -177,7 +181,8 @@ class FlowAssembler:
     def __init__(self, rules: FlowRules, emit: Callable[[FlowRows], object] | None = None):
         self.rules = rules
         most = max(FIRST_BYTES // rules.row_bytes, 4)
-        n_first = min(FIRST_ROWS, most, rules.max_live_flows + 1 if emit else FIRST_ROWS)
+        # Room that is not used costs no memory: that of all live flows is never copied to a larger one.
+        n_first = min(rules.max_live_flows + 1, GUESS_BYTES // rules.row_bytes) if emit else min(FIRST_ROWS, most)
         self.rows: FlowRows = FlowRows.empty(n_first, rules)
         self._emit = emit
         self._fraction_read: Callable[[], float | None] = lambda: None
@@ -268,11 +273,13 @@ class FlowAssembler:
             self._next_sweep = clock + int(self._settings["idle_timeout"][0]) // 8
         self.flush()
 
-    def finish(self) -> None:
-        """End the capture: all flows are finished now."""
-        self._sweep(everything=True)
-        self.flush()
-        if not self._emit:
+    def finish(self) -> Iterator[None]:
+        """End the last capture: all flows are finished now. Yields after each group of them that was handed on."""
+        if self._emit:
+            yield from self._end_and_release(everything=True)
+            self.flush()
+        else:
+            self._sweep(everything=True)
             self._forget_storage()
             self.rows.resize(self.n_rows)
 
@@ -358,7 +365,7 @@ class FlowAssembler:
         """End the flows that have idled out, or all; put those that are not to be forgotten into a fresh table."""
         fresh = np.zeros(size or len(self._table), kernels.ENTRY_DTYPE)
         if self._emit:
-            self._end_and_release(everything)
+            deque(self._end_and_release(everything), maxlen=0)
         elif everything:
             kernels.reopen(self._table, self._storage)
         if everything:
@@ -368,23 +375,24 @@ class FlowAssembler:
         self._table = fresh
         self._forget_storage()
 
-    def _end_and_release(self, everything: bool) -> None:
+    def _end_and_release(self, everything: bool) -> Iterator[None]:
         entries = self._table[self._table["name"] != 0]
         silence = self._cursor["clock"][0] - entries["last_active"]
         is_idle = silence > self._settings["idle_timeout"][0]
-        self._end(_slots(entries["name"][is_idle]), kernels.IDLE)
+        yield from self._end(_slots(entries["name"][is_idle]), kernels.IDLE)
         if everything:
-            self._end(_slots(entries["name"][~is_idle]), kernels.OPEN)
+            yield from self._end(_slots(entries["name"][~is_idle]), kernels.OPEN)
         self._release(_slots(entries["name"][everything | (silence > self._settings["memory"][0])]))
 
-    def _end(self, slots: np.ndarray, how: int) -> None:
-        """End flows, in order of their rows."""
+    def _end(self, slots: np.ndarray, how: int) -> Iterator[None]:
+        """End flows, in order of their rows; yield after each group of them that was handed on."""
         slots = slots[np.argsort(self.rows.records["row"][slots])]
         at = 0
         while at < len(slots):
             at = kernels.end_all(slots, how, at, self._storage)
             if at < len(slots):
                 self.flush()
+                yield
 
     def _release(self, slots: np.ndarray) -> None:
         """Make the slots of flows that leave the table free for others."""
@@ -492,6 +500,7 @@ def assemble(
             if capture.joint:
                 warn_caller(f"{capture.joint}; it is read, too", CaptureWarning)
         _report_link_types(capture, assembler)
+        _report_ignored(capture.name, assembler)
         if progress:
             progress(capture.name, None, assembler.counters)
         yield assembler
@@ -506,6 +515,19 @@ def _report_link_types(capture: Capture, assembler: FlowAssembler) -> None:
     if n_unknown == counters["packets"]:
         raise CaptureError(f"link type {names} is not supported", capture.name)
     warn_caller(f"{capture.name}: {n_unknown} packets of unsupported link type {names} are skipped", CaptureWarning)
+
+
+def _report_ignored(name: str, assembler: FlowAssembler) -> None:
+    """Warn of a capture of which most was not looked at: nobody should take its flows for the whole."""
+    counters = assembler.counters
+    unwanted = ("other_protocol",) if len(set(assembler.rules.protocols)) < 2 else ()
+    if mostly_ignored(counters, unwanted):
+        kinds = ", ".join(f"{n} {kind}" for kind, n in list(assembler.ignored.items())[:N_KINDS_NAMED])
+        warn_caller(
+            f"{name}: most packets are in no flow, so nothing is said about them: {described(counters)}"
+            + (f"; most frequent: {kinds}" if kinds else ""),
+            CaptureWarning,
+        )
 
 
 def first_time(source: Any) -> int | None:
@@ -557,7 +579,7 @@ def read_captures(
             read.errors.append(error)
             read.counters.append({})
             read.ignored.append({})
-    assembler.finish()
+    deque(assembler.finish(), maxlen=0)
     read.rows = assembler.rows
     return read
 

@@ -502,7 +502,7 @@ def concatenate(names: Sequence[str], parts: Sequence[ReadCaptures]) -> FlowTabl
     # A capture that was left out keeps its number and has no flows.
     capture = np.repeat(np.arange(len(counters)), [counts.get("flows", 0) for counts in counters])
     ignored = [kinds for part in parts for kinds in part.ignored]
-    return FlowTable(_joined([part.rows for part in parts]), capture, names, counters, ignored)
+    return FlowTable(joined([part.rows for part in parts]), capture, names, counters, ignored)
 
 
 def without_midstream(flows: FlowTable) -> FlowTable:
@@ -520,7 +520,7 @@ def without_midstream(flows: FlowTable) -> FlowTable:
 def join(first: FlowTable, second: FlowTable) -> FlowTable:
     """Return one table of the flows of two, the captures of the second numbered behind those of the first."""
     return FlowTable(
-        _joined([first.rows, second.rows]),
+        joined([first.rows, second.rows]),
         np.concatenate([first.capture, second.capture + len(first.captures)]),
         first.captures + second.captures,
         first.counters + second.counters,
@@ -528,7 +528,8 @@ def join(first: FlowTable, second: FlowTable) -> FlowTable:
     )
 
 
-def _joined(rows: Sequence[FlowRows]) -> FlowRows:
+def joined(rows: Sequence[FlowRows]) -> FlowRows:
+    """Return flows one behind the other."""
     if len(rows) == 1:
         return rows[0]
     return FlowRows(

@@ -89,7 +89,7 @@ class RowFile:
             self._file.seek(self.data_start + int(some[0]) * row_bytes)
             data = np.frombuffer(self._file.read((int(some[-1] - some[0]) + 1) * row_bytes), np.uint8)
             self._file.seek(self.data_start + first * row_bytes)
-            self._write_all(memoryview(data.reshape(-1, row_bytes)[some - some[0]].reshape(-1)))  # type: ignore[arg-type]
+            self._write_all(memoryview(data.reshape(-1, row_bytes)[some - some[0]].reshape(-1)))
         self._file.truncate(self.data_start + len(kept) * row_bytes)
         self.n_rows = len(kept)
 

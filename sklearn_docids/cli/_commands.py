@@ -4,17 +4,24 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 import numpy as np
 
+from sklearn_docids._text import printable
 from sklearn_docids._version import __version__
-from sklearn_docids.cli._outputs import check_spared, check_writable
-from sklearn_docids.cli._text import format_flows, format_groups, format_reasons, printable, write_scores
+from sklearn_docids.cli._outputs import check_spared, check_writable, named, replacing, scratch_folder
+from sklearn_docids.cli._text import ScoreTable, format_flows, format_groups, format_reasons, say
+
+if TYPE_CHECKING:
+    from sklearn_docids.capture.table import FlowTable
+    from sklearn_docids.cli._scoring import FlowSpool, FlowStream
 
 N_LISTED = 10
 
@@ -24,33 +31,73 @@ MODEL_HELP = (
     "model file written by fit, by someone you trust: its checksum shows damage, not who wrote it; a hostile model "
     "runs no code, but may read captures so as to miss attacks, or call them normal"
 )
+FAILED, INTERRUPTED, READER_GONE = 1, 130, 141
+STATUS_HELP = (
+    f"Exit status: 0 on success; {FAILED} where input, output or a setting cannot be used, or no packet that was read "
+    f"is in a flow; 2 where the command line makes no sense; {INTERRUPTED} after Ctrl-C; {READER_GONE} where the "
+    "reader of standard output has gone."
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; return its exit status: 0, 1 for unusable input, 130 for Ctrl-C."""
+    """Run a command; return its exit status, as the help says."""
+    if sys.stderr is None:  # closed: print would take standard output instead
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - as long as the process
     args = _parser().parse_args(arguments)
     with warnings.catch_warnings():
         warnings.filterwarnings("always", category=UserWarning)  # each damaged capture, not only the first
         warnings.showwarning = _show_warning
-        try:
-            args.command(args)
-        except BrokenPipeError:  # the reader of our output has seen enough
-            sys.stderr.close()
-        except (ImportError, OSError, ValueError) as error:
-            print(f"docids: error: {printable(error)}", file=sys.stderr)
-            return 1
-        except KeyboardInterrupt:
-            print("docids: interrupted", file=sys.stderr)
-            return 130
+        status = _status_of(args)
+    return _flush(status)
+
+
+def _status_of(args: argparse.Namespace) -> int:
+    try:
+        args.command(args)
+    except BrokenPipeError:  # the reader of our output has seen enough
+        return READER_GONE
+    except (ImportError, OSError, ValueError) as error:
+        return _failed(error)
+    except KeyboardInterrupt:
+        print("docids: interrupted", file=sys.stderr)
+        return INTERRUPTED
     return 0
+
+
+def _failed(error: Exception) -> int:
+    # Only standard output has no name.
+    place = "standard output: " if isinstance(error, OSError) and error.errno and error.filename is None else ""
+    print(f"docids: error: {place}{printable(error)}", file=sys.stderr)
+    return FAILED
+
+
+def _flush(status: int) -> int:
+    """Write the rest of standard output; where that fails, the interpreter must not try again."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not status:
+            return READER_GONE if isinstance(error, BrokenPipeError) else _failed(error)
+    return status
 
 
 def _show_warning(message: Any, *args: Any, **kwargs: Any) -> None:
     print(f"docids: warning: {printable(message)}", file=sys.stderr)
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser that repeats no control characters of its arguments, which may be names of files."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="docids", description="Network anomaly detection from raw packets (DOC-IDS).")
+    parser = _Parser(
+        prog="docids", description="Network anomaly detection from raw packets (DOC-IDS).", epilog=STATUS_HELP
+    )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for add in (_add_demo, _add_sample, _add_fit, _add_score, _add_explain, _add_evaluate):
@@ -113,10 +160,21 @@ def _add_fit(commands: Any) -> None:
 
 
 def _add_score(commands: Any) -> None:
-    score = commands.add_parser("score", help="score the flows of captures with a trained detector")
+    score = commands.add_parser(
+        "score",
+        help="score the flows of captures with a trained detector",
+        description="Score the flows of captures with a trained detector, in bounded memory. The table has a line per "
+        "flow: times, five-tuple, score (the lower, the more abnormal), verdict. Flows come capture by capture in the "
+        "order in which they end, as only then all of their packets are known; sort by time_first for the order in "
+        "which they began.",
+    )
     score.add_argument("captures", nargs="+", metavar="CAPTURE", help=CAPTURE_HELP)
     score.add_argument("--model", required=True, metavar="M", help=MODEL_HELP)
-    score.add_argument("--output", metavar="CSV", help="one row per flow; default: standard output")
+    score.add_argument(
+        "--output", metavar="CSV",
+        help="table, with rankings of flows, channels and hosts on standard output; default: the table on standard "
+        "output alone",
+    )  # fmt: skip
     _add_force_option(score)
     _add_level_options(score)
     score.set_defaults(command=_score)
@@ -195,8 +253,10 @@ def _sample(args: argparse.Namespace) -> None:
         fields=args.fields, tunnels=args.tunnels, duplicate_window=args.duplicate_window, n_jobs=args.jobs, verbose=2
     )
     check_spared("--output", args.output, args.captures, force=args.force)
-    counters = sampler.write(sources(args.captures), args.output)
-    print(f"{sum(c.get('flows', 0) for c in counters)} flows written to {args.output}")
+    with named(args.output):
+        counters = sampler.write(sources(args.captures), args.output)
+    say(f"{sum(c.get('flows', 0) for c in counters)} flows written to {args.output}")
+    _check_read(counters, args.captures)
 
 
 def _fit(args: argparse.Namespace) -> None:
@@ -212,24 +272,45 @@ def _fit(args: argparse.Namespace) -> None:
     )  # fmt: skip
     # What can be refused is refused before the work begins.
     detector._validate_params()
-    check_writable("--model", args.model, is_replaced=True)
+    check_writable("--model", args.model, is_file=True)
     check_spared("--model", args.model, args.captures, force=args.force)
     if args.checkpoint_folder is not None and not Path(args.checkpoint_folder).is_dir():
         raise NotADirectoryError(f"--checkpoint-folder {args.checkpoint_folder} is not an existing folder")
     X_reference, y_reference = load_class_folder(args.reference, sampler=sampler, return_X_y=True)
     X, _, _ = sampler.sample(sources(args.captures))
+    _check_read(sampler.counters_, args.captures)
     detector.fit(X, reference=ReferenceData(X_reference, y_reference))
-    save_detector(detector, args.model, sampler=sampler.set_params(verbose=0))
-    print(f"{len(X)} flows and {len(X_reference)} reference flows learned, model written to {args.model}")
+    with named(args.model):
+        save_detector(detector, args.model, sampler=sampler.set_params(verbose=0))
+    say(f"{len(X)} flows and {len(X_reference)} reference flows learned, model written to {args.model}")
     if args.false_alarm_rate is None:
-        print(
-            "The threshold flags 1 % of these flows, more of new ones; --false-alarm-rate sets it with held-out flows."
-        )
+        say("The threshold flags 1 % of these flows, more of new ones; --false-alarm-rate sets it with held-out flows.")
 
 
 def sources(captures: Sequence[str]) -> list[Any]:
-    """Return captures as the sampler takes them; ``-`` is standard input."""
-    return [sys.stdin.buffer if capture == "-" else capture for capture in captures]
+    """Return captures as the sampler takes them, if all are there; ``-`` is standard input."""
+    return [_source(capture) for capture in captures]
+
+
+def _source(capture: str) -> Any:
+    if capture == "-":
+        if sys.stdin is None:
+            raise ValueError("standard input is closed: there is nothing to read for -")
+        return sys.stdin.buffer
+    os.stat(capture)
+    for code, is_so in ((errno.EISDIR, os.path.isdir(capture)), (errno.EACCES, not os.access(capture, os.R_OK))):
+        if is_so:
+            raise OSError(code, os.strerror(code), capture)
+    return capture
+
+
+def _check_read(counters: Iterable[Mapping[str, int]], captures: Sequence[str]) -> None:
+    """Refuse captures of whose packets none is in a flow: that nothing was found in them means nothing."""
+    from sklearn_docids.capture.counting import described, summed
+
+    read = summed(counters)
+    if read["packets"] and not read["flows"]:
+        raise ValueError(f"{' '.join(captures)}: no packet is in a TCP or UDP flow: {described(read)}")
 
 
 def _loaded(path: str) -> Any:
@@ -248,35 +329,81 @@ def _loaded(path: str) -> Any:
 
 def _flows(sampler: Any, captures: Sequence[str], option: str) -> Any:
     """Return the flows of captures that must have some."""
+    from sklearn_docids.capture.counting import described, summed
+
     flows = sampler.flows(sources(captures))
     if not len(flows):
-        raise ValueError(f"{option} {' '.join(captures)}: there is no flow in it")
+        raise ValueError(f"{option} {' '.join(captures)}: there is no flow in it: {described(summed(flows.counters))}")
     return flows
 
 
 def _score(args: argparse.Namespace) -> None:
-    if args.output is None and (args.calibration or args.window is not None):
-        raise ValueError("--calibration and --window are for the rankings, which need --output: flows are printed now")
+    from sklearn_docids.cli._scoring import FlowStream
+
+    _check_output_of_score(args)
+    detector = _loaded(args.model)
+    aggregators = _aggregators(detector, args)
+    stream = FlowStream(detector.sampler_, sources(args.captures))
+    if args.output is None:
+        for _ in _scored(detector, stream, sys.stdout):
+            pass
+        print(f"docids: {_read(stream.counters)}", file=sys.stderr)
+    else:
+        _score_to_file(args.output, detector, stream, aggregators)
+    _check_read(stream.counters, args.captures)
+
+
+def _check_output_of_score(args: argparse.Namespace) -> None:
     if args.output is not None:
         check_writable("--output", args.output)
         check_spared("--output", args.output, [args.model, *args.captures, *(args.calibration or ())], force=args.force)
-    detector = _loaded(args.model)
-    calibration = _flows(detector.sampler_, args.calibration, "--calibration") if args.calibration else None
-    flows = detector.sampler_.flows(sources(args.captures))
-    scores = detector.score_samples(flows.X) if len(flows) else np.empty(0)
-    if args.output is None:
-        write_scores(sys.stdout, flows, scores, detector.offset_)
-        return
-    with open(args.output, "w", newline="", encoding="utf-8") as file:
-        write_scores(file, flows, scores, detector.offset_)
-    n_abnormal = int(np.sum(scores < detector.offset_))
-    print(f"{len(flows)} flows, {n_abnormal} abnormal, written to {args.output}")
-    order = np.argsort(scores, kind="stable")[:N_LISTED]
-    if len(order):
-        print(f"\nThe {len(order)} most abnormal flows:")
-        print("\n".join(line.rstrip() for line in format_flows(flows[order], scores[order])))
-        for level in ("channel", "host"):
-            _print_groups(detector, flows, scores, calibration, _aggregator(level, args.window))
+    elif args.calibration or args.window is not None:
+        raise ValueError("--calibration and --window are for the rankings, which need --output: flows are printed now")
+    elif sys.stdout is None:
+        raise ValueError("standard output is closed: --output names a file for the table")
+
+
+def _scored(detector: Any, stream: Iterable[FlowTable], file: TextIO) -> Iterator[tuple[FlowTable, np.ndarray]]:
+    """Score flows and write a line of each, some thousand at a time; hand them on."""
+    table = ScoreTable(file, detector.offset_)
+    for flows in stream:
+        scores = detector.score_samples(flows.X)
+        table.add(flows, scores)
+        yield flows, scores
+
+
+def _score_to_file(output: str, detector: Any, stream: FlowStream, aggregators: Sequence[Any]) -> None:
+    """Write the table to a file and print rankings."""
+    from sklearn_docids.cli._scoring import FlowSpool, Ranking
+
+    ranking = Ranking(detector.offset_, N_LISTED)
+    with FlowSpool(scratch_folder(output)) as spool:
+        with replacing(output) as part, open(part, "w", newline="", encoding="utf-8") as file:
+            for flows, scores in _scored(detector, stream, file):
+                ranking.add(flows, scores)
+                spool.add(flows, scores)
+        say(f"{ranking.n_flows} flows, {ranking.n_abnormal} abnormal, written to {output}", _read(stream.counters))
+        if ranking.flows is not None:
+            say("", f"The {len(ranking.flows)} most abnormal flows:", *format_flows(ranking.flows, ranking.scores))
+            for aggregator in aggregators:
+                _print_groups(aggregator, spool)
+
+
+def _read(counters: Iterable[Mapping[str, int]]) -> str:
+    """Return a line on what was read and what became of it."""
+    from sklearn_docids.capture.counting import described, summed
+
+    return f"read {described(summed(counters))}"
+
+
+def _aggregators(detector: Any, args: argparse.Namespace) -> list[Any]:
+    """Return aggregators of channels and of hosts, fitted if there are flows to calibrate with."""
+    aggregators = [_aggregator(level, args.window) for level in ("channel", "host")]
+    if args.calibration:
+        flows = _flows(detector.sampler_, args.calibration, "--calibration")
+        scores = detector.score_samples(flows.X)
+        return [aggregator.fit(flows, scores) for aggregator in aggregators]
+    return [aggregator.set_params(false_alarm_rate=None) for aggregator in aggregators]
 
 
 def _aggregator(level: str, window: float | None) -> Any:
@@ -286,39 +413,38 @@ def _aggregator(level: str, window: float | None) -> Any:
     return FlowAggregator(level) if window is None else FlowAggregator(level, window=window)
 
 
-def _print_groups(detector: Any, flows: Any, scores: np.ndarray, calibration: Any, aggregator: Any) -> None:
+def _print_groups(aggregator: Any, spool: FlowSpool) -> None:
     """Print the most abnormal channels or hosts."""
+    from sklearn_docids.cli._scoring import GroupRanking
+
     level, window = aggregator.level, aggregator.window
-    if calibration is None:
+    if aggregator.false_alarm_rate is None:
         # A ranking needs no threshold, and the flows themselves say which of them are rare.
-        aggregator.set_params(false_alarm_rate=None).fit(flows, scores)
-    else:
-        aggregator.fit(calibration, detector.score_samples(calibration.X))
-    groups = aggregator.aggregate(flows, scores)
-    n_listed = min(len(groups), N_LISTED)
-    print(f"\nThe {n_listed} most abnormal of {len(groups)} {level}s, in windows of {window:g} s", end="")
-    if aggregator.false_alarm_rate_ is None:
-        print(" (no threshold: that takes --calibration with enough traffic):")
-    else:
-        n_abnormal = sum(group.score < aggregator.offset_ for group in groups)
-        print(f"; {n_abnormal} are beyond the threshold for {aggregator.false_alarm_rate_:.0%} false alarms:")
-    print("\n".join(line.rstrip() for line in format_groups(groups[:n_listed], aggregator.offset_)))
+        aggregator.fit(*spool.whole())
+    ranking = GroupRanking(aggregator, spool, N_LISTED)
+    threshold = " (no threshold: that takes --calibration with enough traffic)"
+    if aggregator.false_alarm_rate_ is not None:
+        rate = f"{aggregator.false_alarm_rate_:.0%}"
+        threshold = f"; {ranking.n_abnormal} are beyond the threshold for {rate} false alarms"
+    split = ""
+    if ranking.n_evicted:
+        split = f"; more than {aggregator.max_groups} channels at a time: {ranking.n_evicted} {level}s came out early"
+    listed = f"The {len(ranking.groups)} most abnormal of {ranking.n_groups} {level}s, in windows of {window:g} s"
+    say("", f"{listed}{threshold}{split}:", *format_groups(ranking.groups, aggregator.offset_))
 
 
 def _explain(args: argparse.Namespace) -> None:
     detector = _loaded(args.model)
-    flows = detector.sampler_.flows(sources(args.captures))
+    flows = _flows(detector.sampler_, args.captures, "CAPTURE")
     for line, reasons in _explained(detector, flows, args.flows, args.bytes):
-        print(line)
-        print("\n".join(format_reasons(reasons)), end="\n\n")
+        say(line, *format_reasons(reasons), "")
+    say(_read(flows.counters))
 
 
 def _explained(detector: Any, flows: Any, n_flows: int, n_bytes: int) -> list[tuple[str, Any]]:
     """Return the most abnormal flows, each as a line and its reasons."""
     from sklearn_docids.inspection import byte_reasons
 
-    if not len(flows):
-        return []
     scores = detector.score_samples(flows.X)
     explained = []
     for row in np.argsort(scores, kind="stable")[:n_flows].tolist():
@@ -330,26 +456,42 @@ def _explained(detector: Any, flows: Any, n_flows: int, n_bytes: int) -> list[tu
 
 
 def _evaluate(args: argparse.Namespace) -> None:
+    from sklearn_docids.evaluation import Evaluation
+
     _check_outputs_of_evaluate(args)
     detector = _loaded(args.model)
     sampler = detector.sampler_
     attacks = _attacks_of(sampler, args.attacks)
     normal = _flows(sampler, args.normal, "--normal")
     calibration = _flows(sampler, args.calibration, "--calibration") if args.calibration else None
-    detectors = {"model": detector, **(_simple_detectors(sampler, args.train) if args.train else {})}
+    read = _read_for_evaluate(normal, attacks, calibration)
+    detectors = {"model": detector}
+    if args.train:
+        detectors |= _simple_detectors(sampler, args.train)
+        read["training"] = _read(sampler.counters_)
     found = _evaluated(detectors, normal, attacks, calibration, args.window)
     for level, evaluation in found.items():
-        print(f"By {level}\n\n{evaluation}\n")
+        say(f"By {level}", "", *str(evaluation).splitlines(), "")
+    say(*(f"{name}: {line}" for name, line in read.items()))
     if args.csv is not None:
-        from sklearn_docids.evaluation import Evaluation
-
-        Evaluation.joined(found.values()).write_csv(args.csv)
+        with replacing(args.csv) as part:
+            Evaluation.joined(found.values()).write_csv(part)
     if args.output is not None:
         from sklearn_docids.cli._html import write_report
 
         explained = [flow for flows in attacks.values() for flow in _explained(detector, flows, 1, 16)]
-        write_report(args.output, found, title=f"docids evaluate: {printable(args.model)}", explained=explained)
-        print(f"Report: {args.output}")
+        title = f"docids evaluate: {printable(args.model)}"
+        with replacing(args.output) as part:
+            write_report(part, found, title=title, read=read, explained=explained)
+        say(f"Report: {args.output}")
+
+
+def _read_for_evaluate(normal: Any, attacks: Mapping[str, Any], calibration: Any) -> dict[str, str]:
+    """Return a line per set of flows on what was read for it."""
+    sets = {"normal": normal, **{f"attack {name}": flows for name, flows in attacks.items()}}
+    if calibration is not None:
+        sets["calibration"] = calibration
+    return {name: _read(flows.counters) for name, flows in sets.items()}
 
 
 def _check_outputs_of_evaluate(args: argparse.Namespace) -> None:

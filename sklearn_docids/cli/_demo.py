@@ -14,7 +14,8 @@ from sklearn.svm import OneClassSVM
 
 from sklearn_docids._sampler import FlowSampler
 from sklearn_docids.capture.table import FlowTable
-from sklearn_docids.cli._text import format_flows
+from sklearn_docids.cli._outputs import replacing
+from sklearn_docids.cli._text import format_flows, say
 from sklearn_docids.datasets import load_testbed
 from sklearn_docids.detectors import AutoencoderDetector, DOCIDSDetector, StatisticDetector
 from sklearn_docids.metrics import attack_average_precision_score, attack_roc_auc_score
@@ -114,5 +115,6 @@ def _draw(path: Path, scores: dict[str, np.ndarray], y_test: np.ndarray, thresho
         RocDisplay.from_predictions(y_test, values, name=name, ax=right)
     right.plot([0, 1], [0, 1], color="grey", linestyle=":", linewidth=1)
     right.set_title("ROC: abnormal among normal flows")
-    figure.savefig(path, dpi=120)
-    print(f"\nPicture: {path}")
+    with replacing(str(path)) as part:
+        figure.savefig(part, dpi=120, format="png")
+    say("", f"Picture: {path}")

@@ -7,7 +7,7 @@ import base64
 import html
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,10 +42,16 @@ def write_report(
     found: dict[str, Evaluation],
     *,
     title: str,
+    read: Mapping[str, str],
     explained: Sequence[tuple[str, Sequence[ByteReason]]] = (),
 ) -> None:
-    """Write the page; ``found`` has an evaluation per level, ``explained`` a description and reasons per flow."""
+    """Write the page.
+
+    ``found`` has an evaluation per level, ``read`` a line on the packets of each set of captures, ``explained`` a
+    description and reasons per flow.
+    """
     parts = [f"<h1>{html.escape(title)}</h1>"]
+    parts += [_table(["captures", "packets"], list(read.items()))]
     for level, evaluation in found.items():
         parts += [f"<h2>By {html.escape(level)}</h2>", *_tables(evaluation), _alarms(evaluation)]
         parts += [_picture(figure) for figure in _figures(evaluation)]

@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Files that commands write: refused before the work, and never in place of what they were made from."""
+"""Files that commands write: refused before the work, whole or not there, and never in place of what they are from."""
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Iterable
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from sklearn_docids.exceptions import CaptureError
@@ -12,18 +16,56 @@ from sklearn_docids.exceptions import CaptureError
 # A model begins with the length of its header, in 8 bytes, and the header with metadata: settings and a checksum of 64
 # digits, in any order.
 N_LENGTH_BYTES, N_BYTES_READ = 8, 256
+# There is no room for what is written.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def check_writable(option: str, path: str, *, is_replaced: bool = False) -> None:
-    """Refuse a file that could not be written, or replaced by a new one, before the work that is to go into it."""
+def check_writable(option: str, path: str, *, is_file: bool = False) -> None:
+    """Refuse what could not be written, before the work that is to go into it."""
     folder = Path(path).absolute().parent
     if not folder.is_dir():
         raise FileNotFoundError(f"the folder of {option} {path} does not exist")
-    # A device, such as /dev/stdout, can be written to as well, but must not be replaced.
-    if not path or Path(path).is_dir() or (is_replaced and Path(path).exists() and not Path(path).is_file()):
+    # A device, such as /dev/stdout, or a pipe can be written to as well, except by what makes files alone.
+    if not path or Path(path).is_dir() or (is_file and not _is_replaced(path)):
         raise FileExistsError(f"{option} {path or repr('')} is not a file name")
-    if not os.access(path if Path(path).exists() and not is_replaced else folder, os.W_OK):
+    if not os.access(folder if _is_replaced(path) else path, os.W_OK):
         raise PermissionError(f"{option} {path} cannot be written to")
+
+
+def _is_replaced(path: str) -> bool:
+    """Return whether a new file takes the place of a path: not that of a device, whatever it leads to."""
+    is_device = os.path.abspath(path).startswith(("/dev/", "/proc/"))
+    return not is_device and (Path(path).is_file() or not Path(path).exists())
+
+
+@contextmanager
+def named(path: str) -> Iterator[None]:
+    """Name the file in the error of a full disk: the system does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL and error.filename is None:
+            raise OSError(error.errno, error.strerror, path) from None
+        raise
+
+
+def scratch_folder(path: str) -> str | None:
+    """Return a folder with room for what is written to ``path``; None: that for temporary files."""
+    return (os.path.dirname(path) or ".") if _is_replaced(path) else None
+
+
+@contextmanager
+def replacing(path: str) -> Iterator[str]:
+    """Give a path to write to; what was written takes the place of ``path`` when all of it is there."""
+    if not _is_replaced(path):
+        yield path
+        return
+    with named(path), tempfile.TemporaryDirectory(prefix=".docids-", dir=os.path.dirname(path) or ".") as scratch:
+        part = os.path.join(scratch, "part")
+        yield part
+        if Path(path).is_file():
+            shutil.copymode(path, part)
+        os.replace(part, path)
 
 
 def check_spared(option: str, path: str, inputs: Iterable[str], *, force: bool = False) -> None:

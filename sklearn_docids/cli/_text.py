@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
 
+from sklearn_docids._text import csv_cell, printable
+
 if TYPE_CHECKING:
     from sklearn_docids.aggregation import FlowGroup
     from sklearn_docids.capture.table import FlowTable
@@ -20,24 +22,28 @@ SCORE_COLUMNS = (
 PROTOCOL_NAMES = {6: "tcp", 17: "udp"}
 
 
-def printable(text: object) -> str:
-    """Return text in which what could steer a terminal, or cannot be encoded, is spelled out; lines stay."""
-    return "".join(
-        char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode() for char in str(text)
-    )
+def say(*lines: object) -> None:
+    """Print lines for people; names in them cannot steer the terminal."""
+    print(*(printable(line).rstrip() for line in lines), sep="\n", flush=True)
 
 
-def write_scores(file: TextIO, flows: FlowTable, scores: np.ndarray, offset: float) -> None:
-    """Write one CSV row per flow: times (UTC), five-tuple, score (the lower, the more abnormal), verdict."""
-    table = csv.writer(file, lineterminator="\n")
-    table.writerow(SCORE_COLUMNS)
-    names = np.array(flows.captures, dtype=object)
-    verdicts = np.where(scores < offset, "abnormal", "normal")
-    columns = (
-        names[flows.capture], _times(flows.time_first), _times(flows.time_last), flows.src_ip, flows.src_port,
-        flows.dst_ip, flows.dst_port, _protocols(flows), scores.tolist(), verdicts,
-    )  # fmt: skip
-    table.writerows(zip(*columns, strict=True))
+class ScoreTable:
+    """A CSV table with a line per flow: times (UTC), five-tuple, score (the lower, the more abnormal), verdict."""
+
+    def __init__(self, file: TextIO, offset: float):
+        self._table = csv.writer(file, lineterminator="\n")
+        self._table.writerow(SCORE_COLUMNS)
+        self._offset = offset
+
+    def add(self, flows: FlowTable, scores: np.ndarray) -> None:
+        """Write lines of scored flows."""
+        names = np.array([csv_cell(name) for name in flows.captures], dtype=object)
+        verdicts = np.where(scores < self._offset, "abnormal", "normal")
+        columns = (
+            names[flows.capture], _times(flows.time_first), _times(flows.time_last), flows.src_ip, flows.src_port,
+            flows.dst_ip, flows.dst_port, _protocols(flows), scores.tolist(), verdicts,
+        )  # fmt: skip
+        self._table.writerows(zip(*columns, strict=True))
 
 
 def format_flows(flows: FlowTable, scores: np.ndarray) -> Iterator[str]:

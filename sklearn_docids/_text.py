@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Names that others chose, in output: the one rule for terminals and the one for cells of a CSV file."""
+
+from __future__ import annotations
+
+import re
+
+# What a spreadsheet takes for the beginning of a formula, at the beginning of a cell; for some a semicolon ends one
+# (OWASP, "CSV Injection").
+FORMULA_START = re.compile(r"(^|;)(\s*)(?=[=+\-@＝＋－＠])")
+
+
+def printable(text: object) -> str:
+    """Return text as one line: whatever could steer a terminal, end a line or not be encoded is spelled out."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in str(text))
+
+
+def csv_cell(name: str) -> str:
+    """Return a name for a CSV file: `printable`, and with an apostrophe wherever it would begin a formula."""
+    return FORMULA_START.sub(r"\1\2'", printable(name))
