@@ -364,8 +364,8 @@ def _load_sampler(parameters: Any, detector: TrainedDetector) -> FlowSampler | N
 
     if parameters is None:
         return None
-    if isinstance(parameters, dict) and isinstance(parameters.get("protocols"), list):
-        parameters = {**parameters, "protocols": tuple(parameters["protocols"])}
+    if isinstance(parameters, dict):  # JSON has no tuples
+        parameters = {name: tuple(v) if isinstance(v, list) else v for name, v in parameters.items()}
     try:
         sampler: FlowSampler = _make(FlowSampler, parameters).fit([])
         _check_width(sampler, detector)

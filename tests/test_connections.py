@@ -13,7 +13,7 @@ from packets import OUTER, RAW, VXLAN_HEADER, Ether
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
 
-from sklearn_docids import FlowSampler
+from sklearn_docids import CaptureWarning, FlowSampler
 from sklearn_docids.capture.table import FlowTable
 
 CLIENT, SERVER = "10.0.0.1", "10.0.0.2"
@@ -290,5 +290,8 @@ def test_what_is_ignored_is_counted_by_its_name():
     packets += [bytes(Ether(type=0x1234)) + bytes(40), bytes(udp())]
     flows = flows_of(packets)
     assert flows.ignored == [{"GRE": 3, "ESP": 2, "ARP": 1, "EtherType 0x1234": 1}]
-    many = flows_of([bytes(Ether(type=0x6000 + i)) + bytes(20) for i in range(100)])
+    with pytest.warns(
+        CaptureWarning, match=r"100 ignored \(100 non ip\).*of the ignored: 84 other kinds, 1 EtherType 0x"
+    ):
+        many = flows_of([bytes(Ether(type=0x6000 + i)) + bytes(20) for i in range(100)])
     assert (len(many.ignored[0]), many.ignored[0]["other kinds"]) == (17, 84)

@@ -348,8 +348,9 @@ OF_THE_MODEL = {
         "n_neighbors", "batch_norm", "dense_activation",
     },
     FlowSampler: {
-        "n_packets", "n_bytes", "bidirectional", "idle_timeout", "tcp_restart", "protocols", "tunnels",
-        "duplicate_window", "reorder_window", "fields", "on_error", "max_live_flows", "random_state", "verbose",
+        "n_packets", "n_bytes", "bidirectional", "idle_timeout", "active_timeout", "tcp_restart", "protocols",
+        "midstream", "rotated", "tunnels", "tunnel_endpoints", "vxlan_ports", "duplicate_window", "duplicate_seconds",
+        "duplicate_ignore_ttl", "reorder_window", "fields", "on_error", "max_live_flows", "random_state", "verbose",
     },
 }  # fmt: skip
 OF_THE_MACHINE = {"callbacks", "checkpoint_folder", "device", "n_jobs"}

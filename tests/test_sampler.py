@@ -154,7 +154,7 @@ def test_verbose_2_prints_every_tenth_of_a_long_capture(write, capsys):
     FlowSampler(verbose=2).transform(write(pcap([bytes(udp())] * 200_000)))
     out = capsys.readouterr().out.splitlines()
     assert [line.split(": ")[1].split("%")[0][0] for line in out[:9]] == list("123456789")
-    assert out[-1].endswith(": 200000 packets, 0 ignored, 1 flows")
+    assert out[-1].endswith(": 200000 packets, 0 ignored, 1 flow")
 
 
 def test_the_flow_table_has_the_columns_of_the_contract(captures):
@@ -526,7 +526,7 @@ def test_ctrl_c_ends_the_threads_that_read_captures():
 
     before = set(threading.enumerate())
     with pytest.raises(KeyboardInterrupt):
-        FlowSampler(n_jobs=2).flows([Endless(), Pressed()])
+        FlowSampler(n_jobs=2, rotated=False).flows([Endless(), Pressed()])
     for thread in set(threading.enumerate()) - before:
         thread.join(10)
         assert not thread.is_alive()

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 EXPECTED = ("sampled", "duplicate", "unknown_link_type")
 # Ordinary traffic has some ARP and ICMP; of few packets that may be most.
 MAX_IGNORED, LEAST_PACKETS = 0.5, 100
+MOST_KINDS = 5
 
 
 def summed(counters: Iterable[Mapping[str, int]]) -> dict[str, int]:
@@ -29,6 +30,14 @@ def described(counters: Mapping[str, int]) -> str:
     ignored = f"{n_ignored} ignored" + (f" ({why})" if why else "")
     flows = _counted(counters["flows"], "flow") + (f" ({ended})" if ended else "")
     return f"{_counted(counters['packets'], 'packet')}, {ignored}, {flows}"
+
+
+def most_frequent(ignored: Iterable[Mapping[str, int]]) -> str:
+    """Return the most frequent kinds of what is in no flow, of several captures."""
+    total: Counter[str] = Counter()
+    for each in ignored:
+        total.update(each)
+    return ", ".join(f"{n} {kind}" for kind, n in total.most_common(MOST_KINDS))
 
 
 def mostly_ignored(counters: Mapping[str, int], unwanted: Collection[str]) -> bool:

@@ -17,7 +17,7 @@ import numpy as np
 from sklearn_docids._warn import warn_caller
 from sklearn_docids.capture import kernels
 from sklearn_docids.capture.containers import Capture, capture_name, opened
-from sklearn_docids.capture.counting import described, mostly_ignored
+from sklearn_docids.capture.counting import described, most_frequent, mostly_ignored
 from sklearn_docids.capture.hashing import N_KEYS
 from sklearn_docids.capture.headers import (
     N_KINDS,
@@ -45,8 +45,6 @@ GUESS_BYTES = 2**30
 # With so many flows, how many the whole capture has is guessed: from fewer, the guess would be poor.
 GUESS_ROWS = 32_768
 
-# So many kinds of ignored packets a warning names.
-N_KINDS_NAMED = 3
 # More than all times are apart; that and the sum of two times do not overflow.
 NEVER = 2**62
 
@@ -522,10 +520,10 @@ def _report_ignored(name: str, assembler: FlowAssembler) -> None:
     counters = assembler.counters
     unwanted = ("other_protocol",) if len(set(assembler.rules.protocols)) < 2 else ()
     if mostly_ignored(counters, unwanted):
-        kinds = ", ".join(f"{n} {kind}" for kind, n in list(assembler.ignored.items())[:N_KINDS_NAMED])
+        kinds = most_frequent([assembler.ignored])
         warn_caller(
             f"{name}: most packets are in no flow, so nothing is said about them: {described(counters)}"
-            + (f"; most frequent: {kinds}" if kinds else ""),
+            + (f"; of the ignored: {kinds}" if kinds else ""),
             CaptureWarning,
         )
 

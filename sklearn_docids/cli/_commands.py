@@ -128,6 +128,7 @@ def _add_sample(commands: Any) -> None:
         "-o", "--output", required=True, metavar="OUT",
         help="X.npy: the array alone; another name: a folder with the array and the flow table",
     )  # fmt: skip
+    _add_midstream_option(sample, "keep")
     _add_force_option(sample)
     _add_fields_option(sample)
     sample.set_defaults(command=_sample)
@@ -154,6 +155,7 @@ def _add_fit(commands: Any) -> None:
         "--checkpoint-folder", metavar="DIR",
         help="existing folder for the state of training; the same command, started again after a break, goes on",
     )  # fmt: skip
+    _add_midstream_option(fit, "keep")
     fit.add_argument("--seed", type=int, default=0, help="seed of sampling and training (default 0)")
     _add_fields_option(fit)
     fit.set_defaults(command=_fit)
@@ -164,8 +166,8 @@ def _add_score(commands: Any) -> None:
         "score",
         help="score the flows of captures with a trained detector",
         description="Score the flows of captures with a trained detector, in bounded memory. The table has a line per "
-        "flow: times, five-tuple, score (the lower, the more abnormal), verdict. Flows come capture by capture in the "
-        "order in which they end, as only then all of their packets are known; sort by time_first for the order in "
+        "flow: times, five-tuple, how it began and ended, score (the lower, the more abnormal), verdict. Flows come in "
+        "the order in which they end, as only then all of their packets are known; sort by time_first for the order in "
         "which they began.",
     )
     score.add_argument("captures", nargs="+", metavar="CAPTURE", help=CAPTURE_HELP)
@@ -175,6 +177,7 @@ def _add_score(commands: Any) -> None:
         help="table, with rankings of flows, channels and hosts on standard output; default: the table on standard "
         "output alone",
     )  # fmt: skip
+    _add_midstream_option(score, None)
     _add_force_option(score)
     _add_level_options(score)
     score.set_defaults(command=_score)
@@ -184,6 +187,7 @@ def _add_explain(commands: Any) -> None:
     explain = commands.add_parser("explain", help="show which bytes make the most abnormal flows of captures abnormal")
     explain.add_argument("captures", nargs="+", metavar="CAPTURE", help=CAPTURE_HELP)
     explain.add_argument("--model", required=True, metavar="M", help=MODEL_HELP)
+    _add_midstream_option(explain, None)
     explain.add_argument("--flows", type=_positive, default=3, metavar="N", help="most abnormal flows (default 3)")
     explain.add_argument("--bytes", type=_positive, default=16, metavar="N", help="bytes of each (default 16)")
     explain.set_defaults(command=_explain)
@@ -200,6 +204,7 @@ def _add_evaluate(commands: Any) -> None:
         "--train", nargs="+", metavar="CAPTURE", help="the traffic of fit: compares with simple detectors"
     )
     evaluate.add_argument("--output", metavar="HTML", help="write the tables and pictures as one HTML page")
+    _add_midstream_option(evaluate, None)
     _add_force_option(evaluate)
     evaluate.add_argument("--csv", metavar="CSV", help="write every measure: one line per detector and attack")
     _add_level_options(evaluate)
@@ -217,6 +222,14 @@ def _add_level_options(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="seconds in which a channel or host is one (default 3600)",
     )
+
+
+def _add_midstream_option(parser: argparse.ArgumentParser, default: str | None) -> None:
+    parser.add_argument(
+        "--midstream", default=default, choices=("keep", "drop"),
+        help="TCP flows that do not begin with their handshake, as tails of connections that ran before the capture "
+        f"began (default {default or 'as the model was trained'})",
+    )  # fmt: skip
 
 
 def _add_force_option(parser: argparse.ArgumentParser) -> None:
@@ -250,8 +263,9 @@ def _sample(args: argparse.Namespace) -> None:
     from sklearn_docids._sampler import FlowSampler
 
     sampler = FlowSampler(
-        fields=args.fields, tunnels=args.tunnels, duplicate_window=args.duplicate_window, n_jobs=args.jobs, verbose=2
-    )
+        fields=args.fields, tunnels=args.tunnels, duplicate_window=args.duplicate_window, midstream=args.midstream,
+        n_jobs=args.jobs, verbose=2,
+    )  # fmt: skip
     check_spared("--output", args.output, args.captures, force=args.force)
     with named(args.output):
         counters = sampler.write(sources(args.captures), args.output)
@@ -265,7 +279,7 @@ def _fit(args: argparse.Namespace) -> None:
     from sklearn_docids.detectors import DOCIDSDetector, ReferenceData
     from sklearn_docids.persistence import save_detector
 
-    sampler = FlowSampler(fields=args.fields, random_state=args.seed, verbose=1)
+    sampler = FlowSampler(fields=args.fields, midstream=args.midstream, random_state=args.seed, verbose=1)
     detector = DOCIDSDetector(
         max_epochs=args.max_epochs, score_method=args.score_method, false_alarm_rate=args.false_alarm_rate,
         checkpoint_folder=args.checkpoint_folder, random_state=args.seed, verbose=1,
@@ -313,8 +327,8 @@ def _check_read(counters: Iterable[Mapping[str, int]], captures: Sequence[str]) 
         raise ValueError(f"{' '.join(captures)}: no packet is in a TCP or UDP flow: {described(read)}")
 
 
-def _loaded(path: str) -> Any:
-    """Return a detector that knows how its captures were read, of a pipeline its last step."""
+def _loaded(path: str, midstream: str | None) -> Any:
+    """Return a detector that knows how its captures are read, of a pipeline its last step."""
     from sklearn.pipeline import Pipeline
 
     from sklearn_docids.persistence import load_detector
@@ -324,6 +338,8 @@ def _loaded(path: str) -> Any:
     if detector.sampler_ is None:
         raise ValueError(f"{path} holds no sampler, so captures cannot be read as it was trained; use docids fit")
     detector.sampler_.set_params(verbose=0)  # standard output is the table's alone
+    if midstream is not None:
+        detector.sampler_.set_params(midstream=midstream)
     return detector
 
 
@@ -341,13 +357,13 @@ def _score(args: argparse.Namespace) -> None:
     from sklearn_docids.cli._scoring import FlowStream
 
     _check_output_of_score(args)
-    detector = _loaded(args.model)
+    detector = _loaded(args.model, args.midstream)
     aggregators = _aggregators(detector, args)
     stream = FlowStream(detector.sampler_, sources(args.captures))
     if args.output is None:
         for _ in _scored(detector, stream, sys.stdout):
             pass
-        print(f"docids: {_read(stream.counters)}", file=sys.stderr)
+        print(f"docids: {_read(stream.counters, stream.ignored)}", file=sys.stderr)
     else:
         _score_to_file(args.output, detector, stream, aggregators)
     _check_read(stream.counters, args.captures)
@@ -382,18 +398,23 @@ def _score_to_file(output: str, detector: Any, stream: FlowStream, aggregators: 
             for flows, scores in _scored(detector, stream, file):
                 ranking.add(flows, scores)
                 spool.add(flows, scores)
-        say(f"{ranking.n_flows} flows, {ranking.n_abnormal} abnormal, written to {output}", _read(stream.counters))
+        abnormal = f"{ranking.n_abnormal} abnormal"
+        if ranking.n_midstream:
+            abnormal += f" ({ranking.n_midstream} of them midstream: the beginning of the connection was not seen)"
+        read = _read(stream.counters, stream.ignored)
+        say(f"{ranking.n_flows} flows, {abnormal}, written to {output}", read)
         if ranking.flows is not None:
             say("", f"The {len(ranking.flows)} most abnormal flows:", *format_flows(ranking.flows, ranking.scores))
             for aggregator in aggregators:
                 _print_groups(aggregator, spool)
 
 
-def _read(counters: Iterable[Mapping[str, int]]) -> str:
+def _read(counters: Iterable[Mapping[str, int]], ignored: Iterable[Mapping[str, int]]) -> str:
     """Return a line on what was read and what became of it."""
-    from sklearn_docids.capture.counting import described, summed
+    from sklearn_docids.capture.counting import described, most_frequent, summed
 
-    return f"read {described(summed(counters))}"
+    kinds = most_frequent(ignored)
+    return f"read {described(summed(counters))}" + (f"; of the ignored: {kinds}" if kinds else "")
 
 
 def _aggregators(detector: Any, args: argparse.Namespace) -> list[Any]:
@@ -434,11 +455,11 @@ def _print_groups(aggregator: Any, spool: FlowSpool) -> None:
 
 
 def _explain(args: argparse.Namespace) -> None:
-    detector = _loaded(args.model)
+    detector = _loaded(args.model, args.midstream)
     flows = _flows(detector.sampler_, args.captures, "CAPTURE")
     for line, reasons in _explained(detector, flows, args.flows, args.bytes):
         say(line, *format_reasons(reasons), "")
-    say(_read(flows.counters))
+    say(_read(flows.counters, flows.ignored))
 
 
 def _explained(detector: Any, flows: Any, n_flows: int, n_bytes: int) -> list[tuple[str, Any]]:
@@ -459,7 +480,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     from sklearn_docids.evaluation import Evaluation
 
     _check_outputs_of_evaluate(args)
-    detector = _loaded(args.model)
+    detector = _loaded(args.model, args.midstream)
     sampler = detector.sampler_
     attacks = _attacks_of(sampler, args.attacks)
     normal = _flows(sampler, args.normal, "--normal")
@@ -468,7 +489,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     detectors = {"model": detector}
     if args.train:
         detectors |= _simple_detectors(sampler, args.train)
-        read["training"] = _read(sampler.counters_)
+        read["training"] = _read(sampler.counters_, sampler.ignored_)
     found = _evaluated(detectors, normal, attacks, calibration, args.window)
     for level, evaluation in found.items():
         say(f"By {level}", "", *str(evaluation).splitlines(), "")
@@ -491,7 +512,7 @@ def _read_for_evaluate(normal: Any, attacks: Mapping[str, Any], calibration: Any
     sets = {"normal": normal, **{f"attack {name}": flows for name, flows in attacks.items()}}
     if calibration is not None:
         sets["calibration"] = calibration
-    return {name: _read(flows.counters) for name, flows in sets.items()}
+    return {name: _read(flows.counters, flows.ignored) for name, flows in sets.items()}
 
 
 def _check_outputs_of_evaluate(args: argparse.Namespace) -> None:

@@ -39,6 +39,11 @@ class FlowStream:
         """Counters of each capture read so far."""
         return self._sampler.counters_
 
+    @property
+    def ignored(self) -> list[dict[str, int]]:
+        """What was ignored of each capture read so far."""
+        return self._sampler.ignored_
+
     def __iter__(self) -> Iterator[FlowTable]:
         waiting: list[FlowTable] = []
         for flows in self._sampler.iter_flows(self._sources, early=False):
@@ -60,6 +65,7 @@ class Ranking:
     def __init__(self, offset: float, n_listed: int):
         self.n_flows: int = 0
         self.n_abnormal: int = 0
+        self.n_midstream: int = 0  # of the abnormal ones
         self.scores: np.ndarray = np.empty(0)
         self.flows: FlowTable | None = None
         self._offset = offset
@@ -68,7 +74,9 @@ class Ranking:
     def add(self, flows: FlowTable, scores: np.ndarray) -> None:
         """Take more flows."""
         self.n_flows += len(flows)
-        self.n_abnormal += int(np.sum(scores < self._offset))
+        is_abnormal = scores < self._offset
+        self.n_abnormal += int(np.sum(is_abnormal))
+        self.n_midstream += int(np.sum(is_abnormal & flows.midstream))
         if self.flows is not None:
             scores = np.concatenate([self.scores, scores])
             capture = np.concatenate([self.flows.capture, flows.capture])

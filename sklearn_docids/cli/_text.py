@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from sklearn_docids.inspection import ByteReason
 
 SCORE_COLUMNS = (
-    "capture", "time_first", "time_last", "src_ip", "src_port", "dst_ip", "dst_port", "protocol", "score", "verdict",
+    "capture", "time_first", "time_last", "src_ip", "src_port", "dst_ip", "dst_port", "protocol", "begin", "end",
+    "score", "verdict",
 )  # fmt: skip
 PROTOCOL_NAMES = {6: "tcp", 17: "udp"}
 
@@ -28,7 +29,7 @@ def say(*lines: object) -> None:
 
 
 class ScoreTable:
-    """A CSV table with a line per flow: times (UTC), five-tuple, score (the lower, the more abnormal), verdict."""
+    """A CSV table with a line per flow: times (UTC), five-tuple, begin, end, score (low is abnormal), verdict."""
 
     def __init__(self, file: TextIO, offset: float):
         self._table = csv.writer(file, lineterminator="\n")
@@ -41,19 +42,20 @@ class ScoreTable:
         verdicts = np.where(scores < self._offset, "abnormal", "normal")
         columns = (
             names[flows.capture], _times(flows.time_first), _times(flows.time_last), flows.src_ip, flows.src_port,
-            flows.dst_ip, flows.dst_port, _protocols(flows), scores.tolist(), verdicts,
+            flows.dst_ip, flows.dst_port, _protocols(flows), flows.begin, flows.end, scores.tolist(), verdicts,
         )  # fmt: skip
         self._table.writerows(zip(*columns, strict=True))
 
 
 def format_flows(flows: FlowTable, scores: np.ndarray) -> Iterator[str]:
-    """Yield a line per flow: score, time, five-tuple."""
+    """Yield a line per flow: score, time, five-tuple, and whether its beginning was not seen."""
     sources = [f"{ip}:{port}" for ip, port in zip(flows.src_ip, flows.src_port, strict=True)]
     destinations = [f"{ip}:{port}" for ip, port in zip(flows.dst_ip, flows.dst_port, strict=True)]
     width = max(map(len, sources)), max(map(len, destinations))
-    rows = zip(scores, _times(flows.time_first), _protocols(flows), sources, destinations, strict=True)
-    for score, time, protocol, source, destination in rows:
-        yield f"{score:12.6f}  {time}  {protocol}  {source:{width[0]}} -> {destination:{width[1]}}"
+    marks = np.where(flows.midstream, "  midstream", "")
+    rows = zip(scores, _times(flows.time_first), _protocols(flows), sources, destinations, marks, strict=True)
+    for score, time, protocol, source, destination, mark in rows:
+        yield f"{score:12.6f}  {time}  {protocol}  {source:{width[0]}} -> {destination:{width[1]}}{mark}"
 
 
 def format_groups(groups: Sequence[FlowGroup], offset: float) -> Iterator[str]:
