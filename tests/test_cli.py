@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from captures import pcap, udp
+from captures import pcap, tcp, udp
 from scapy.layers.inet import ICMP, IP
 from sklearn.pipeline import Pipeline
 
@@ -133,15 +133,17 @@ def test_flows_scored_as_they_end_have_the_scores_and_groups_of_the_whole(model,
 
 def test_commands_say_what_was_ignored_and_why(model, traffic, write, tmp_path, capsys):
     capture = str(write(pcap([udp(link=False), b"", *ignored(5)], link_type=101)))
-    read = "7 packets, 6 ignored (5 other protocol, 1 short), 1 flow\n"
+    counted = "7 packets, 6 ignored (5 other protocol, 1 short), 1 flow"
+    read = f"{counted}; of the ignored: 5 ICMP"
     for command, stream in [
         (["score", capture, "--model", str(model)], "err"),
         (["score", capture, "--model", str(model), "--output", str(tmp_path / "s.csv")], "out"),
         (["explain", capture, "--model", str(model)], "out"),
-        (["sample", capture, "--output", str(tmp_path / "x.npy")], "out"),
     ]:
         assert main(command) == 0
         assert read in getattr(capsys.readouterr(), stream)
+    assert main(["sample", capture, "--output", str(tmp_path / "x.npy")]) == 0
+    assert counted in capsys.readouterr().out
     (tmp_path / "attacks").mkdir()
     (tmp_path / "attacks" / "odd.pcap").write_bytes(Path(capture).read_bytes())
     evaluate = [
@@ -155,7 +157,7 @@ def test_commands_say_what_was_ignored_and_why(model, traffic, write, tmp_path, 
     ]
     assert main([*evaluate, "--output", str(tmp_path / "page.html")]) == 0
     assert f"attack odd: read {read}" in capsys.readouterr().out
-    assert f"<td>attack odd</td><td>read {read.strip()}</td>" in (tmp_path / "page.html").read_text()
+    assert f"<td>attack odd</td><td>read {read}</td>" in (tmp_path / "page.html").read_text()
 
 
 def test_a_capture_of_which_nothing_can_be_used_is_a_failure_with_a_reason(model, traffic, write, tmp_path, capsys):
@@ -180,9 +182,9 @@ def test_names_neither_steer_a_terminal_nor_forge_lines_nor_become_formulas(
     monkeypatch.chdir(tmp_path)
     names = ["\x1b[31mred.pcap", "=1+1.pcap", "a\n1.1.1.1,normal\n.pcap", "b;@SUM(A1).pcap", "\tx\r.pcap"]
     Path("attacks").mkdir()
-    for name in names:
-        Path(name).write_bytes(pcap([udp()]))
-        Path("attacks", name).write_bytes(pcap([udp()]))
+    for port, name in enumerate(names, start=1):
+        Path(name).write_bytes(pcap([udp(sport=port)]))
+        Path("attacks", name).write_bytes(pcap([udp(sport=port)]))
     evaluate = ["evaluate", "--model", str(model), "--normal", str(traffic.test), "--attacks", "attacks"]
     printed = []
     for command in (
@@ -446,3 +448,22 @@ def test_version_and_help(capsys):
             main([argument])
         assert stopped.value.code == 0
     assert "demo" in capsys.readouterr().out
+
+
+def test_tails_of_connections_are_told_apart_and_can_be_left_out(model, write, tmp_path, capsys):
+    packets = [
+        tcp(sport=port, flags=flags) for port in range(1, 40) for flags in (("S", "A") if port % 2 else ("A", "PA"))
+    ]
+    capture = str(write(pcap(packets)))
+    output = tmp_path / "s.csv"
+    assert main(["score", capture, "--model", str(model), "--output", str(output)]) == 0
+    rows = table_of(output)
+    tails = [row for row in rows if row["begin"] == "running"]
+    assert (len(rows), len(tails), {row["end"] for row in rows}) == (39, 19, {"open"})
+    n_abnormal = sum(row["verdict"] == "abnormal" for row in tails)
+    out = capsys.readouterr().out
+    assert f"({n_abnormal} of them midstream: the beginning of the connection was not seen)" in out
+    assert out.count("  midstream") > 0
+    assert main(["score", capture, "--model", str(model), "--output", str(output), "--midstream", "drop"]) == 0
+    assert {row["begin"] for row in table_of(output)} == {"handshake"}
+    assert "20 flows (19 dropped)" in capsys.readouterr().out

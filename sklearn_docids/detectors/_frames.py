@@ -27,9 +27,18 @@ FAMILIES = {
     for order in ("little", "big")
     for family, version in ((2, IPV4), (10, IPV6), (24, IPV6), (28, IPV6), (30, IPV6))
 }
-VLAN_TYPES, MPLS_TYPES, PPPOE_TYPE = {0x8100, 0x88A8, 0x9100}, {0x8847, 0x8848}, 0x8864
-VLAN, MPLS, PPPOE, FRAMING = "VLAN tag", "MPLS label", "PPPoE", "HDLC framing"
-TAGS = (VLAN, MPLS, PPPOE, FRAMING)
+MPLS_TYPES, PPPOE_TYPE = {0x8847, 0x8848}, 0x8864
+MPLS, PPPOE, FRAMING, LLC, SNAP = "MPLS label", "PPPoE", "HDLC framing", "802.2 header", "SNAP header"
+# Tags in front of an EtherType: name, and bytes up to and with that.
+TAG_TYPES = {
+    **dict.fromkeys((0x8100, 0x88A8, 0x9100, 0x9200), ("VLAN tag", layouts.VLAN_BYTES)),
+    0x8926: ("VN-tag", layouts.VN_TAG_BYTES),
+    0x893F: ("E-tag", layouts.E_TAG_BYTES),
+    0x8909: ("metadata tag", layouts.METADATA_TAG_BYTES),
+    0x892F: ("HSR tag", layouts.REDUNDANCY_TAG_BYTES),
+}
+TAGS = (*(name for name, _ in TAG_TYPES.values()), MPLS, PPPOE, FRAMING, LLC, SNAP)
+MAX_LENGTH_FIELD = 1500
 
 ETHERNET, COOKED, COOKED_2, HDLC = "Ethernet", "Linux cooked", "Linux cooked 2", "Cisco HDLC"
 PPP, LOOPBACK, BARE = "PPP", "null/loopback", "no link header"
@@ -100,8 +109,14 @@ def frame_of(row: bytes) -> Frame | None:
 
 def _behind_type(row: bytes, link: str, tags: tuple[str, ...], ethertype: int, at: int) -> Frame | None:
     """Return the frame of an EtherType whose payload begins at ``at``."""
-    while ethertype in VLAN_TYPES:
-        tags, ethertype, at = (*tags, VLAN), _u16(row, at + layouts.VLAN_TYPE), at + layouts.VLAN_BYTES
+    if ethertype <= MAX_LENGTH_FIELD and row[at : at + layouts.LLC_BYTES] == b"\x06\x06\x03":
+        return _ip(row, link, (*tags, LLC), IPV4, at + layouts.LLC_BYTES)
+    if ethertype <= MAX_LENGTH_FIELD and row[at : at + layouts.SNAP_ORGANISATION] == b"\xaa\xaa\x03":
+        tags, ethertype, at = (*tags, SNAP), _u16(row, at + layouts.SNAP_TYPE), at + layouts.SNAP_BYTES
+    while ethertype in TAG_TYPES:
+        name, n_bytes = TAG_TYPES[ethertype]
+        tags, at = (*tags, name), at + n_bytes
+        ethertype = _u16(row, at - 2)
     if ethertype in MPLS_TYPES:
         return _behind_labels(row, link, tags, at)
     if ethertype == PPPOE_TYPE:
