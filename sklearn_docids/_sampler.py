@@ -32,7 +32,7 @@ from sklearn_docids.capture.flows import (
     read_captures,
     warn_of_refused,
 )
-from sklearn_docids.capture.table import FlowTable, concatenate, without_midstream
+from sklearn_docids.capture.table import FlowTable, concatenate, less_dropped, without_midstream
 from sklearn_docids.capture.writing import write_flows
 from sklearn_docids.exceptions import CaptureError
 
@@ -383,39 +383,39 @@ class FlowSampler(TransformerMixin, BaseEstimator):
         rules = self._rules(emit_early=early)
         queue: list[FlowRows] = []
         assembler = FlowAssembler(rules, lambda rows: queue.append(rows.copy()))
-        names: list[str] = []
-        first_rows: list[int] = []
-        self.counters_, self.ignored_ = [], []
+        read = _ReadSoFar()
         sources, errors = _as_list(captures), []
         for source in sources:
-            names.append(capture_name(source))
-            first_rows.append(assembler.n_rows)
-            self.counters_.append({})
-            self.ignored_.append({})
+            read.begin(capture_name(source), assembler)
             try:
                 for _ in assemble(source, assembler, self.on_error, patience=_patience(rules)):
                     assembler.flush_idle()
-                    self.counters_[-1], self.ignored_[-1] = assembler.counters, assembler.ignored
-                    yield from self._tables(queue, names, first_rows)
+                    read.counters[-1], read.ignored[-1] = assembler.counters, assembler.ignored
+                    yield from self._tables(queue, read)
             except CaptureError as error:
                 if self.on_error == "raise":
                     raise
                 errors.append(error)
-                self.counters_[-1], self.ignored_[-1] = {}, {}
+                read.counters[-1], read.ignored[-1] = {}, {}
         for _ in assembler.finish():
-            yield from self._tables(queue, names, first_rows)
-        yield from self._tables(queue, names, first_rows)
+            yield from self._tables(queue, read)
+        yield from self._tables(queue, read)
         warn_of_refused(errors, len(sources))
 
-    def _tables(self, queue: list[FlowRows], names: list[str], first_rows: list[int]) -> Iterator[FlowTable]:
+    def _tables(self, queue: list[FlowRows], read: _ReadSoFar) -> Iterator[FlowTable]:
         """Yield the flows of a queue, which is empty then, each with the number of the capture in which it began."""
+        drops = self.midstream == "drop"
         for rows in queue:
-            capture = np.searchsorted(first_rows, rows.records["row"], side="right") - 1
-            flows = FlowTable(rows, capture, names, self.counters_, self.ignored_)
-            if self.midstream == "drop":
+            capture = np.searchsorted(read.first_rows, rows.records["row"], side="right") - 1
+            flows = FlowTable(rows, capture, read.names, read.counters, read.ignored)
+            if drops:
+                read.dropped += np.bincount(capture[flows.midstream], minlength=len(read.names))
                 flows = flows[~flows.midstream]
+                flows.counters = less_dropped(read.counters, read.dropped.tolist())
             if len(flows):
                 yield flows
+        self.counters_ = less_dropped(read.counters, read.dropped.tolist()) if drops else list(read.counters)
+        self.ignored_ = list(read.ignored)
         queue.clear()
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
@@ -559,6 +559,25 @@ class FlowSampler(TransformerMixin, BaseEstimator):
 
             return pandas.DataFrame(X, columns=self.get_feature_names_out())
         return X
+
+
+class _ReadSoFar:
+    """What `FlowSampler.iter_flows` knows of each capture."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.first_rows: list[int] = []
+        self.counters: list[dict[str, int]] = []
+        self.ignored: list[dict[str, int]] = []
+        self.dropped: np.ndarray = np.zeros(0, np.int64)
+
+    def begin(self, name: str, assembler: FlowAssembler) -> None:
+        """Add a capture."""
+        self.names.append(name)
+        self.first_rows.append(assembler.n_rows)
+        self.counters.append({})
+        self.ignored.append({})
+        self.dropped = np.append(self.dropped, 0)
 
 
 def _patience(rules: FlowRules) -> float | None:

@@ -23,7 +23,7 @@ from sklearn_docids.capture.headers import PACKET_FATES
 
 RULES = FlowRules(
     n_packets=4, n_bytes=80, bidirectional=True, idle_timeout=120.0, tcp_restart=True, protocols=("tcp", "udp"),
-    max_live_flows=262_144,
+    max_live_flows=300,
 )  # fmt: skip
 ALL_ZERO = tuple(policy_actions(dict.fromkeys(FIELDS, "zero"), training=False).tolist())
 INNERMOST = replace(

@@ -510,11 +510,16 @@ def without_midstream(flows: FlowTable) -> FlowTable:
     kept = ~flows.midstream
     rest = flows[kept]
     dropped = np.bincount(flows.capture[~kept], minlength=len(flows.captures)).tolist()
-    rest.counters = [
-        counts and counts | {"flows": counts["flows"] - n, "flows_dropped": n}
-        for counts, n in zip(flows.counters, dropped, strict=True)
-    ]
+    rest.counters = less_dropped(flows.counters, dropped)
     return rest
+
+
+def less_dropped(counters: Sequence[dict[str, int]], dropped: Sequence[int]) -> list[dict[str, int]]:
+    """Return counters of captures of whose flows some were left out; those of a refused capture stay empty."""
+    return [
+        counts and counts | {"flows": counts["flows"] - n, "flows_dropped": n}
+        for counts, n in zip(counters, dropped, strict=True)
+    ]
 
 
 def join(first: FlowTable, second: FlowTable) -> FlowTable:

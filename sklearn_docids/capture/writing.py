@@ -15,7 +15,7 @@ from sklearn_docids._scratch import scratch_folder, sync
 from sklearn_docids.capture import folders, kernels
 from sklearn_docids.capture.containers import capture_name
 from sklearn_docids.capture.flows import FlowRows, FlowRules, Progress, ReadCaptures, read_captures, warn_of_refused
-from sklearn_docids.capture.table import is_midstream
+from sklearn_docids.capture.table import is_midstream, less_dropped
 
 MAX_GAP_ROWS = 64
 COPIED_ROWS = 4096
@@ -216,10 +216,7 @@ def _leave_out(places: np.ndarray, files: Sequence[RowFile], read: ReadCaptures)
         file.remove(places)
     ends = np.cumsum([0, *(counts.get("flows", 0) for counts in read.counters)])
     dropped = np.diff(np.searchsorted(places, ends)).tolist()
-    read.counters = [
-        counts and counts | {"flows": counts["flows"] - n, "flows_dropped": n}
-        for counts, n in zip(read.counters, dropped, strict=True)
-    ]
+    read.counters = less_dropped(read.counters, dropped)
 
 
 def _runs(place: np.ndarray, max_step: int) -> list[tuple[int, int]]:
