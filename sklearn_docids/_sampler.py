@@ -96,7 +96,7 @@ class FlowSampler(TransformerMixin, BaseEstimator):
     reorder_window : int, default=0
         A packet that stands behind at most so many later ones is put back in the order of time before flows are made
         and duplicates are looked for; ``reordercap`` does this for a whole file. 0 takes packets in file order. At most
-        256 MiB are held back.
+        128 MiB are held back.
     fields : {"no_addresses", "paper", "raw", "portable"} or mapping of str to str, default="no_addresses"
         What happens to header fields. A mapping takes ``mac, ip, ports, ip_id, ttl, checksums, tcp_seq, tcp_window,
         tcp_options, tcp_timestamps`` to ``"keep"``, ``"zero"`` or ``"randomize"``. ``"zero"`` holds everywhere;

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sklearn_docids import CaptureError, CaptureWarning, FlowSampler
+from sklearn_docids.capture import reordering
 from sklearn_docids.capture.containers import RECORDS_PER_CALL
 from sklearn_docids.capture.records import RECORD_DTYPE
 from sklearn_docids.capture.reordering import reordered
@@ -135,3 +136,19 @@ def test_one_record_of_the_future_does_not_hold_all_bytes_behind_it():
             np.testing.assert_array_equal(held[at : at + 50], data[place : place + 50])
     assert n_records == blocks * n
     assert largest < blocks * n * 50 / 10
+
+
+def test_large_packets_are_held_back_up_to_a_number_of_bytes(monkeypatch):
+    monkeypatch.setattr(reordering, "MOST_HELD_BYTES", 5000)
+    data = np.zeros(1000, np.uint8)
+
+    def capture():
+        for time in range(100):
+            record = np.zeros(1, RECORD_DTYPE)
+            record["captured_length"], record["time"] = 1000, time ^ 1
+            yield data, record
+
+    with pytest.warns(CaptureWarning, match=r"big\.pcap: 5 of 1000 packets are held back") as caught:
+        found = [(len(held), records["time"].tolist()) for held, records in reordered(capture(), 1000, "big.pcap")]
+    assert (len(caught), max(size for size, _ in found)) == (1, 10_000)
+    assert [time for _, times in found for time in times] == list(range(100))

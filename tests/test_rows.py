@@ -26,8 +26,8 @@ from sklearn_docids.detectors._profile import RowProfile, check_rows, is_profile
 
 rng = np.random.default_rng(0)
 NOT_KNOWN = {
-    "atm", "mpls alone", "ppi", "ppi raw", "ppi wireless", "ppp compressed", "ppp mpls", "ppp over ethernet", "radiotap",
-    "wireless", "wireless bridge", "wireless qos",
+    "atm", "mpls alone", "ppi", "ppi raw", "ppi wireless", "ppp compressed", "ppp mpls", "ppp over ethernet",
+    "radiotap", "wireless", "wireless bridge", "wireless qos",
 }  # fmt: skip
 SMALL = {"max_epochs": 1, "random_state": 0}
 DETECTORS = [

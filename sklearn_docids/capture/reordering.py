@@ -15,7 +15,7 @@ from sklearn_docids.exceptions import CaptureError, CaptureWarning
 MOST_WASTE = 2
 PAGE_BYTES = 4096
 # More is not held back, whatever the size of the packets.
-MOST_HELD_BYTES = 2**28
+MOST_HELD_BYTES = 2**27
 
 Block = tuple[np.ndarray, np.ndarray]
 
