@@ -643,9 +643,9 @@ def score_flows(detector: Any, normal: Any, attacks: Mapping[str, Any]) -> Score
     >>> import numpy as np
     >>> from sklearn_docids.detectors import NearestNeighborDetector
     >>> from sklearn_docids.evaluation import score_flows
-    >>> detector = NearestNeighborDetector().fit([[0.0], [1.0], [2.0]])
+    >>> detector = NearestNeighborDetector().fit([[0.0], [1.0], [3.0]])
     >>> score_flows(detector, np.array([[1.5]]), {"scan": np.array([[9.0]])}).attacks
-    {'scan': array([-7.])}
+    {'scan': array([-6.])}
     """
 
     def scores(flows: Any) -> np.ndarray:
