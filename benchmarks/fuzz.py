@@ -1,4 +1,4 @@
-"""Damaged captures for as long as it is let: the long run of ``tests/mutations.py``.
+"""Damaged captures, and folders of flows, for as long as it is let: the long run of ``tests/mutations.py``.
 
     python benchmarks/fuzz.py [--seconds 600] [--jobs 2] [--first-seed 0]
 

@@ -315,7 +315,7 @@ class FlowSampler(TransformerMixin, BaseEstimator):
             Captures, as in `transform`.
         y : list or callable, default=None
             One label per capture, one array of labels per capture (a label per flow), or a function that takes the
-            `FlowTable` and returns a label per flow.
+            `FlowTable` and returns a label per flow. Flows do not go on from a capture to one of another label.
 
         Returns
         -------
@@ -331,7 +331,7 @@ class FlowSampler(TransformerMixin, BaseEstimator):
         ValueError
             The number of labels is neither that of the captures nor that of the flows.
         """
-        flows = self._sampled(captures, training=True)
+        flows = self._sampled(captures, training=True, y=y)
         return flows.X, _flow_labels(y, flows), flows.capture
 
     def write(self, captures: Any, out: str | os.PathLike[str]) -> list[dict[str, int]]:
@@ -473,12 +473,11 @@ class FlowSampler(TransformerMixin, BaseEstimator):
     def _actions(self, *, training: bool) -> np.ndarray:
         return field_policies.policy_actions(self.fields, training=training)
 
-    def _sampled(self, captures: Any, *, training: bool) -> FlowTable:
+    def _sampled(self, captures: Any, *, training: bool, y: Any = None) -> FlowTable:
         rules = self._rules(training=training)
         sources = _as_list(captures)
-        parts = self._run_all(
-            read_captures, [(run, rules, self.on_error, self._progress) for run in self._runs(sources)]
-        )
+        runs = self._runs(sources, _capture_labels(y, len(sources)))
+        parts = self._run_all(read_captures, [(run, rules, self.on_error, self._progress) for run in runs])
         flows = concatenate([capture_name(source) for source in sources], parts)
         if self.midstream == "drop":
             flows = without_midstream(flows)
@@ -490,23 +489,22 @@ class FlowSampler(TransformerMixin, BaseEstimator):
         self.counters_, self.ignored_ = flows.counters, flows.ignored
         return flows
 
-    def _runs(self, sources: list[Any]) -> list[list[Any]]:
+    def _runs(self, sources: list[Any], labels: Sequence[Any] | None = None) -> list[list[Any]]:
         """Return the captures in groups that are read one after the other: those that may continue each other.
 
-        A capture that begins earlier than the one before it cannot.
+        A capture that begins earlier than the one before it cannot, and one of another label is of something else.
         """
         if not self.rotated:
             return [[source] for source in sources]
-        if effective_n_jobs(self.n_jobs) == 1:
-            return [sources]
+        in_threads = effective_n_jobs(self.n_jobs) > 1
         runs: list[list[Any]] = []
-        before = 0
-        for source in sources:
-            begin = first_time(source)
-            if not runs or (begin is not None and begin < before):
+        label_before, time_before = None, 0
+        for source, label in zip(sources, labels or [None] * len(sources), strict=True):
+            time = (first_time(source) if in_threads else None) or time_before
+            if not runs or label != label_before or time < time_before:
                 runs.append([])
             runs[-1].append(source)
-            before = before if begin is None else begin
+            label_before, time_before = label, time
         return runs
 
     def _run_all(self, function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
@@ -598,6 +596,14 @@ def _as_list(captures: Any) -> list[Any]:
     return sources
 
 
+def _capture_labels(y: Any, n_captures: int) -> list[Any] | None:
+    """Return the label of each capture, None if there is not one of each."""
+    if y is None or callable(y) or isinstance(y, str | bytes) or not hasattr(y, "__len__") or len(y) != n_captures:
+        return None
+    labels = list(y)
+    return labels if all(np.ndim(label) == 0 for label in labels) else None
+
+
 def _flow_labels(y: Any, flows: FlowTable) -> np.ndarray | None:
     if y is None:
         return None
@@ -611,10 +617,10 @@ def _flow_labels(y: Any, flows: FlowTable) -> np.ndarray | None:
     n_flows = np.bincount(flows.capture, minlength=len(flows.captures))
     if len(y) != len(n_flows):
         raise ValueError(f"y has {len(y)} entries for {len(n_flows)} captures")
-    return np.concatenate([_capture_labels(*entry) for entry in zip(y, n_flows, flows.captures, strict=True)])
+    return np.concatenate([_labels_of_capture(*entry) for entry in zip(y, n_flows, flows.captures, strict=True)])
 
 
-def _capture_labels(label: Any, n_flows: int, name: str) -> np.ndarray:
+def _labels_of_capture(label: Any, n_flows: int, name: str) -> np.ndarray:
     if np.ndim(label) == 0:
         return np.repeat(np.asarray(label), n_flows)
     if len(label) != n_flows:

@@ -165,6 +165,25 @@ def test_a_capture_goes_on_with_flows_only_where_it_continues_the_one_before(ste
     assert [counts["flows"] for counts in flows.counters] == [1, n_flows - 1]
 
 
+def test_flows_do_not_go_on_in_a_capture_of_another_label(tmp_path):
+    paths = [tmp_path / name for name in "abc"]
+    for number, path in enumerate(paths):
+        path.write_bytes(pcap([udp()], times=[1000.0 + number]))
+    for n_jobs in (None, 2):
+        X, y, groups = FlowSampler(n_jobs=n_jobs).sample(paths, ["dns", "dns", "mail"])
+        assert (len(X), y.tolist(), groups.tolist()) == (2, ["dns", "mail"], [0, 2])
+    assert len(FlowSampler().sample(paths)[0]) == 1
+
+
+def test_what_was_ignored_is_stored_with_a_table(tmp_path):
+    (tmp_path / "c").write_bytes(pcap([udp(), bytes(Ether(type=0x0806)) + bytes(28)]))
+    flows = FlowSampler().flows(tmp_path / "c")
+    flows.save(tmp_path / "t.npz")
+    FlowSampler().write(tmp_path / "c", tmp_path / "folder")
+    for path in (tmp_path / "t.npz", tmp_path / "folder"):
+        assert FlowTable.load(path).ignored == flows.ignored == [{"ARP": 1}]
+
+
 def test_tails_can_be_left_out(tmp_path):
     (tmp_path / "a").write_bytes(pcap([out("A", 1), out("S", 2), out("PA", 3), udp()]))
     (tmp_path / "b").write_bytes(pcap([out("S", 4), out("A", 5)], times=[1e6, 1e6]))

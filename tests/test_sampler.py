@@ -380,7 +380,7 @@ def test_more_bytes_than_a_row_has_room_for_are_not_loaded(captures, tmp_path, s
 )
 def test_arrays_of_other_shapes_types_or_order_are_not_loaded(captures, tmp_path, change):
     flows = FlowSampler().flows(captures)
-    described = json.dumps({"captures": flows.captures, "counters": flows.counters}).encode()
+    described = json.dumps({"captures": flows.captures, "counters": flows.counters, "ignored": flows.ignored}).encode()
     rows = change(flows.rows)
     np.savez(
         tmp_path / "flows.npz", records=rows.records, X=rows.X, kept_bytes=rows.kept_bytes, capture=flows.capture,

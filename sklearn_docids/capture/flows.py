@@ -23,11 +23,8 @@ from sklearn_docids.capture.headers import (
     N_KINDS,
     N_LINK_TYPES,
     N_PROTOCOLS,
-    NON_IP,
-    OTHER_PROTOCOL,
     PACKET_DTYPE,
     PACKET_FATES,
-    UNKNOWN_LINK_TYPE,
 )
 from sklearn_docids.capture.kinds import kind_counts, link_name, unknown_link_types
 from sklearn_docids.capture.layouts import FIELDS
@@ -199,6 +196,7 @@ class FlowAssembler:
         self._digest_times = np.zeros(len(self._digests), np.int64)
         self._fates = np.zeros(len(PACKET_FATES), np.int64)
         self._kinds = np.zeros(N_KINDS + N_PROTOCOLS + N_LINK_TYPES, np.int64)
+        self._kinds_seen = np.zeros(len(self._kinds), np.int64)
         self._cursor = np.zeros(1, kernels.CURSOR_DTYPE)
         self._cursor["n_free"] = len(self._free)
         # Fresh keys in each process: whoever wrote the capture cannot know which five-tuples collide.
@@ -214,8 +212,8 @@ class FlowAssembler:
         will need.
         """
         self._fraction_read = fraction_read
-        if self._n_of_a_kind:
-            self._kinds[:] = 0
+        self._kinds[self._places_of_kinds] = 0
+        self._cursor["n_kinds"] = 0
         self._fates[:] = 0
         self._cursor["n_evicted"] = 0
         self._first_row = self.n_rows
@@ -300,16 +298,17 @@ class FlowAssembler:
     @property
     def ignored(self) -> dict[str, int]:
         """Packets of the capture that are not IP or of other protocols, by what they are."""
-        return kind_counts(self._kinds) if self._n_of_a_kind else {}
+        return kind_counts(self._places_of_kinds, self._kinds)
 
     @property
-    def _n_of_a_kind(self) -> int:
-        return int(self._fates[[NON_IP, OTHER_PROTOCOL, UNKNOWN_LINK_TYPE]].sum())
+    def _places_of_kinds(self) -> np.ndarray:
+        # A list of those that were met: to search all counts would take longer than reading a block of packets.
+        return self._kinds_seen[: self._cursor["n_kinds"][0]]
 
     @property
     def unknown_link_types(self) -> list[int]:
         """Link types of packets of the capture that could not be read."""
-        return unknown_link_types(self._kinds)
+        return unknown_link_types(self._places_of_kinds)
 
     @cached_property
     def _storage(self) -> kernels.Storage:
@@ -319,7 +318,7 @@ class FlowAssembler:
             given_out=self._given_out, tunnels=self._tunnels, candidates=self._candidates, packets=self._packets,
             digests=self._digests, digest_times=self._digest_times, cursors=self._cursor, settings=self._settings,
             field_actions=self._field_actions, vxlan_ports=self._vxlan_ports, keys=self._keys, fates=self._fates,
-            kinds=self._kinds,
+            kinds=self._kinds, kinds_seen=self._kinds_seen,
         )  # fmt: skip
 
     def _forget_storage(self) -> None:

@@ -269,8 +269,8 @@ def follow_cooked(data, type_at, payload, stop):
 
 
 @kernel
-def wireless_header_size(data, at, stop):
-    """Return the bytes of the header of an 802.11 data frame, as far as the captured bytes tell."""
+def wireless_header_size(data, at):
+    """Return the bytes of the header of an 802.11 data frame."""
     size, flags = WIRELESS_BYTES, data[at + WIRELESS_FLAGS]
     if flags & 0x03 == 0x03:  # between two access points
         size += WIRELESS_ADDRESS_4_BYTES
@@ -293,7 +293,7 @@ def follow_wireless(data, at, stop):
         return NON_IP, at, KIND_WIRELESS_ENCRYPTED
     if data[at + WIRELESS_SEQUENCE] & 0x0F:
         return FRAGMENT, at, 0
-    inside = at + wireless_header_size(data, at, stop)
+    inside = at + wireless_header_size(data, at)
     if inside > stop:
         return SHORT, at, 0
     control = inside - (WIRELESS_HT_BYTES if flags & 0x80 else 0) - WIRELESS_QOS_BYTES

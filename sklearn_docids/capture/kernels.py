@@ -125,6 +125,7 @@ CURSOR_DTYPE = np.dtype(
         ("n_evicted", np.int64),
         ("candidate", np.int64),
         ("n_digests", np.int64),
+        ("n_kinds", np.int64),
     ],
     align=True,
 )
@@ -147,7 +148,7 @@ SETTINGS_DTYPE = np.dtype(
         ("active_timeout", np.int64),  # ns
         ("max_live_flows", np.int64),
         ("duplicate_window", np.int64),
-        ("duplicate_seconds", np.int64),  # ns, in fact
+        ("duplicate_seconds", np.int64),  # ns
     ],
     align=True,
 )
@@ -181,6 +182,7 @@ class Storage(NamedTuple):
     keys: np.ndarray  # uint64
     fates: np.ndarray  # int64: packets by what happened to them
     kinds: np.ndarray  # int64: those that are not IP, or not of a protocol that makes flows, by what they are
+    kinds_seen: np.ndarray  # int64: places of the counts in `kinds` that are not zero, `n_kinds` of them
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -475,8 +477,9 @@ def beginning(packet, after_timeout):
 
 
 @apart
-def exchange_ends(flow, unused):
+def exchange_ends(flows, slot):
     """Make the source of a flow its destination."""
+    flow = flows[slot]
     flow.src_high, flow.dst_high = flow.dst_high, flow.src_high
     flow.src_low, flow.dst_low = flow.dst_low, flow.src_low
     flow.src_port, flow.dst_port = flow.dst_port, flow.src_port
@@ -513,7 +516,7 @@ def start_flow(storage, packet, after_timeout, backward):
     flow.tcp_flags_forward = flow.tcp_flags_backward = 0
     flow.truncated = False
     if backward:
-        exchange_ends(flow, 0)
+        exchange_ends(storage.rows.flows, slot)
     return slot
 
 
@@ -646,17 +649,18 @@ def how_ended(flow, last_active, packet, cursor, rules):
 
 
 @part
-def note_handshake(flow, packet, forward, rules):
+def note_handshake(flows, slot, packet, forward, rules):
     """Give a flow the direction that its first SYN or SYN-ACK tells; return whether this packet goes forward.
 
     The capture may hold it behind packets that were sent later.
     """
+    flow = flows[slot]
     if not packet.tcp_flags & SYN or (flow.tcp_flags_forward | flow.tcp_flags_backward) & SYN:
         return forward
     if n_packets_of(flow) < HANDSHAKE_PACKETS:
         flow.begin = HANDSHAKE
     if rules.bidirectional and is_from_server(packet, rules) == forward:
-        exchange_ends(flow, 0)
+        exchange_ends(flows, slot)
         return not forward
     return forward
 
@@ -676,7 +680,7 @@ def flow_of(packet, storage):
         how = how_ended(flows[slot], table[at].last_active, packet, cursor, rules)
         if how == OPEN:
             table[at].last_active = cursor.clock
-            return slot, note_handshake(flows[slot], packet, forward, rules)
+            return slot, note_handshake(flows, slot, packet, forward, rules)
         end_flow(slot, how, storage)
         release(slot, storage)
         after_timeout = how != CLOSED and cursor.clock - table[at].last_active <= rules.memory
@@ -702,6 +706,16 @@ def file_packet(data, packet, storage):
 
 
 @kernel
+def count_kind(kind, storage):
+    """Count a packet that makes no flow by what it is."""
+    cursor = storage.cursors[0]
+    if storage.kinds[kind] == 0:
+        storage.kinds_seen[cursor.n_kinds] = kind
+        cursor.n_kinds += 1
+    storage.kinds[kind] += 1
+
+
+@kernel
 def add_packets(data, records, first, storage):
     """File records from ``first`` on under their flows; return (the first one that was not filed, what is lacking)."""
     cursor, rules = storage.cursors[0], storage.settings[0]
@@ -723,7 +737,7 @@ def add_packets(data, records, first, storage):
             if packet.fate == SAMPLED:
                 file_packet(data, packet, storage)
             elif packet.fate == NON_IP or packet.fate == OTHER_PROTOCOL or packet.fate == UNKNOWN_LINK_TYPE:
-                storage.kinds[packet.kind] += 1
+                count_kind(packet.kind, storage)
     return len(records), DONE
 
 

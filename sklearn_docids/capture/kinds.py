@@ -49,10 +49,12 @@ def link_name(link_type: int) -> str:
     return f"{link_type} ({LINK_NAMES[link_type]})" if link_type in LINK_NAMES else str(link_type)
 
 
-def kind_counts(kinds: np.ndarray) -> dict[str, int]:
-    """Return how many packets of each kind made no flow, most frequent first; rare ones of many are summed up."""
-    places = np.flatnonzero(kinds)
-    places = places[np.argsort(-kinds[places], kind="stable")]
+def kind_counts(places: np.ndarray, kinds: np.ndarray) -> dict[str, int]:
+    """Return how many packets of each kind made no flow, most frequent first; rare ones of many are summed up.
+
+    ``places`` are those of the counts in ``kinds`` that are not zero.
+    """
+    places = places[np.lexsort((places, -kinds[places]))]
     counts = {_name(place): int(kinds[place]) for place in places[:MAX_NAMED].tolist()}
     rest = int(kinds[places[MAX_NAMED:]].sum())
     return counts | ({"other kinds": rest} if rest else {})
@@ -67,6 +69,7 @@ def _name(place: int) -> str:
     return f"link type {link_name(place - headers.N_PROTOCOLS)}"
 
 
-def unknown_link_types(kinds: np.ndarray) -> list[int]:
-    """Return the link types of packets that could not be read."""
-    return np.flatnonzero(kinds[headers.N_KINDS + headers.N_PROTOCOLS :]).tolist()
+def unknown_link_types(places: np.ndarray) -> list[int]:
+    """Return the link types among kinds of packets."""
+    link_types = places - headers.N_KINDS - headers.N_PROTOCOLS
+    return sorted(link_types[link_types >= 0].tolist())

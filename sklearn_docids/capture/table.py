@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Sequence
 from functools import cached_property, partial
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -293,7 +293,7 @@ class FlowTable:
             pyarrow is not installed.
         """
         path = os.fsdecode(path)
-        described = json.dumps({"captures": self.captures, "counters": self.counters})
+        described = json.dumps({"captures": self.captures, "counters": self.counters, "ignored": self.ignored})
         if not path.endswith((".npz", ".parquet")):
             raise ValueError(f"a flow table is saved as .npz or .parquet, got {path!r}")
         with scratch_folder(os.path.dirname(path) or ".") as scratch:
@@ -351,22 +351,36 @@ def _read_only(array: np.ndarray) -> np.ndarray:
     return view
 
 
+# Flows, the capture of each, and per capture its name, its counters, and what was ignored.
+_Parts: TypeAlias = "tuple[FlowRows, np.ndarray, list[str], list[dict[str, int]], list[dict[str, int]]]"
+
+
+def _described(text: bytes) -> tuple[list[str], list[dict[str, int]], list[dict[str, int]]]:
+    """Return what a file says of each capture."""
+    described = json.loads(text)
+    return list(described["captures"]), list(described["counters"]), list(described["ignored"])
+
+
 def _checked(
-    rows: FlowRows, capture: np.ndarray, captures: list[str], counters: list[dict[str, int]]
-) -> tuple[FlowRows, np.ndarray, list[str], list[dict[str, int]]]:
+    rows: FlowRows,
+    capture: np.ndarray,
+    captures: list[str],
+    counters: list[dict[str, int]],
+    ignored: list[dict[str, int]],
+) -> _Parts:
     """Return the parts of a table read from a file, if they fit together."""
     rows.check()
     if not (
         (capture.dtype, capture.shape) == (np.dtype(np.int64), (len(rows),))
-        and len(captures) == len(counters)
+        and len(captures) == len(counters) == len(ignored)
         and all(isinstance(name, str) for name in captures)
-        and all(isinstance(counts, dict) for counts in counters)
+        and all(isinstance(counts, dict) for counts in (*counters, *ignored))
         and (len(capture) == 0 or 0 <= capture.min() <= capture.max() < len(captures))
     ):
         raise ValueError("its parts do not fit together")
     for first in range(0, len(rows), RECORDS_AT_ONCE):
         _check_records(rows.records[first : first + RECORDS_AT_ONCE])
-    return rows, capture, captures, counters
+    return rows, capture, captures, counters, ignored
 
 
 def _check_records(records: np.ndarray) -> None:
@@ -394,7 +408,7 @@ _OTHER_CONTENT = (
 )  # fmt: skip
 
 
-def _load_npz(path: str) -> tuple[FlowRows, np.ndarray, list[str], list[dict[str, int]]]:
+def _load_npz(path: str) -> _Parts:
     with zipfile.ZipFile(path) as archive:
         if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
             raise ValueError("it is compressed, which save never does")
@@ -403,20 +417,20 @@ def _load_npz(path: str) -> tuple[FlowRows, np.ndarray, list[str], list[dict[str
             folders.array_from(partial(arrays.__getitem__, name))
             for name in ("records", "X", "kept_bytes", "capture", "described")
         )
-    described = json.loads(text.tobytes())
-    return FlowRows(records, X, kept_bytes), capture, list(described["captures"]), list(described["counters"])
+    return FlowRows(records, X, kept_bytes), capture, *_described(text.tobytes())
 
 
-def _load_folder(path: str) -> tuple[FlowRows, np.ndarray, list[str], list[dict[str, int]]]:
+def _load_folder(path: str) -> _Parts:
     found = folders.stored(path)
     described = json.loads(found.captures)
     names = [entry.pop("name") for entry in described]
+    ignored = [entry.pop("ignored", {}) for entry in described]
     n_flows = [entry.get("flows", 0) for entry in described]
     if not all(type(n) is int and n >= 0 for n in n_flows) or sum(n_flows) != len(found.records):
         raise ValueError("captures.json has other numbers of flows than flows.npy")
     folders.check_seal(found)
     capture = np.repeat(np.arange(len(names)), n_flows)
-    return FlowRows(found.records, found.X, found.kept_bytes), capture, names, described
+    return FlowRows(found.records, found.X, found.kept_bytes), capture, names, described, ignored
 
 
 # Columns of a Parquet file that the records hold under the same name.
@@ -444,12 +458,12 @@ def _save_parquet(table: FlowTable, path: str, described: str) -> None:
     pyarrow.parquet.write_table(stored, path)
 
 
-def _load_parquet(path: str) -> tuple[FlowRows, np.ndarray, list[str], list[dict[str, int]]]:
+def _load_parquet(path: str) -> _Parts:
     import pyarrow
     import pyarrow.parquet
 
     stored = pyarrow.parquet.read_table(path)
-    described = json.loads(stored.schema.metadata[b"sklearn_docids"])
+    described = _described(stored.schema.metadata[b"sklearn_docids"])
     if any(column.null_count for column in stored.columns):
         raise ValueError("it has missing values")
     records = np.zeros(len(stored), kernels.FLOW_DTYPE)
@@ -467,7 +481,7 @@ def _load_parquet(path: str) -> tuple[FlowRows, np.ndarray, list[str], list[dict
     kept_bytes = stored["kept_bytes"].combine_chunks().flatten().to_numpy().reshape(-1, n_packets)
     X = np.frombuffer(b"".join(stored["X"].to_pylist()), np.uint8).reshape(-1, width).copy()
     capture = stored["capture"].cast(pyarrow.int64()).to_numpy()
-    return FlowRows(records, X, kept_bytes), capture, list(described["captures"]), list(described["counters"])
+    return FlowRows(records, X, kept_bytes), capture, *described
 
 
 def _store_addresses(records: np.ndarray, side: str, texts: np.ndarray) -> np.ndarray:

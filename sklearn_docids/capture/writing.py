@@ -155,14 +155,18 @@ def write_flows(
         sources = [source for run in runs for source in run]
         warn_of_refused([error for _, read in parts for error in read.errors], len(sources))
         counters = [counts for _, read in parts for counts in read.counters]
+        ignored = [kinds for _, read in parts for kinds in read.ignored]
         joined = [_join([files[i] for files, _ in parts]) for i in range(len(formats))]
         if only_bytes:
             sync(joined[0].path)
             os.replace(joined[0].path, out)
         else:
-            described = [{"name": capture_name(s), **c} for s, c in zip(sources, counters, strict=True)]
+            described = [
+                {"name": capture_name(source), **counts, "ignored": kinds}
+                for source, counts, kinds in zip(sources, counters, ignored, strict=True)
+            ]
             folders.publish(_whole(scratch, joined, described), out)
-    return counters, [kinds for _, read in parts for kinds in read.ignored]
+    return counters, ignored
 
 
 def _whole(scratch: str, files: Sequence[RowFile], described: list[dict[str, Any]]) -> str:
