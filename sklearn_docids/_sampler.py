@@ -32,6 +32,7 @@ from sklearn_docids.capture.flows import (
     read_captures,
     warn_of_refused,
 )
+from sklearn_docids.capture.layouts import DESCRIPTION_BYTES, LAYOUTS
 from sklearn_docids.capture.table import FlowTable, concatenate, less_dropped, without_midstream
 from sklearn_docids.capture.writing import write_flows
 from sklearn_docids.exceptions import CaptureError
@@ -44,8 +45,9 @@ class FlowSampler(TransformerMixin, BaseEstimator):
     """Sample the first bytes of the first packets of each flow of a capture.
 
     A flow is a bidirectional five-tuple (addresses, ports, protocol TCP or UDP); its direction is that of the handshake
-    (see `FlowTable`). Each flow becomes one row: ``n_bytes`` of each of its first ``n_packets`` packets, from the link
-    header to the end of the IP packet, zero-padded. Rows come in order of capture, then of first packet.
+    (see `FlowTable`). Each flow becomes one row of ``n_packets`` places of ``n_bytes`` bytes: its first packets, from
+    the link header to the end of the IP packet, or their payload, zero-padded. Rows come in order of capture, then of
+    first packet.
 
     The sampler is stateless: `transform`, `flows`, `sample`, `write` and `iter_flows` work before `fit`.
 
@@ -55,6 +57,11 @@ class FlowSampler(TransformerMixin, BaseEstimator):
         Packets kept per flow (paper, data preparation).
     n_bytes : int, default=80
         Bytes kept per packet (paper, data preparation).
+    layout : {"packets", "payload"}, default="packets"
+        What a row holds of each packet. ``"packets"``: the first ``n_packets`` packets with their headers (paper).
+        ``"payload"``: a description of 8 bytes and ``n_bytes - 8`` bytes behind the TCP or UDP header, the same however
+        the packet is wrapped. Of the first ``2 * n_packets`` packets, those with payload come first, then those
+        without, in order, as many as there is room for. See Notes.
     bidirectional : bool, default=True
         Whether both directions of a five-tuple are one flow.
     idle_timeout : float or None, default=120.0
@@ -114,6 +121,10 @@ class FlowSampler(TransformerMixin, BaseEstimator):
         each beginning no earlier than the one before it, are read by one thread: ``rotated=False`` reads all at a time.
     random_state : int, RandomState instance or None, default=None
         Source of the randomised fields.
+    output : {"rows", "flows"}, default="rows"
+        What `transform`, `fit_transform` and `sample` return: ``"rows"``, the bytes alone, or ``"flows"``, the
+        `FlowTable` with these bytes in ``X``, for the next step of a `Pipeline` that takes tables.
+        ``set_output(transform="pandas")`` and ``"polars"`` apply to rows; with ``"flows"``, an error says so.
     verbose : int, default=0
         1 prints a line per capture, 2 also one about every tenth of it.
 
@@ -135,6 +146,20 @@ class FlowSampler(TransformerMixin, BaseEstimator):
 
     Notes
     -----
+    With ``layout="payload"``, each place of a row begins with this description, zero where there is no packet:
+
+    ===== ==========================================================================
+    byte  holds
+    ===== ==========================================================================
+    0     protocol: 6 for TCP, 17 for UDP
+    1     direction: 1 from source to destination, 2 back
+    2, 3  payload length in bytes by the IP length, big-endian; at most 65,535
+    4     TCP flags; 0 for UDP
+    5     number of the packet in its flow, from 1; at most 255
+    6, 7  service port: that of the flow's destination, big-endian; under the action
+          of ``ports`` in ``fields``, which has no other effect on these rows
+    ===== ==========================================================================
+
     With ``fields="paper"``, ``fit_transform(c)`` differs from ``fit(c).transform(c)``, as it does in scikit-learn's
     ``TargetEncoder``. In a `Pipeline`, ``fit`` thereby sees random addresses and ``score_samples`` the real ones, which
     is what the paper does.
@@ -162,6 +187,7 @@ class FlowSampler(TransformerMixin, BaseEstimator):
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "n_packets": [Interval(Integral, 1, 1024, closed="both")],
         "n_bytes": [Interval(Integral, 1, 65_535, closed="both")],
+        "layout": [StrOptions(set(LAYOUTS))],
         "bidirectional": ["boolean"],
         "idle_timeout": [Interval(Real, 0, None, closed="neither"), None],
         "active_timeout": [Interval(Real, 0, None, closed="neither"), None],
@@ -181,6 +207,7 @@ class FlowSampler(TransformerMixin, BaseEstimator):
         "max_live_flows": [Interval(Integral, 1, 2**31 - 2**13, closed="both")],
         "n_jobs": [Integral, None],
         "random_state": ["random_state"],
+        "output": [StrOptions({"rows", "flows"})],
         "verbose": ["verbose"],
     }
 
@@ -189,6 +216,7 @@ class FlowSampler(TransformerMixin, BaseEstimator):
         n_packets: int = 4,
         n_bytes: int = 80,
         *,
+        layout: str = "packets",
         bidirectional: bool = True,
         idle_timeout: float | None = 120.0,
         active_timeout: float | None = None,
@@ -208,10 +236,12 @@ class FlowSampler(TransformerMixin, BaseEstimator):
         max_live_flows: int = 262_144,
         n_jobs: int | None = None,
         random_state: int | np.random.RandomState | None = None,
+        output: str = "rows",
         verbose: int = 0,
     ):
         self.n_packets = n_packets
         self.n_bytes = n_bytes
+        self.layout = layout
         self.bidirectional = bidirectional
         self.idle_timeout = idle_timeout
         self.active_timeout = active_timeout
@@ -231,6 +261,7 @@ class FlowSampler(TransformerMixin, BaseEstimator):
         self.max_live_flows = max_live_flows
         self.n_jobs = n_jobs
         self.random_state = random_state
+        self.output = output
         self.verbose = verbose
 
     def fit(self, captures: Any, y: Any = None) -> FlowSampler:
@@ -262,8 +293,8 @@ class FlowSampler(TransformerMixin, BaseEstimator):
 
         Returns
         -------
-        ndarray of uint8, shape (n_flows, n_packets * n_bytes)
-            One row per flow. No flows: shape (0, n_packets * n_bytes).
+        ndarray of uint8, shape (n_flows, n_packets * n_bytes), or FlowTable
+            One row per flow. No flows: shape (0, n_packets * n_bytes). With ``output="flows"``, the table.
 
         Raises
         ------
@@ -271,8 +302,10 @@ class FlowSampler(TransformerMixin, BaseEstimator):
             A path is missing or cannot be read.
         CaptureError
             No input is a capture, or one is damaged and ``on_error="raise"``.
+        ValueError
+            A parameter is wrong, or ``output="flows"`` meets ``set_output(transform="pandas")`` or ``"polars"``.
         """
-        return self._output(captures, self.flows(captures).X)
+        return self._output(captures, training=False)
 
     def fit_transform(self, captures: Any, y: Any = None) -> Any:  # type: ignore[override] # no fit parameters
         """Return the flow bytes of captures as training data: fields with action ``"randomize"`` are random.
@@ -286,10 +319,10 @@ class FlowSampler(TransformerMixin, BaseEstimator):
 
         Returns
         -------
-        ndarray of uint8, shape (n_flows, n_packets * n_bytes)
-            One row per flow.
+        ndarray of uint8, shape (n_flows, n_packets * n_bytes), or FlowTable
+            One row per flow; with ``output="flows"``, the table.
         """
-        return self._output(captures, self._sampled(captures, training=True).X)
+        return self._output(captures, training=True)
 
     def flows(self, captures: Any) -> FlowTable:
         """Return the flows of captures with their columns, bytes as in `transform`.
@@ -306,7 +339,7 @@ class FlowSampler(TransformerMixin, BaseEstimator):
         """
         return self._sampled(captures, training=False)
 
-    def sample(self, captures: Any, y: Any = None) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    def sample(self, captures: Any, y: Any = None) -> tuple[Any, np.ndarray | None, np.ndarray]:
         """Return training data: bytes as in `fit_transform`, a label per flow and the capture of each flow.
 
         Parameters
@@ -319,8 +352,8 @@ class FlowSampler(TransformerMixin, BaseEstimator):
 
         Returns
         -------
-        X : ndarray of uint8, shape (n_flows, n_packets * n_bytes)
-            One row per flow.
+        X : ndarray of uint8, shape (n_flows, n_packets * n_bytes), or FlowTable
+            One row per flow; with ``output="flows"``, the table.
         y_flow : ndarray, shape (n_flows,), or None
             Labels; None if ``y`` is None.
         groups : ndarray of int64, shape (n_flows,)
@@ -332,7 +365,7 @@ class FlowSampler(TransformerMixin, BaseEstimator):
             The number of labels is neither that of the captures nor that of the flows.
         """
         flows = self._sampled(captures, training=True, y=y)
-        return flows.X, _flow_labels(y, flows), flows.capture
+        return self._given(flows), _flow_labels(y, flows), flows.capture
 
     def write(self, captures: Any, out: str | os.PathLike[str]) -> list[dict[str, int]]:
         """Write what `flows` returns to disk in bounded memory.
@@ -343,9 +376,10 @@ class FlowSampler(TransformerMixin, BaseEstimator):
             Captures, as in `transform`.
         out : path
             ``X.npy``: an array file with the bytes alone. Another name: a folder with ``X.npy``, ``flows.npy`` (a
-            structured array, one record per flow), ``kept_bytes.npy``, ``captures.json`` and ``checksums.json``. When
-            all captures have been read, files of these names are replaced, for `FlowTable.load` all at once: whatever
-            kills a process, and however many write to one folder, it loads what one call wrote. Other files stay.
+            structured array, one record per flow), ``kept_bytes.npy``, ``payload_lengths.npy``, ``captures.json`` and
+            ``checksums.json``. When all captures have been read, files of these names are replaced, for
+            `FlowTable.load` all at once: whatever kills a process, and however many write to one folder, it loads what
+            one call wrote. Other files stay.
 
         Returns
         -------
@@ -370,9 +404,10 @@ class FlowSampler(TransformerMixin, BaseEstimator):
         captures : path, binary file or list of them
             Captures, as in `transform`; read in order, also with ``n_jobs``.
         early : bool, default=True
-            Whether a flow comes out with its ``n_packets``-th packet, when its row is full. Later packets of it are
-            absorbed until it ends; its columns hold the counts up to the ``n_packets``-th packet. False: all flows come
-            out when they have ended, with all counts.
+            Whether a flow comes out with the packet that completes its row: the ``n_packets``-th; with
+            ``layout="payload"``, the ``n_packets``-th one with payload, or the ``2 * n_packets``-th. Later packets of
+            it are absorbed until it ends; its columns hold the counts up to that packet. False: all flows come out
+            when they have ended, with all counts.
 
         Yields
         ------
@@ -449,9 +484,15 @@ class FlowSampler(TransformerMixin, BaseEstimator):
             raise ValueError(f"protocols must name 'tcp', 'udp' or both, got {self.protocols!r}")
         if not all(isinstance(port, Integral) and 0 < port < 2**16 for port in self.vxlan_ports):
             raise ValueError(f"vxlan_ports must be numbers from 1 to 65535, got {self.vxlan_ports!r}")
+        if self.layout == "payload" and self.n_bytes <= DESCRIPTION_BYTES:
+            raise ValueError(
+                f"layout='payload' needs n_bytes of more than {DESCRIPTION_BYTES}, which describe each packet in front "
+                f"of its payload, got n_bytes={self.n_bytes}"
+            )
         return FlowRules(
             n_packets=int(self.n_packets),
             n_bytes=int(self.n_bytes),
+            layout=self.layout,
             bidirectional=self.bidirectional,
             idle_timeout=self.idle_timeout,
             active_timeout=self.active_timeout,
@@ -550,13 +591,23 @@ class FlowSampler(TransformerMixin, BaseEstimator):
             done = "" if fraction is None else f"{fraction:.0%}, "
             print(f"{printable(name)}: {done}{described(counters)}", flush=True)
 
-    def _output(self, captures: Any, X: np.ndarray) -> Any:
-        """Return X with an index of its own where scikit-learn would copy that of a Series of paths."""
-        if hasattr(captures, "iloc") and _get_output_config("transform", self)["dense"] == "pandas":
+    def _given(self, flows: FlowTable) -> Any:
+        return flows if self.output == "flows" else flows.X
+
+    def _output(self, captures: Any, *, training: bool) -> Any:
+        """Return rows, with an index of their own where scikit-learn would copy that of a Series of paths, or flows."""
+        container = _get_output_config("transform", self)["dense"]
+        if self.output == "flows" and container != "default":
+            raise ValueError(
+                f"output='flows' gives a FlowTable, which does not go into {container}: choose output='rows', or "
+                "set_output(transform='default') for this step"
+            )
+        given = self._given(self._sampled(captures, training=training))
+        if hasattr(captures, "iloc") and container == "pandas":
             import pandas
 
-            return pandas.DataFrame(X, columns=self.get_feature_names_out())
-        return X
+            return pandas.DataFrame(given, columns=self.get_feature_names_out())
+        return given
 
 
 class _ReadSoFar:

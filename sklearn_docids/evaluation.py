@@ -28,7 +28,7 @@ from sklearn_docids._meta import seeded_clone
 from sklearn_docids._text import csv_cell
 from sklearn_docids._warn import warn_caller
 from sklearn_docids.aggregation import LEVELS, FlowAggregator
-from sklearn_docids.capture.table import FlowTable, join
+from sklearn_docids.capture.table import FlowTable
 from sklearn_docids.metrics import alarm_counts
 
 if TYPE_CHECKING:
@@ -705,7 +705,7 @@ def score_groups(
     for name, flows in attacks.items():
         scores = detector.score_samples(flows.X)
         attacked = {_key(group) for group in aggregator.aggregate(flows, scores)}
-        groups = aggregator.aggregate(join(normal, flows), np.concatenate([normal_scores, scores]))
+        groups = aggregator.aggregate(FlowTable.concatenate([normal, flows]), np.concatenate([normal_scores, scores]))
         positives[name] = _group_scores([group for group in groups if _key(group) in attacked])
     if aggregator.false_alarm_rate_ is None:
         return Scored(negatives, positives, no_threshold_reason=aggregator.no_threshold_reason_)

@@ -25,6 +25,7 @@ from sklearn_docids.capture import folders
 from sklearn_docids.capture.fields import FIELDS, apply_fields, policy_actions
 from sklearn_docids.capture.flows import FlowAssembler, FlowRows, FlowRules, assemble
 from sklearn_docids.capture.headers import PACKET_FATES
+from sklearn_docids.capture.layouts import LAYOUTS
 from sklearn_docids.capture.table import FlowTable
 
 RULES = FlowRules(
@@ -151,17 +152,30 @@ def check(captures, rules):
         assert sum(each["flows"] for each in counters) == len(rows)
         counted = rows.records["packets_forward"].astype(np.int64) + rows.records["packets_backward"]
         assert counted.sum() == sum(each["sampled"] for each in counters)
+    check_lengths(rows)
     behind = np.arange(rules.n_bytes) >= rows.kept_bytes[:, :, None]
     assert not rows.X.reshape(behind.shape)[behind].any()
     assert_same_rows(streamed, rows)
     return True
 
 
+def check_lengths(rows):
+    """Check that no row has more payload than its flow, and that packets without payload stand where they belong."""
+    lengths = rows.payload_lengths.astype(np.int64)
+    assert (lengths.clip(min=0).sum(axis=1) <= rows.records["payload_forward"]).all()
+    assert (-lengths.clip(max=0).sum(axis=1) <= rows.records["payload_backward"]).all()
+    if rows.layout == "payload":
+        places = rows.X.reshape(*lengths.shape, rows.X.shape[1] // lengths.shape[1]).astype(np.int64)
+        assert not (np.diff((lengths != 0).astype(int), axis=1) > 0).any()
+        assert (places[..., 1] == np.where(lengths > 0, 1, np.where(lengths < 0, 2, places[..., 1]))).all()
+        assert (places[..., 2] * 256 + places[..., 3] == np.minimum(abs(lengths), 65535)).all()
+
+
 @cache
-def sound_folder():
+def sound_folder(layout):
     """Return the files of a folder of flows by their names."""
     with tempfile.TemporaryDirectory() as folder:
-        FlowSampler().write(io.BytesIO(CAPTURES[0]), folder)
+        FlowSampler(layout=layout).write(io.BytesIO(CAPTURES[0]), folder)
         return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
 
@@ -171,7 +185,7 @@ def check_folder(rng):
     Only the documented errors may come out, and compiled code must stay within what was loaded.
     """
     with tempfile.TemporaryDirectory() as folder:
-        files = sound_folder()
+        files = sound_folder(rng.choice(LAYOUTS))
         for name, data in files.items():
             Path(folder, name).write_bytes(data)
         damaged = rng.choice(sorted(files))
@@ -185,7 +199,7 @@ def check_folder(rng):
             return False
         rows = table.rows.copy()
         apply_fields(rows, np.array(ALL_ZERO), 0)
-        assert len(table.community_id) == len(table.begin) == len(table.end) == len(rows)
+        assert len(table.payload_lengths) == len(table.community_id) == len(table.begin) == len(table.end) == len(rows)
         return True
 
 
@@ -200,10 +214,13 @@ def assert_same_rows(parts, rows):
         records[order],
         np.concatenate([part.X for part in parts])[order],
         np.concatenate([part.kept_bytes for part in parts])[order],
+        np.concatenate([part.payload_lengths for part in parts])[order],
+        rows.layout,
     )
     assert (streamed.records == rows.records).all()
     assert (streamed.X == rows.X).all()
     assert (streamed.kept_bytes == rows.kept_bytes).all()
+    assert (streamed.payload_lengths == rows.payload_lengths).all()
 
 
 def run(seed):
@@ -211,7 +228,7 @@ def run(seed):
     rng = random.Random(seed)
     if seed % 20 == 5:
         return check_folder(rng)
-    rules = INNERMOST if seed % 3 == 0 else RULES
+    rules = replace(INNERMOST if seed % 3 == 0 else RULES, layout=LAYOUTS[seed // 2 % 2])
     if seed % 2:
         return check([damaged_container(rng)], rules)
     data = damaged_packets(rng)

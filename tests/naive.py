@@ -210,6 +210,7 @@ def parse(raw, link_type, innermost=False, tunnels=()):
         "ip_bytes": ip_end - ip_start,
         "payload": max(ip_end - transport - header, 0),
         "kept": captured,
+        "kept_payload": captured[transport + header :],
         "cut": len(raw) < ip_end,
         "link_type": link_type,
         "tunnels": tunnels,
@@ -238,20 +239,18 @@ class Flow:
         self.time_first = self.time_last = time
         self.link_type = link_type
         self.begin, self.end = begin, "open"
-        self.kept = []
+        self.first = []
         self.packets, self.bytes, self.payload, self.flags = [0, 0], [0, 0], [0, 0], [0, 0]
-        self.truncated = False
 
-    def add(self, packet, time, n_packets, n_bytes):
+    def add(self, packet, time, n_packets):
         way = 0 if (packet["source"], packet["destination"]) == (self.source, self.destination) else 1
         self.packets[way] += 1
         self.bytes[way] += packet["ip_bytes"]
         self.payload[way] += packet["payload"]
         self.flags[way] |= packet["flags"]
         self.time_last = max(self.time_last, time)
-        if len(self.kept) < n_packets:
-            self.kept.append(packet["kept"][:n_bytes])
-            self.truncated |= packet["cut"] and len(packet["kept"]) < n_bytes
+        if len(self.first) < 2 * n_packets:
+            self.first.append(packet | {"number": len(self.first) + 1})
 
     def note_handshake(self, packet, bidirectional):
         """Take the direction of the first SYN or SYN-ACK, even if packets came before it."""
@@ -271,9 +270,43 @@ class Flow:
             return "closed"
         return self.end
 
-    def row(self, n_packets, n_bytes):
-        padded = [kept.ljust(n_bytes, b"\0") for kept in self.kept] + [bytes(n_bytes)] * (n_packets - len(self.kept))
-        return np.frombuffer(b"".join(padded), np.uint8)
+    def packets_of_row(self, n_packets, layout):
+        if layout == "packets":
+            return self.first[:n_packets]
+        return sorted(self.first, key=lambda packet: packet["payload"] == 0)[:n_packets]
+
+    def goes_forward(self, packet):
+        return (packet["source"], packet["destination"]) == (self.source, self.destination)
+
+    def described(self, packet):
+        numbers = [self.protocol, 1 if self.goes_forward(packet) else 2]
+        numbers += min(packet["payload"], 65535).to_bytes(2, "big")
+        numbers += [packet["flags"], min(packet["number"], 255), *self.destination[1].to_bytes(2, "big")]
+        return bytes(numbers)
+
+    def kept(self, n_packets, n_bytes, layout):
+        packets = self.packets_of_row(n_packets, layout)
+        if layout == "packets":
+            return [packet["kept"][:n_bytes] for packet in packets]
+        return [(self.described(packet) + packet["kept_payload"])[:n_bytes] for packet in packets]
+
+    def row(self, n_packets, n_bytes, layout):
+        padded = [kept.ljust(n_bytes, b"\0") for kept in self.kept(n_packets, n_bytes, layout)]
+        return np.frombuffer(b"".join(padded).ljust(n_packets * n_bytes, b"\0"), np.uint8)
+
+    def kept_bytes(self, n_packets, n_bytes, layout):
+        return (list(map(len, self.kept(n_packets, n_bytes, layout))) + [0] * n_packets)[:n_packets]
+
+    def payload_lengths(self, n_packets, layout):
+        packets = self.packets_of_row(n_packets, layout)
+        lengths = [packet["payload"] * (1 if self.goes_forward(packet) else -1) for packet in packets]
+        return (lengths + [0] * n_packets)[:n_packets]
+
+    def truncated(self, n_packets, n_bytes, layout):
+        packets = self.packets_of_row(n_packets, layout)
+        if layout == "packets":
+            return any(packet["cut"] and len(packet["kept"]) < n_bytes for packet in packets)
+        return any(len(packet["kept_payload"]) < min(packet["payload"], n_bytes - 8) for packet in packets)
 
 
 class Clock:
@@ -293,7 +326,7 @@ class Clock:
 
 
 def sample(
-    path, n_packets=4, n_bytes=80, bidirectional=True, idle_timeout=120.0, tcp_restart=True, max_live_flows=10**9,
+    path, n_packets=4, bidirectional=True, idle_timeout=120.0, tcp_restart=True, max_live_flows=10**9,
     tunnels="outermost", duplicate_window=0, duplicate_seconds=None, active_timeout=None,
 ):  # fmt: skip
     """Return (list of Flow in order of first packet, counts by fate)."""
@@ -343,7 +376,7 @@ def sample(
                 victim = known.pop(min(known, key=lambda key: (known[key].last_active, flows.index(known[key]))))
                 victim.end = "evicted" if victim.end == "open" else victim.end
         flow.last_active = clock.now
-        flow.add(packet, time, n_packets, n_bytes)
+        flow.add(packet, time, n_packets)
         known[key] = flow
     return flows, fates
 

@@ -338,7 +338,10 @@ def test_rows_that_claim_more_bytes_than_they_have_room_for_are_refused(write, k
 def test_rows_of_any_bytes_are_rewritten_within_their_packets():
     rng = np.random.default_rng(0)
     links = [1, 101, 113, 192, 276]
-    rows = FlowRows(np.zeros(400, FLOW_DTYPE), np.zeros((400, 160), np.uint8), np.zeros((400, 4), np.uint16))
+    kept_bytes = np.zeros((400, 4), np.uint16)
+    rows = FlowRows(
+        np.zeros(400, FLOW_DTYPE), np.zeros((400, 160), np.uint8), kept_bytes, kept_bytes.astype(np.int32), "packets"
+    )
     rows.records["link_type"] = rng.choice(links, 400)
     rows.X[:] = rng.integers(0, 256, rows.X.shape)
     rows.X.reshape(400, 4, 40)[:, :, :40:5] = rng.choice([0, 6, 8, 17, 0x45, 0x60, 43, 0x86, 0xDD], (400, 4, 8))

@@ -34,23 +34,35 @@ RULES = FlowRules(
 COLUMNS = (
     "src_ip", "src_port", "dst_ip", "dst_port", "protocol", "packets_forward", "packets_backward", "bytes_forward",
     "bytes_backward", "payload_forward", "payload_backward", "tcp_flags_forward", "tcp_flags_backward", "time_first",
-    "time_last", "link_type", "truncated", "begin", "end",
+    "time_last", "link_type", "begin", "end",
 )  # fmt: skip
+
+
+COUNTED = [name for name in FLOW_DTYPE.names if name != "truncated"]
 
 
 def flows_of(packets, link_type=1, times=None, **parameters):
     return FlowSampler(fields="raw", **parameters).flows(io.BytesIO(pcap(packets, link_type=link_type, times=times)))
 
 
-def assert_equal_to_naive(path, **parameters):
-    expected, fates = naive.sample(path, **parameters)
-    flows = FlowSampler(fields="raw", **parameters).flows(path)
-    n_packets, n_bytes = parameters.get("n_packets", 4), parameters.get("n_bytes", 80)
-    X = np.array([flow.row(n_packets, n_bytes) for flow in expected]).reshape(-1, n_packets * n_bytes)
+def assert_rows_equal_to_naive(flows, expected, n_packets, n_bytes, layout):
+    X = np.array([flow.row(n_packets, n_bytes, layout) for flow in expected]).reshape(-1, n_packets * n_bytes)
     assert flows.X.tobytes() == X.tobytes()
+    assert flows.kept_bytes.tolist() == [flow.kept_bytes(n_packets, n_bytes, layout) for flow in expected]
+    assert flows.payload_lengths.tolist() == [flow.payload_lengths(n_packets, layout) for flow in expected]
+    assert flows.truncated.tolist() == [flow.truncated(n_packets, n_bytes, layout) for flow in expected]
+
+
+def assert_equal_to_naive(path, n_packets=4, n_bytes=80, **parameters):
+    expected, fates = naive.sample(path, n_packets, **parameters)
+    payload = FlowSampler(n_packets, max(n_bytes, 9), layout="payload", fields="raw", **parameters).flows(path)
+    assert_rows_equal_to_naive(payload, expected, n_packets, max(n_bytes, 9), "payload")
+    flows = FlowSampler(n_packets, n_bytes, fields="raw", **parameters).flows(path)
+    assert_rows_equal_to_naive(flows, expected, n_packets, n_bytes, "packets")
+    assert (payload.rows.records[COUNTED] == flows.rows.records[COUNTED]).all()
     assert list(zip(*(flows[name].tolist() for name in COLUMNS), strict=True)) == [
         (*f.source, *f.destination, f.protocol, *f.packets, *f.bytes, *f.payload, *f.flags, f.time_first, f.time_last,
-         f.link_type, f.truncated, f.begin, f.how_it_ended())
+         f.link_type, f.begin, f.how_it_ended())
         for f in expected
     ]  # fmt: skip
     counters = {name: n for name, n in flows.counters[0].items() if n and name in PACKET_FATES}

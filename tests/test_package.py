@@ -84,8 +84,8 @@ LAYERS = {
     "_network.table1": "_network.losses _network.tensors",
     "_network.tensors": "",
     "_sampler": (
-        "_bases _text _warn capture.containers capture.counting capture.fields capture.flows capture.table "
-        "capture.writing exceptions"
+        "_bases _text _warn capture.containers capture.counting capture.fields capture.flows capture.layouts "
+        "capture.table capture.writing exceptions"
     ),
     "_scratch": "",
     "_sealed": "",

@@ -348,9 +348,10 @@ OF_THE_MODEL = {
         "n_neighbors", "batch_norm", "dense_activation",
     },
     FlowSampler: {
-        "n_packets", "n_bytes", "bidirectional", "idle_timeout", "active_timeout", "tcp_restart", "protocols",
+        "n_packets", "n_bytes", "layout", "bidirectional", "idle_timeout", "active_timeout", "tcp_restart", "protocols",
         "midstream", "rotated", "tunnels", "tunnel_endpoints", "vxlan_ports", "duplicate_window", "duplicate_seconds",
-        "duplicate_ignore_ttl", "reorder_window", "fields", "on_error", "max_live_flows", "random_state", "verbose",
+        "duplicate_ignore_ttl", "reorder_window", "fields", "on_error", "max_live_flows", "random_state", "output",
+        "verbose",
     },
 }  # fmt: skip
 OF_THE_MACHINE = {"callbacks", "checkpoint_folder", "device", "n_jobs"}

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import warnings
+from dataclasses import replace
 
 import joblib
 import numpy as np
@@ -21,7 +22,6 @@ from sklearn.utils.estimator_checks import check_estimator
 from sklearn_docids import CaptureError, CaptureWarning, FlowSampler
 from sklearn_docids.capture import folders
 from sklearn_docids.capture import table as tables
-from sklearn_docids.capture.flows import FlowRows
 from sklearn_docids.capture.table import COLUMNS, FlowTable
 
 
@@ -279,6 +279,7 @@ def test_a_saved_table_loads_as_it_was(captures, tmp_path, suffix):
         assert (loaded.rows.records == table.rows.records).all()
         assert (loaded.X == table.X).all()
         assert (loaded.kept_bytes == table.kept_bytes).all()
+        assert (loaded.payload_lengths == table.payload_lengths).all()
         assert all((loaded[name] == table[name]).all() for name in COLUMNS)
         assert (loaded.captures, loaded.counters) == (table.captures, table.counters)
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith("flows")] == [path.name]
@@ -369,23 +370,33 @@ def test_more_bytes_than_a_row_has_room_for_are_not_loaded(captures, tmp_path, s
 @pytest.mark.parametrize(
     "change",
     [
-        lambda rows: FlowRows(rows.records, rows.X[:, :0], rows.kept_bytes),
-        lambda rows: FlowRows(rows.records, rows.X, rows.kept_bytes[:, :0]),
-        lambda rows: FlowRows(rows.records, rows.X[:, :-1].copy(), rows.kept_bytes),
-        lambda rows: FlowRows(rows.records, rows.X.copy("F"), rows.kept_bytes),
-        lambda rows: FlowRows(rows.records, rows.X, rows.kept_bytes.astype(np.int64)),
-        lambda rows: FlowRows(rows.records[1:], rows.X, rows.kept_bytes),
+        lambda rows: replace(rows, X=rows.X[:, :0]),
+        lambda rows: replace(rows, kept_bytes=rows.kept_bytes[:, :0]),
+        lambda rows: replace(rows, X=rows.X[:, :-1].copy()),
+        lambda rows: replace(rows, X=rows.X.copy("F")),
+        lambda rows: replace(rows, kept_bytes=rows.kept_bytes.astype(np.int64)),
+        lambda rows: replace(rows, records=rows.records[1:]),
+        lambda rows: replace(rows, payload_lengths=rows.payload_lengths[:, 1:].copy()),
+        lambda rows: replace(rows, payload_lengths=rows.payload_lengths.astype(np.int64)),
     ],
-    ids=["no bytes", "no packets", "cut packets", "columns first", "other type", "fewer records"],
+    ids=[
+        "no bytes",
+        "no packets",
+        "cut packets",
+        "columns first",
+        "other type",
+        "fewer records",
+        "fewer lengths",
+        "longer lengths",
+    ],
 )
 def test_arrays_of_other_shapes_types_or_order_are_not_loaded(captures, tmp_path, change):
     flows = FlowSampler().flows(captures)
-    described = json.dumps({"captures": flows.captures, "counters": flows.counters, "ignored": flows.ignored}).encode()
+    described = json.dumps(
+        {"captures": flows.captures, "counters": flows.counters, "ignored": flows.ignored, "layout": flows.layout}
+    ).encode()
     rows = change(flows.rows)
-    np.savez(
-        tmp_path / "flows.npz", records=rows.records, X=rows.X, kept_bytes=rows.kept_bytes, capture=flows.capture,
-        described=np.frombuffer(described, np.uint8),
-    )  # fmt: skip
+    np.savez(tmp_path / "flows.npz", **vars(rows), capture=flows.capture, described=np.frombuffer(described, np.uint8))
     with pytest.raises(ValueError, match=r"flows.npz: no flow table: its parts do not fit together"):
         FlowTable.load(tmp_path / "flows.npz")
 

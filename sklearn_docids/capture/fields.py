@@ -14,13 +14,15 @@ import numpy as np
 from sklearn_docids.capture._native import kernel
 from sklearn_docids.capture.flows import FlowRows
 from sklearn_docids.capture.headers import PACKET_DTYPE, SAMPLED, find_transport
-from sklearn_docids.capture.layouts import FIELDS
+from sklearn_docids.capture.layouts import FIELDS, SERVICE_PORT
 from sklearn_docids.capture.rewriting import (
     ACTIONS,
     KEEP,
+    PORTS,
     RANDOMIZE,
     Rewriting,
     mix,
+    rewrite,
     rewrite_packet,
 )
 
@@ -79,7 +81,8 @@ def apply_fields(rows: FlowRows, actions: np.ndarray, seed: int) -> None:
     A randomised value is a keyed hash of (seed, flow, field, old value): equal values of a flow stay equal in both
     directions, the same address becomes another one in each flow, and a seed gives the same rows again. Checksums
     that are kept follow the changes around them: a valid one stays valid, and the old address cannot be read from
-    it; one left to the network card stays so; 0 (not computed) stays 0. From a corrupt one it could be read.
+    it; one left to the network card stays so; 0 (not computed) stays 0. From a corrupt one it could be read. Rows of
+    payload have the service port alone.
 
     Raises
     ------
@@ -87,10 +90,32 @@ def apply_fields(rows: FlowRows, actions: np.ndarray, seed: int) -> None:
         The rows are not as the sampler makes them.
     """
     rows.check()
-    if actions.any():
+    if not actions.any():
+        return
+    if rows.layout == "payload":
+        apply_to_payload(rows.X, rows.kept_bytes, actions, np.uint64(seed))
+    else:
         link_types = rows.records["link_type"].astype(np.int64)
         packet = np.zeros(1, PACKET_DTYPE)
         apply_to_rows(rows.X, rows.kept_bytes, link_types, actions, np.uint64(seed), packet)
+
+
+@kernel
+def seed_of(flow, seed):
+    """Return the seed of the random values of a flow."""
+    return mix(seed + np.uint64(flow) * np.uint64(0xD1342543DE82EF95))
+
+
+@kernel
+def apply_to_payload(X, kept, actions, seed):
+    """Apply actions to the service port in the description of each packet."""
+    n_bytes = X.shape[1] // kept.shape[1]
+    for flow in range(len(X)):
+        for number in range(kept.shape[1]):
+            if kept[flow, number] > 0:
+                port = number * n_bytes + SERVICE_PORT
+                job = Rewriting(X[flow], X[flow], 0, port + 2, actions, seed_of(flow, seed))
+                rewrite(job, port, port + 2, PORTS, False)
 
 
 @kernel
@@ -99,7 +124,7 @@ def apply_to_rows(X, kept, link_types, actions, seed, packets):
     packet = packets[0]
     n_bytes = X.shape[1] // kept.shape[1]
     for flow in range(len(X)):
-        row, flow_seed = X[flow], mix(seed + np.uint64(flow) * np.uint64(0xD1342543DE82EF95))
+        row, flow_seed = X[flow], seed_of(flow, seed)
         packet.link_type = link_types[flow]
         for number in range(kept.shape[1]):
             packet.start = number * n_bytes

@@ -27,9 +27,9 @@ from sklearn_docids.capture.headers import (
     PACKET_FATES,
 )
 from sklearn_docids.capture.kinds import kind_counts, link_name, unknown_link_types
-from sklearn_docids.capture.layouts import FIELDS
+from sklearn_docids.capture.layouts import DESCRIPTION_BYTES, FIELDS, LAYOUTS
 from sklearn_docids.capture.reordering import reordered
-from sklearn_docids.capture.rewriting import KEEP
+from sklearn_docids.capture.rewriting import KEEP, PORTS, ZERO
 from sklearn_docids.exceptions import CaptureError, CaptureWarning
 
 # Finished flows are handed on in groups of this size: large enough that most of their rows are neighbours on disk.
@@ -65,6 +65,7 @@ class FlowRules:
     tcp_restart: bool
     protocols: tuple[str, ...]
     max_live_flows: int
+    layout: str = "packets"
     active_timeout: float | None = None
     rotated: bool = True
     innermost: bool = False
@@ -80,7 +81,7 @@ class FlowRules:
     @property
     def row_bytes(self) -> int:
         """Memory of a flow, without the table."""
-        return kernels.FLOW_DTYPE.itemsize + self.n_packets * (self.n_bytes + 2)
+        return kernels.FLOW_DTYPE.itemsize + self.n_packets * (self.n_bytes + 2 + 4)
 
     def settings(self) -> np.ndarray:
         """Return the rules as the kernels take them."""
@@ -90,6 +91,9 @@ class FlowRules:
             "duplicate_window", "duplicate_ignore_ttl", "emit_early",
         ):  # fmt: skip
             settings[name] = getattr(self, name)
+        settings["payload"] = self.layout == "payload"
+        settings["n_looked_at"] = (2 if self.layout == "payload" else 1) * self.n_packets
+        settings["service_port"] = self.field_actions[PORTS] != ZERO
         settings["tcp"] = "tcp" in self.protocols
         settings["udp"] = "udp" in self.protocols
         settings["rewrites"] = any(self.field_actions)
@@ -101,11 +105,16 @@ class FlowRules:
 
 @dataclass
 class FlowRows:
-    """Flows as parallel arrays: records, bytes, and how many bytes of each packet were kept."""
+    """Flows as parallel arrays: records, bytes, how many bytes of each packet were kept, and how long its payload is.
+
+    The payload length of a packet that goes backward is negative.
+    """
 
     records: np.ndarray  # FLOW_DTYPE (n_flows,)
     X: np.ndarray  # uint8 (n_flows, n_packets * n_bytes)
     kept_bytes: np.ndarray  # uint16 (n_flows, n_packets)
+    payload_lengths: np.ndarray  # int32 (n_flows, n_packets)
+    layout: str  # one of `LAYOUTS`
 
     @classmethod
     def empty(cls, n_flows: int, rules: FlowRules) -> FlowRows:
@@ -114,13 +123,25 @@ class FlowRows:
             np.zeros(n_flows, kernels.FLOW_DTYPE),
             np.zeros((n_flows, rules.n_packets * rules.n_bytes), np.uint8),
             np.zeros((n_flows, rules.n_packets), np.uint16),
+            np.zeros((n_flows, rules.n_packets), np.int32),
+            rules.layout,
         )
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, key: Any) -> FlowRows:
-        return FlowRows(self.records[key], self.X[key], self.kept_bytes[key])
+        return self._each(lambda array: array[key])
+
+    def _each(self, function: Callable[[np.ndarray], np.ndarray]) -> FlowRows:
+        arrays = [function(array) for array in (self.records, self.X, self.kept_bytes, self.payload_lengths)]
+        return FlowRows(arrays[0], arrays[1], arrays[2], arrays[3], self.layout)
+
+    def described(self) -> str:
+        """Return what rows have in common that may be joined."""
+        n_packets = self.kept_bytes.shape[1]
+        n_bytes = self.X.shape[1] // n_packets if n_packets else 0
+        return f"layout={self.layout!r}, n_packets={n_packets}, n_bytes={n_bytes}"
 
     def check(self) -> None:
         """Refuse arrays that compiled code, which checks no bounds, would read or write beyond.
@@ -128,31 +149,40 @@ class FlowRows:
         Raises
         ------
         ValueError
-            Types, shapes or order are others than those of `empty`, or more bytes were kept than there is room for.
+            Types, shapes or order are others than those of `empty`, more bytes were kept than there is room for, or
+            the layout is none, or one that rows of this width cannot have.
         """
-        arrays = [self.records, self.X, self.kept_bytes]
-        expected = [(kernels.FLOW_DTYPE, 1), (np.dtype(np.uint8), 2), (np.dtype(np.uint16), 2)]
+        arrays = [self.records, self.X, self.kept_bytes, self.payload_lengths]
+        expected = [
+            (kernels.FLOW_DTYPE, 1), (np.dtype(np.uint8), 2), (np.dtype(np.uint16), 2), (np.dtype(np.int32), 2),
+        ]  # fmt: skip
         if (
             [(array.dtype, array.ndim) for array in arrays] != expected
             or len({len(array) for array in arrays}) > 1
             or not all(array.flags.c_contiguous for array in arrays)
             or not (self.X.shape[1] and self.kept_bytes.shape[1])
+            or self.kept_bytes.shape != self.payload_lengths.shape
             or self.X.shape[1] % self.kept_bytes.shape[1]
         ):
             raise ValueError("its parts do not fit together")
         n_bytes = self.X.shape[1] // self.kept_bytes.shape[1]
         if self.kept_bytes.max(initial=0) > n_bytes:
             raise ValueError(f"kept_bytes holds {self.kept_bytes.max()}, but a packet has room for {n_bytes} bytes")
+        if self.layout not in LAYOUTS:
+            raise ValueError(f"its layout is {self.layout!r}, there are {' and '.join(LAYOUTS)}")
+        if self.layout == "payload" and n_bytes <= DESCRIPTION_BYTES:
+            raise ValueError(f"its layout is 'payload', but a packet has room for {n_bytes} bytes")
 
     def copy(self) -> FlowRows:
         """Return the flows in arrays of their own."""
-        return FlowRows(self.records.copy(), self.X.copy(), self.kept_bytes.copy())
+        return self._each(np.ndarray.copy)
 
     def resize(self, n_flows: int) -> None:
         """Grow, the new rows all zero, or shrink."""
         self.records = _resized(self.records, n_flows)
         self.X = _resized(self.X, n_flows)
         self.kept_bytes = _resized(self.kept_bytes, n_flows)
+        self.payload_lengths = _resized(self.payload_lengths, n_flows)
 
 
 def _resized(array: np.ndarray, n_rows: int) -> np.ndarray:
@@ -444,7 +474,7 @@ class FlowAssembler:
 
 
 def _flat(rows: FlowRows) -> kernels.Rows:
-    return kernels.Rows(rows.records, rows.X.reshape(-1), rows.kept_bytes)
+    return kernels.Rows(rows.records, rows.X.reshape(-1), rows.kept_bytes, rows.payload_lengths)
 
 
 def _slots(names: np.ndarray) -> np.ndarray:

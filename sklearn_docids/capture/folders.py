@@ -23,7 +23,7 @@ import numpy as np
 
 from sklearn_docids._scratch import sync
 
-ARRAYS = ("X.npy", "flows.npy", "kept_bytes.npy")
+ARRAYS = ("X.npy", "flows.npy", "kept_bytes.npy", "payload_lengths.npy")
 CAPTURES, CHECKSUMS = "captures.json", "checksums.json"
 NAMES = (*ARRAYS, CAPTURES, CHECKSUMS)
 NEXT = ".docids-next"
@@ -41,6 +41,7 @@ class Stored(NamedTuple):
     X: np.ndarray
     records: np.ndarray
     kept_bytes: np.ndarray
+    payload_lengths: np.ndarray
     captures: bytes
     checksums: bytes
 
@@ -103,9 +104,9 @@ def stored(folder: str) -> Stored:
     """
     for _ in range(MOST_TRIES):
         with _found(folder, CAPTURES, _opened) as file:  # its inode is not used again while it is open
-            X, records, kept_bytes = (_found(folder, name, _mapped) for name in ARRAYS)
+            X, records, kept_bytes, payload_lengths = (_found(folder, name, _mapped) for name in ARRAYS)
             with _found(folder, CHECKSUMS, _opened) as sums:
-                found = Stored(X, records, kept_bytes, captures=file.read(), checksums=sums.read())
+                found = Stored(X, records, kept_bytes, payload_lengths, file.read(), sums.read())
             if os.path.samestat(os.fstat(file.fileno()), _found(folder, CAPTURES, os.stat)):
                 return found
     raise ValueError("it is replaced again and again; load it when its writers have ended")
@@ -120,7 +121,7 @@ def check_seal(found: Stored) -> None:
         A checksum is another one.
     """
     expected = json.loads(found.checksums)
-    arrays = [found.X, found.records, found.kept_bytes]
+    arrays = [found.X, found.records, found.kept_bytes, found.payload_lengths]
     for name, checksum in _checksums(arrays, found.captures).items():
         if expected.get(name) != checksum:
             raise ValueError(f"{name} was not written together with {CHECKSUMS}: write the folder again")

@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sklearn_docids.capture._native import CACHE_LINE, apart, copy, kernel, part, prefetch, u16
+from sklearn_docids.capture._native import CACHE_LINE, apart, copy, kernel, part, prefetch, set_u16, u16
 from sklearn_docids.capture.hashing import digest, hash_five_tuple, read_addresses
 from sklearn_docids.capture.headers import (
     DUPLICATE,
@@ -41,10 +41,18 @@ from sklearn_docids.capture.headers import (
     find_transport,
 )
 from sklearn_docids.capture.layouts import (
+    BACKWARD,
+    DESCRIBED_FLAGS,
+    DESCRIPTION_BYTES,
     DESTINATION_PORT,
+    DIRECTION,
+    FORWARD,
     IPV4_TTL,
     IPV6_LENGTH,
+    PACKET_NUMBER,
+    PAYLOAD_LENGTH,
     PORTS_BYTES,
+    SERVICE_PORT,
     SOURCE_PORT,
     TCP_BYTES,
     TCP_FLAGS,
@@ -133,6 +141,9 @@ SETTINGS_DTYPE = np.dtype(
     [
         ("n_packets", np.int64),
         ("n_bytes", np.int64),
+        ("n_looked_at", np.int64),  # packets of a flow from which those of its row are taken
+        ("payload", np.bool_),  # the layout of rows
+        ("service_port", np.bool_),  # whether it is in them
         ("bidirectional", np.bool_),
         ("tcp_restart", np.bool_),
         ("tcp", np.bool_),
@@ -160,6 +171,7 @@ class Rows(NamedTuple):
     flows: np.ndarray  # FLOW_DTYPE
     X: np.ndarray  # uint8, all rows as a single one
     kept: np.ndarray  # uint16 (n_slots, n_packets): how many bytes of each packet were kept
+    lengths: np.ndarray  # int32 (n_slots, n_packets): payload bytes of each packet, negative if it goes backward
 
 
 class Storage(NamedTuple):
@@ -399,6 +411,18 @@ def n_packets_of(flow):
 
 
 @part
+def is_complete(slot, number, storage):
+    """Whether the row of a flow that had ``number`` packets stays as it is, whatever comes.
+
+    Behind its first packets, one with payload still takes the place of one without.
+    """
+    rules = storage.settings[0]
+    if number < rules.n_packets:
+        return False
+    return number >= rules.n_looked_at or storage.rows.lengths[slot, rules.n_packets - 1] != 0
+
+
+@part
 def is_closed(flow):
     """Whether a connection was closed: by RST, or by FIN in every direction that has packets."""
     forward, backward = flow.tcp_flags_forward, flow.tcp_flags_backward
@@ -418,6 +442,7 @@ def stage(slot, rows, staged, cursor, rules):
     for packet in range(rules.n_packets):
         length = np.int64(rows.kept[slot, packet]) if packet < number else np.int64(0)
         staged.kept[n, packet] = length
+        staged.lengths[n, packet] = rows.lengths[slot, packet] if packet < number else np.int32(0)
         place = (n * rules.n_packets + packet) * rules.n_bytes
         copy(rows.X, (slot * rules.n_packets + packet) * rules.n_bytes, staged.X, place, length)
         for i in range(place + length, place + rules.n_bytes):
@@ -435,7 +460,7 @@ def end_flow(slot, how, storage):
         flow.end = how
     if rules.recycles:
         storage.given_out[slot] = True
-        if not (rules.emit_early and n_packets_of(flow) >= rules.n_packets):
+        if not (rules.emit_early and is_complete(slot, n_packets_of(flow), storage)):
             stage(slot, storage.rows, storage.staged, cursor, rules)
 
 
@@ -476,10 +501,17 @@ def beginning(packet, after_timeout):
     return RUNNING if packet.protocol == TCP else FIRST
 
 
+@part
+def service_port(flow, rules):
+    """Return the port of a flow's destination, as a row has it."""
+    return np.int64(flow.dst_port) if rules.service_port else np.int64(0)
+
+
 @apart
-def exchange_ends(flows, slot):
-    """Make the source of a flow its destination."""
-    flow = flows[slot]
+def exchange_ends(live, slot):
+    """Make the source of a flow its destination, in its row as well; ``live`` are rows and settings."""
+    rows, rules = live[0], live[1][0]
+    flow = rows.flows[slot]
     flow.src_high, flow.dst_high = flow.dst_high, flow.src_high
     flow.src_low, flow.dst_low = flow.dst_low, flow.src_low
     flow.src_port, flow.dst_port = flow.dst_port, flow.src_port
@@ -487,6 +519,12 @@ def exchange_ends(flows, slot):
     flow.payload_forward, flow.payload_backward = flow.payload_backward, flow.payload_forward
     flow.packets_forward, flow.packets_backward = flow.packets_backward, flow.packets_forward
     flow.tcp_flags_forward, flow.tcp_flags_backward = flow.tcp_flags_backward, flow.tcp_flags_forward
+    for packet in range(min(n_packets_of(flow), rules.n_packets)):
+        rows.lengths[slot, packet] = -rows.lengths[slot, packet]
+        if rules.payload:
+            place = (slot * rules.n_packets + packet) * rules.n_bytes
+            rows.X[place + DIRECTION] = FORWARD + BACKWARD - rows.X[place + DIRECTION]
+            set_u16(rows.X, place + SERVICE_PORT, service_port(flow, rules))
     return 0
 
 
@@ -516,7 +554,7 @@ def start_flow(storage, packet, after_timeout, backward):
     flow.tcp_flags_forward = flow.tcp_flags_backward = 0
     flow.truncated = False
     if backward:
-        exchange_ends(storage.rows.flows, slot)
+        exchange_ends((storage.rows, storage.settings), slot)
     return slot
 
 
@@ -540,7 +578,7 @@ def count_packet(flow, packet, forward, recycles):
 
 
 @part
-def keep_bytes(slot, number, data, packet, storage):
+def keep_packet(slot, number, data, packet, forward, storage):
     """Copy the first bytes of a flow's packet ``number``, from the link header to the end of the IP packet."""
     rows, rules = storage.rows, storage.settings[0]
     length = min(rules.n_bytes, min(packet.captured_end, packet.ip_end) - packet.start)
@@ -550,7 +588,56 @@ def keep_bytes(slot, number, data, packet, storage):
         stop = packet.start + length
         zero_fields(Rewriting(data, rows.X, place - packet.start, stop, storage.field_actions, np.uint64(0)), packet)
     rows.kept[slot, number] = length
+    rows.lengths[slot, number] = packet.payload_bytes if forward else -packet.payload_bytes
     if packet.captured_end < packet.ip_end and packet.captured_end - packet.start < rules.n_bytes:
+        rows.flows[slot].truncated = True
+
+
+@part
+def describe_packet(slot, at, number, packet, forward, storage):
+    """Write what a row of payload says of a flow's packet ``number``; return where its payload goes."""
+    rows, rules = storage.rows, storage.settings[0]
+    place = (slot * rules.n_packets + at) * rules.n_bytes
+    rows.X[place] = packet.protocol
+    rows.X[place + DIRECTION] = FORWARD if forward else BACKWARD
+    set_u16(rows.X, place + PAYLOAD_LENGTH, min(packet.payload_bytes, 0xFFFF))
+    rows.X[place + DESCRIBED_FLAGS] = packet.tcp_flags
+    rows.X[place + PACKET_NUMBER] = min(number + 1, 0xFF)
+    set_u16(rows.X, place + SERVICE_PORT, service_port(rows.flows[slot], rules))
+    return place + DESCRIPTION_BYTES
+
+
+@part
+def place_of_payload(slot, n_kept, storage):
+    """Make room behind the kept packets with payload: those without move on, the last one out where there is none."""
+    rows, rules = storage.rows, storage.settings[0]
+    at = np.int64(0)
+    while at < n_kept and rows.lengths[slot, at] != 0:
+        at += 1
+    for packet in range(min(n_kept, rules.n_packets - 1), at, -1):
+        place = (slot * rules.n_packets + packet) * rules.n_bytes
+        copy(rows.X, place - rules.n_bytes, rows.X, place, DESCRIPTION_BYTES)  # they have nothing else
+        rows.kept[slot, packet], rows.lengths[slot, packet] = DESCRIPTION_BYTES, 0
+    return at
+
+
+@part
+def keep_payload(slot, number, data, packet, forward, storage):
+    """Keep the first payload bytes of a flow's packet ``number``, those with payload in front of those without."""
+    rows, rules = storage.rows, storage.settings[0]
+    n_kept = min(number, rules.n_packets)
+    at = n_kept
+    if packet.payload_bytes > 0:
+        at = place_of_payload(slot, n_kept, storage)
+    if at == rules.n_packets:
+        return
+    place = describe_packet(slot, at, number, packet, forward, storage)
+    first, room = packet.ip_end - packet.payload_bytes, min(packet.payload_bytes, rules.n_bytes - DESCRIPTION_BYTES)
+    length = min(max(packet.captured_end - first, 0), room)
+    copy(data, first, rows.X, place, length)
+    rows.kept[slot, at] = DESCRIPTION_BYTES + length
+    rows.lengths[slot, at] = packet.payload_bytes if forward else -packet.payload_bytes
+    if length < room:
         rows.flows[slot].truncated = True
 
 
@@ -649,18 +736,18 @@ def how_ended(flow, last_active, packet, cursor, rules):
 
 
 @part
-def note_handshake(flows, slot, packet, forward, rules):
+def note_handshake(storage, slot, packet, forward):
     """Give a flow the direction that its first SYN or SYN-ACK tells; return whether this packet goes forward.
 
     The capture may hold it behind packets that were sent later.
     """
-    flow = flows[slot]
+    flow, rules = storage.rows.flows[slot], storage.settings[0]
     if not packet.tcp_flags & SYN or (flow.tcp_flags_forward | flow.tcp_flags_backward) & SYN:
         return forward
     if n_packets_of(flow) < HANDSHAKE_PACKETS:
         flow.begin = HANDSHAKE
     if rules.bidirectional and is_from_server(packet, rules) == forward:
-        exchange_ends(flows, slot)
+        exchange_ends((storage.rows, storage.settings), slot)
         return not forward
     return forward
 
@@ -680,7 +767,7 @@ def flow_of(packet, storage):
         how = how_ended(flows[slot], table[at].last_active, packet, cursor, rules)
         if how == OPEN:
             table[at].last_active = cursor.clock
-            return slot, note_handshake(flows, slot, packet, forward, rules)
+            return slot, note_handshake(storage, slot, packet, forward)
         end_flow(slot, how, storage)
         release(slot, storage)
         after_timeout = how != CLOSED and cursor.clock - table[at].last_active <= rules.memory
@@ -694,15 +781,19 @@ def flow_of(packet, storage):
 
 @part
 def file_packet(data, packet, storage):
-    """Count a packet with its flow, and keep its bytes if it is among the first."""
+    """Count a packet with its flow, and keep its bytes if its row is not complete."""
     rows, cursor, rules = storage.rows, storage.cursors[0], storage.settings[0]
     slot, forward = flow_of(packet, storage)
     number = n_packets_of(rows.flows[slot])
     count_packet(rows.flows[slot], packet, forward, rules.recycles)
-    if number < rules.n_packets:
-        keep_bytes(slot, number, data, packet, storage)
-        if rules.emit_early and number == rules.n_packets - 1:
-            stage(slot, rows, storage.staged, cursor, rules)
+    if is_complete(slot, number, storage):
+        return
+    if rules.payload:
+        keep_payload(slot, number, data, packet, forward, storage)
+    else:
+        keep_packet(slot, number, data, packet, forward, storage)
+    if rules.emit_early and is_complete(slot, number + 1, storage):
+        stage(slot, rows, storage.staged, cursor, rules)
 
 
 @kernel

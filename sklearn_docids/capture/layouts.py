@@ -2,6 +2,7 @@
 """The one table of header layouts: which field stands where, and which field of a policy covers it.
 
 The compiled kernels take their positions from it, `rewriting` what a policy touches, `inspection` the names of bytes.
+What a row of payload says of each packet is such a header, too, though none that is ever on a wire.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ from typing import NamedTuple
 FIELDS = (
     "mac", "ip", "ports", "ip_id", "ttl", "checksums", "tcp_seq", "tcp_window", "tcp_options", "tcp_timestamps",
 )  # fmt: skip
+
+# What a row holds of each packet: its first bytes, or a description and its first payload bytes.
+LAYOUTS = ("packets", "payload")
 
 
 class Field(NamedTuple):
@@ -99,6 +103,13 @@ ERSPAN_2 = Header(("version and VLAN", 2), ("session", 2), ("index", 4))
 ERSPAN_3 = Header(("version and VLAN", 2), ("session", 2), ("time", 4), ("security group", 2), ("frame type", 2))
 ERSPAN_3_PLATFORM = Header(("platform", 8))
 
+# In front of the payload of each packet in a row of layout "payload"
+DESCRIPTION = Header(
+    ("protocol", 1), ("direction", 1), ("payload length", 2), ("TCP flags", 1), ("packet number", 1),
+    ("service port", 2, "ports"),
+)  # fmt: skip
+FORWARD, BACKWARD = 1, 2  # directions
+
 # Positions for compiled code, which cannot ask an object.
 ETHERNET_TYPE, ETHERNET_BYTES = ETHERNET.at("Ethernet type"), ETHERNET.n_bytes
 SLL_PROTOCOL, SLL_BYTES = LINUX_SLL.at("protocol"), LINUX_SLL.n_bytes
@@ -139,3 +150,6 @@ GTP_TYPE, GTP_BYTES, GTP_OPTIONAL_BYTES = GTP.at("message type"), GTP.n_bytes, G
 ETHERIP_BYTES, ERSPAN_2_BYTES = ETHERIP.n_bytes, ERSPAN_2.n_bytes
 ERSPAN_3_FRAME, ERSPAN_3_BYTES = ERSPAN_3.at("frame type"), ERSPAN_3.n_bytes
 ERSPAN_3_PLATFORM_BYTES = ERSPAN_3_PLATFORM.n_bytes
+DIRECTION, PAYLOAD_LENGTH = DESCRIPTION.at("direction"), DESCRIPTION.at("payload length")
+DESCRIBED_FLAGS, PACKET_NUMBER = DESCRIPTION.at("TCP flags"), DESCRIPTION.at("packet number")
+SERVICE_PORT, DESCRIPTION_BYTES = DESCRIPTION.at("service port"), DESCRIPTION.n_bytes

@@ -7,7 +7,7 @@ import json
 import os
 import tokenize
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property, partial
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, TypeAlias
@@ -26,6 +26,9 @@ COLUMNS = (
     "tcp_flags_forward", "tcp_flags_backward", "begin", "end", "midstream", "link_type", "truncated", "community_id",
 )  # fmt: skip
 
+# Columns that hold a number or more for each packet of a row.
+PACKET_COLUMNS = ("X", "kept_bytes", "payload_lengths")
+
 # Records are checked in groups that stay in the processor's caches, as each check reads all of their memory.
 RECORDS_AT_ONCE = 2**13
 
@@ -34,7 +37,8 @@ class FlowTable:
     """Flows of one or more captures, as columns.
 
     Every column is an attribute and an item: ``table.src_ip`` is ``table["src_ip"]``. Columns are read-only; a copy is
-    not. A slice, an index array or a mask selects flows: ``table[table.dst_port == 443]``.
+    not. A slice, an index array or a mask selects flows: ``table[table.dst_port == 443]``. scikit-learn's splitters,
+    `cross_val_score` and `GridSearchCV` take a table as they take an array, and hand on tables.
 
     Parameters
     ----------
@@ -55,9 +59,19 @@ class FlowTable:
     Attributes
     ----------
     X : ndarray of uint8, shape (n_flows, n_packets * n_bytes)
-        First bytes of the first packets, from the link header to the end of the IP packet, zero-padded.
+        The rows of the sampler's ``layout``, zero-padded: first bytes of the first packets from the link header to the
+        end of the IP packet, or descriptions and payload (see `FlowSampler`).
     kept_bytes : ndarray of uint16, shape (n_flows, n_packets)
-        How many of the ``n_bytes`` of each packet are there.
+        How many of the ``n_bytes`` of each packet are there, in order of ``X``; a description counts.
+    payload_lengths : ndarray of int64, shape (n_flows, n_packets)
+        Payload bytes of each packet of the row, in order of ``X``, by the IP length: behind the TCP or UDP header.
+        Positive from source to destination, negative back, 0 without payload and where there is no packet.
+    layout : {"packets", "payload"}
+        What the rows hold.
+    n_packets : int
+        Packets that a row has room for.
+    shape : tuple of int
+        ``(n_flows,)``.
     capture : ndarray of int64
         Index into ``captures``.
     time_first, time_last : ndarray of int64
@@ -85,7 +99,8 @@ class FlowTable:
     midstream : ndarray of bool
         The beginning of the connection was not seen: a TCP flow that did not begin with its handshake.
     truncated : ndarray of bool
-        The capture holds fewer bytes of one of the kept packets than ``X`` has room for.
+        The capture holds fewer bytes of one of the kept packets than ``X`` has room for; with ``layout="payload"``,
+        fewer bytes of its payload.
     community_id : ndarray of str
         Community ID version 1, seed 0, as Zeek and Suricata write it.
 
@@ -130,6 +145,26 @@ class FlowTable:
     def kept_bytes(self) -> np.ndarray:
         """Bytes kept of each packet."""
         return _read_only(self.rows.kept_bytes)
+
+    @property
+    def payload_lengths(self) -> np.ndarray:
+        """Payload bytes of each packet, negative from destination to source."""
+        return _read_only(self.rows.payload_lengths.astype(np.int64))
+
+    @property
+    def layout(self) -> str:
+        """What the rows hold."""
+        return self.rows.layout
+
+    @property
+    def n_packets(self) -> int:
+        """Packets that a row has room for."""
+        return int(self.rows.kept_bytes.shape[1])
+
+    @property
+    def shape(self) -> tuple[int]:
+        """Number of flows."""
+        return (len(self),)
 
     @property
     def capture(self) -> np.ndarray:
@@ -249,12 +284,49 @@ class FlowTable:
 
     def __getitem__(self, key: Any) -> Any:
         if isinstance(key, str):
-            if key not in COLUMNS:
+            if key not in (*COLUMNS, *PACKET_COLUMNS):
                 raise KeyError(key)
             return getattr(self, key)
+        if isinstance(key, tuple) and len(key) == 2 and key[1] is Ellipsis:  # scikit-learn selects rows so
+            key = key[0]
         if isinstance(key, int | np.integer):
             key = [key]
         return FlowTable(self.rows[key], self._capture[key], self.captures, self.counters, self.ignored)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        raise TypeError("a FlowTable is no array of numbers; give its rows, table.X, or one of its columns")
+
+    @staticmethod
+    def concatenate(tables: Iterable[FlowTable]) -> FlowTable:
+        """Return one table of the flows of several, one behind the other.
+
+        Parameters
+        ----------
+        tables : iterable of FlowTable
+            Tables of one layout, and of the same number of packets and bytes.
+
+        Returns
+        -------
+        FlowTable
+            All flows. The captures of each table are numbered behind those of the tables before it, with their
+            counters; a capture of which several tables have flows is listed as often.
+
+        Raises
+        ------
+        ValueError
+            There is no table, or rows are of different layouts or shapes.
+        """
+        tables = list(tables)
+        if not tables:
+            raise ValueError("tables is empty: there are no flows to join")
+        first_numbers = np.cumsum([0, *(len(table.captures) for table in tables[:-1])])
+        return FlowTable(
+            joined([table.rows for table in tables]),
+            np.concatenate([table.capture + n for table, n in zip(tables, first_numbers, strict=True)]),
+            [name for table in tables for name in table.captures],
+            [counts for table in tables for counts in table.counters],
+            [kinds for table in tables for kinds in table.ignored],
+        )
 
     def to_pandas(self) -> Any:
         """Return the columns as a pandas DataFrame.
@@ -262,7 +334,7 @@ class FlowTable:
         Returns
         -------
         pandas.DataFrame
-            One row per flow, the columns of the table, times as UTC timestamps.
+            One row per flow, the columns of the table that hold one value per flow, times as UTC timestamps.
 
         Raises
         ------
@@ -293,7 +365,9 @@ class FlowTable:
             pyarrow is not installed.
         """
         path = os.fsdecode(path)
-        described = json.dumps({"captures": self.captures, "counters": self.counters, "ignored": self.ignored})
+        described = json.dumps(
+            {"captures": self.captures, "counters": self.counters, "ignored": self.ignored, "layout": self.layout}
+        )
         if not path.endswith((".npz", ".parquet")):
             raise ValueError(f"a flow table is saved as .npz or .parquet, got {path!r}")
         with scratch_folder(os.path.dirname(path) or ".") as scratch:
@@ -303,7 +377,8 @@ class FlowTable:
             else:
                 with open(part, "wb") as file:
                     np.savez(
-                        file, records=self.rows.records, X=self.X, kept_bytes=self.kept_bytes, capture=self._capture,
+                        file, records=self.rows.records, X=self.X, kept_bytes=self.kept_bytes,
+                        payload_lengths=self.rows.payload_lengths, capture=self._capture,
                         described=np.frombuffer(described.encode(), np.uint8),
                     )  # fmt: skip
             sync(part)
@@ -355,10 +430,10 @@ def _read_only(array: np.ndarray) -> np.ndarray:
 _Parts: TypeAlias = "tuple[FlowRows, np.ndarray, list[str], list[dict[str, int]], list[dict[str, int]]]"
 
 
-def _described(text: bytes) -> tuple[list[str], list[dict[str, int]], list[dict[str, int]]]:
-    """Return what a file says of each capture."""
+def _described(text: bytes) -> tuple[str, tuple[list[str], list[dict[str, int]], list[dict[str, int]]]]:
+    """Return the layout of a file, and what it says of each capture."""
     described = json.loads(text)
-    return list(described["captures"]), list(described["counters"]), list(described["ignored"])
+    return described["layout"], (list(described["captures"]), list(described["counters"]), list(described["ignored"]))
 
 
 def _checked(
@@ -379,7 +454,9 @@ def _checked(
     ):
         raise ValueError("its parts do not fit together")
     for first in range(0, len(rows), RECORDS_AT_ONCE):
-        _check_records(rows.records[first : first + RECORDS_AT_ONCE])
+        some = rows[first : first + RECORDS_AT_ONCE]
+        _check_records(some.records)
+        _check_lengths(some)
     return rows, capture, captures, counters, ignored
 
 
@@ -401,6 +478,16 @@ def _check_records(records: np.ndarray) -> None:
         raise ValueError("it holds truth values other than 0 and 1")
 
 
+def _check_lengths(rows: FlowRows) -> None:
+    """Refuse payload of packets that are not there, and more of it than the flow has."""
+    lengths = rows.payload_lengths.astype(np.int64)
+    if lengths[rows.kept_bytes == 0].any():
+        raise ValueError("payload_lengths holds payload of packets of which no byte was kept")
+    forward, backward = lengths.clip(min=0).sum(axis=1), -lengths.clip(max=0).sum(axis=1)
+    if (forward > rows.records["payload_forward"]).any() or (backward > rows.records["payload_backward"]).any():
+        raise ValueError("payload_lengths holds more payload than the flows have")
+
+
 # What json, zipfile, numpy and pyarrow raise of a file that holds something else, or is damaged.
 _OTHER_CONTENT = (
     ValueError, LookupError, TypeError, AttributeError, ArithmeticError, EOFError, RuntimeError, zipfile.BadZipFile,
@@ -413,11 +500,12 @@ def _load_npz(path: str) -> _Parts:
         if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
             raise ValueError("it is compressed, which save never does")
     with np.load(path, allow_pickle=False) as arrays:
-        records, X, kept_bytes, capture, text = (
+        records, X, kept_bytes, payload_lengths, capture, text = (
             folders.array_from(partial(arrays.__getitem__, name))
-            for name in ("records", "X", "kept_bytes", "capture", "described")
+            for name in ("records", "X", "kept_bytes", "payload_lengths", "capture", "described")
         )
-    return FlowRows(records, X, kept_bytes), capture, *_described(text.tobytes())
+    layout, described = _described(text.tobytes())
+    return FlowRows(records, X, kept_bytes, payload_lengths, layout), capture, *described
 
 
 def _load_folder(path: str) -> _Parts:
@@ -429,14 +517,19 @@ def _load_folder(path: str) -> _Parts:
     if not all(type(n) is int and n >= 0 for n in n_flows) or sum(n_flows) != len(found.records):
         raise ValueError("captures.json has other numbers of flows than flows.npy")
     folders.check_seal(found)
+    layouts = [entry.pop("layout") for entry in described]
+    if layouts != layouts[:1] * len(layouts):
+        raise ValueError("captures.json has several layouts")
     capture = np.repeat(np.arange(len(names)), n_flows)
-    return FlowRows(found.records, found.X, found.kept_bytes), capture, names, described, ignored
+    rows = FlowRows(found.records, found.X, found.kept_bytes, found.payload_lengths, layouts[0])
+    return rows, capture, names, described, ignored
 
 
 # Columns of a Parquet file that the records hold under the same name.
 _NAMED = {"begin": kernels.BEGINS, "end": kernels.ENDS}
 _STORED = ("row", *(name for name in COLUMNS if name in (kernels.FLOW_DTYPE.names or ()) and name not in _NAMED))
 _TIMES = ("time_first", "time_last")
+_OF_PACKETS = ("kept_bytes", "payload_lengths")
 
 
 def _save_parquet(table: FlowTable, path: str, described: str) -> None:
@@ -447,9 +540,9 @@ def _save_parquet(table: FlowTable, path: str, described: str) -> None:
     columns: dict[str, Any] = {"capture": table.capture, "row": records["row"]}
     columns |= {name: table[name] for name in COLUMNS if name != "capture"}
     columns |= {name: pyarrow.array(columns[name], pyarrow.timestamp("ns", "UTC")) for name in _TIMES}
-    columns["kept_bytes"] = pyarrow.FixedSizeListArray.from_arrays(
-        table.kept_bytes.reshape(-1), table.kept_bytes.shape[1]
-    )
+    for name in _OF_PACKETS:
+        numbers = getattr(table.rows, name)
+        columns[name] = pyarrow.FixedSizeListArray.from_arrays(numbers.reshape(-1), table.n_packets)
     rows = np.ascontiguousarray(table.X)
     columns["X"] = pyarrow.FixedSizeBinaryArray.from_buffers(
         pyarrow.binary(rows.shape[1]), len(rows), [None, pyarrow.py_buffer(rows)]
@@ -463,7 +556,7 @@ def _load_parquet(path: str) -> _Parts:
     import pyarrow.parquet
 
     stored = pyarrow.parquet.read_table(path)
-    described = _described(stored.schema.metadata[b"sklearn_docids"])
+    layout, described = _described(stored.schema.metadata[b"sklearn_docids"])
     if any(column.null_count for column in stored.columns):
         raise ValueError("it has missing values")
     records = np.zeros(len(stored), kernels.FLOW_DTYPE)
@@ -477,11 +570,14 @@ def _load_parquet(path: str) -> _Parts:
     if (versions[0] != versions[1]).any():
         raise ValueError("it has flows between IPv4 and IPv6")
     records["ip_version"] = versions[0]
-    n_packets, width = stored.schema.field("kept_bytes").type.list_size, stored.schema.field("X").type.byte_width
-    kept_bytes = stored["kept_bytes"].combine_chunks().flatten().to_numpy().reshape(-1, n_packets)
+    kept_bytes, payload_lengths = (
+        stored[name].combine_chunks().flatten().to_numpy().reshape(-1, stored.schema.field(name).type.list_size)
+        for name in _OF_PACKETS
+    )
+    width = stored.schema.field("X").type.byte_width
     X = np.frombuffer(b"".join(stored["X"].to_pylist()), np.uint8).reshape(-1, width).copy()
     capture = stored["capture"].cast(pyarrow.int64()).to_numpy()
-    return FlowRows(records, X, kept_bytes), capture, *described
+    return FlowRows(records, X, kept_bytes, payload_lengths, layout), capture, *described
 
 
 def _store_addresses(records: np.ndarray, side: str, texts: np.ndarray) -> np.ndarray:
@@ -536,23 +632,23 @@ def less_dropped(counters: Sequence[dict[str, int]], dropped: Sequence[int]) -> 
     ]
 
 
-def join(first: FlowTable, second: FlowTable) -> FlowTable:
-    """Return one table of the flows of two, the captures of the second numbered behind those of the first."""
-    return FlowTable(
-        joined([first.rows, second.rows]),
-        np.concatenate([first.capture, second.capture + len(first.captures)]),
-        first.captures + second.captures,
-        first.counters + second.counters,
-        first.ignored + second.ignored,
-    )
-
-
 def joined(rows: Sequence[FlowRows]) -> FlowRows:
-    """Return flows one behind the other."""
+    """Return flows one behind the other.
+
+    Raises
+    ------
+    ValueError
+        Their rows are of different layouts or shapes.
+    """
+    kinds = list(dict.fromkeys(part.described() for part in rows))
+    if len(kinds) > 1:
+        raise ValueError(f"rows of {kinds[0]} and rows of {kinds[1]} cannot be in one table: sample both alike")
     if len(rows) == 1:
         return rows[0]
     return FlowRows(
-        np.concatenate([r.records for r in rows]),
-        np.concatenate([r.X for r in rows]),
-        np.concatenate([r.kept_bytes for r in rows]),
+        np.concatenate([part.records for part in rows]),
+        np.concatenate([part.X for part in rows]),
+        np.concatenate([part.kept_bytes for part in rows]),
+        np.concatenate([part.payload_lengths for part in rows]),
+        rows[0].layout,
     )

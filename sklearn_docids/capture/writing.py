@@ -121,6 +121,7 @@ def row_formats(rules: FlowRules) -> list[RowFormat]:
         RowFormat("X", "X.npy", np.dtype(np.uint8), (rules.n_packets * rules.n_bytes,)),
         RowFormat("records", "flows.npy", kernels.FLOW_DTYPE, ()),
         RowFormat("kept_bytes", "kept_bytes.npy", np.dtype(np.uint16), (rules.n_packets,)),
+        RowFormat("payload_lengths", "payload_lengths.npy", np.dtype(np.int32), (rules.n_packets,)),
     ]
 
 
@@ -162,7 +163,7 @@ def write_flows(
             os.replace(joined[0].path, out)
         else:
             described = [
-                {"name": capture_name(source), **counts, "ignored": kinds}
+                {"name": capture_name(source), **counts, "ignored": kinds, "layout": rules.layout}
                 for source, counts, kinds in zip(sources, counters, ignored, strict=True)
             ]
             folders.publish(_whole(scratch, joined, described), out)

@@ -124,8 +124,9 @@ class FlowSpool:
 
 
 def _without_bytes(records: np.ndarray) -> FlowTable:
-    no_bytes, no_lengths = np.empty((len(records), 0), np.uint8), np.empty((len(records), 0), np.uint16)
-    return FlowTable(FlowRows(records, no_bytes, no_lengths), np.broadcast_to(0, len(records)), [""], [])
+    no_bytes, no_packets = np.empty((len(records), 0), np.uint8), np.empty((len(records), 0), np.uint16)
+    rows = FlowRows(records, no_bytes, no_packets, no_packets.astype(np.int32), layout="packets")
+    return FlowTable(rows, np.broadcast_to(0, len(records)), [""], [])
 
 
 class GroupRanking:
