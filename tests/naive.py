@@ -613,3 +613,40 @@ def naive_evicted(flows, abnormality, level, n_highest, max_channels):
             rows = members.pop(key)
             evicted.append((key[0], len(rows), -round(float(total(rows)), 9)))
     return evicted
+
+
+class RecentEvents:
+    """The events of each key, in order of the keys' last use: the first half of them goes when there are too many."""
+
+    def __init__(self, max_keys=10**9, max_events=10**9, longest=0.0):
+        self.max_keys, self.max_events, self.longest = max_keys, max_events, longest
+        self.events, self.n_events, self.n_evicted, self.n_dropped = {}, 0, 0, 0
+
+    def now(self, key, time):
+        return max([time, *(then for _, then, _ in self.events.get(key, []))])
+
+    def ages(self, key, time):
+        """Return (age in seconds, amount) of the events that are held."""
+        now, first = self.now(key, time), self.n_events - self.max_events
+        events = self.events.get(key, [])
+        return [((now - then) * 1e-9, amount) for number, then, amount in events if number > first]
+
+    def add(self, key, time, amount):
+        if key not in self.events and len(self.events) == self.max_keys:
+            for old in list(self.events)[: (self.max_keys + 1) // 2]:
+                del self.events[old]
+                self.n_evicted += 1
+        for events in self.events.values():
+            latest = max(then for _, then, _ in events)
+            for number, then, _ in events:
+                is_next = number == self.n_events + 1 - self.max_events
+                self.n_dropped += is_next and (latest - then) * 1e-9 < self.longest
+        time = self.now(key, time)
+        self.n_events += 1
+        self.events[key] = [*self.events.pop(key, []), (self.n_events, time, amount)]
+
+    def damped(self, key, time, half_life):
+        return sum(amount * 2.0 ** (-age / half_life) for age, amount in self.ages(key, time))
+
+    def within(self, key, time, window):
+        return sum(amount for age, amount in self.ages(key, time) if age < window)
