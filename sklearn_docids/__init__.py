@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         ConvAutoencoderDetector,
         DOCFeatures,
         DOCIDSDetector,
+        MultiViewDetector,
         ReferenceData,
     )
     from sklearn_docids.exceptions import CaptureError, CaptureWarning
@@ -29,6 +30,7 @@ _HOME = {
     "DOCFeatures": "sklearn_docids.detectors",
     "DOCIDSDetector": "sklearn_docids.detectors",
     "FlowSampler": "sklearn_docids._sampler",
+    "MultiViewDetector": "sklearn_docids.detectors",
     "ReferenceData": "sklearn_docids.detectors",
     "load_detector": "sklearn_docids.persistence",
     "save_detector": "sklearn_docids.persistence",
@@ -46,6 +48,7 @@ __all__ = [
     "DOCFeatures",
     "DOCIDSDetector",
     "FlowSampler",
+    "MultiViewDetector",
     "ReferenceData",
     "__version__",
     "load_detector",

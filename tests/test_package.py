@@ -102,6 +102,16 @@ LAYERS = {
         "_training.pairs"
     ),
     "_version": "",
+    "_views": "",
+    "_views.base": "capture.table",
+    "_views.columns": "_meta _views.base capture.context capture.table",
+    "_views.content": "_views.base _views.payload _warn capture.context capture.layouts capture.table",
+    "_views.network": "_meta _views.base _views.payload capture.layouts capture.table",
+    "_views.novelty": "_views.base _views.payload capture.table",
+    "_views.payload": "capture.layouts capture.table",
+    "_views.requests": "_views.base _views.payload capture.layouts capture.table",
+    "_views.statistics": "_views.base capture.kernels capture.table",
+    "_views.tails": "",
     "_warn": "",
     "aggregation": "_bases _meta _thresholds _warn capture.table exceptions",
     "capture": "capture.table exceptions",
@@ -109,7 +119,7 @@ LAYERS = {
     "capture.community_id": "",
     "capture.compression": "",
     "capture.containers": "capture.compression capture.headers capture.kinds capture.records exceptions",
-    "capture.context": "capture._native",
+    "capture.context": "capture._native capture.hashing capture.kernels",
     "capture.counting": "",
     "capture.fields": "capture._native capture.flows capture.headers capture.layouts capture.rewriting",
     "capture.flows": (
@@ -153,7 +163,7 @@ LAYERS = {
     "datasets._ustc": "_sampler _warn datasets._cache datasets._files datasets._folder datasets._sevenzip paper",
     "detectors": (
         "detectors._autoencoders detectors._doc_features detectors._docids detectors._ensemble "
-        "detectors._reference detectors._simple"
+        "detectors._multiview detectors._reference detectors._simple"
     ),
     "detectors._autoencoders": (
         "_network.autoencoders _network.scoring _network.tensors _training.net detectors._trained"
@@ -171,6 +181,11 @@ LAYERS = {
     ),
     "detectors._ensemble": "_bases _meta _thresholds _warn detectors._base",
     "detectors._frames": "capture.layouts",
+    "detectors._multiview": (
+        "_bases _meta _thresholds _views.base _views.columns _views.content _views.network _views.novelty "
+        "_views.payload _views.requests _views.statistics _views.tails _warn capture.table detectors._docids "
+        "detectors._reference"
+    ),
     "detectors._profile": "_warn capture.layouts detectors._frames",
     "detectors._reference": "_warn detectors._base",
     "detectors._rows": "_thresholds _training.net detectors._profile",
@@ -226,7 +241,7 @@ def test_imports_have_no_circle():
 
 def test_exported_names_are_those_of_the_contract():
     expected = {"AutoencoderDetector", "CaptureError", "CaptureWarning", "ConvAutoencoderDetector", "DOCIDSDetector"}
-    expected |= {"DOCFeatures", "FlowSampler", "ReferenceData", "load_detector", "save_detector"}
+    expected |= {"DOCFeatures", "FlowSampler", "MultiViewDetector", "ReferenceData", "load_detector", "save_detector"}
     assert set(sklearn_docids.__all__) == expected | {"__version__"}
     assert all(getattr(sklearn_docids, name) is not None for name in expected)
     assert expected <= set(dir(sklearn_docids))

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from sklearn_docids.detectors._doc_features import DOCFeatures
     from sklearn_docids.detectors._docids import DOCIDSDetector
     from sklearn_docids.detectors._ensemble import SeedEnsemble
+    from sklearn_docids.detectors._multiview import FlowStream, MultiViewDetector, ViewReason
     from sklearn_docids.detectors._reference import ReferenceData
     from sklearn_docids.detectors._simple import NearestNeighborDetector, StatisticDetector
 
@@ -20,10 +21,13 @@ _HOME = {
     "ConvAutoencoderDetector": "_autoencoders",
     "DOCFeatures": "_doc_features",
     "DOCIDSDetector": "_docids",
+    "FlowStream": "_multiview",
+    "MultiViewDetector": "_multiview",
     "NearestNeighborDetector": "_simple",
     "ReferenceData": "_reference",
     "SeedEnsemble": "_ensemble",
     "StatisticDetector": "_simple",
+    "ViewReason": "_multiview",
 }
 
 __all__ = [
@@ -31,10 +35,13 @@ __all__ = [
     "ConvAutoencoderDetector",
     "DOCFeatures",
     "DOCIDSDetector",
+    "FlowStream",
+    "MultiViewDetector",
     "NearestNeighborDetector",
     "ReferenceData",
     "SeedEnsemble",
     "StatisticDetector",
+    "ViewReason",
 ]
 
 

@@ -16,7 +16,13 @@ from numpy.typing import ArrayLike
 from sklearn.utils._param_validation import Interval, Options, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_docids._network.scoring import NeighborScorer, ReconstructionScorer, features_of, reconstruction_error_of
+from sklearn_docids._network.scoring import (
+    NeighborScorer,
+    ReconstructionScorer,
+    class_scores_of,
+    features_of,
+    reconstruction_error_of,
+)
 from sklearn_docids._network.table1 import DOCIDSNetwork
 from sklearn_docids._network.tensors import resolved_device
 from sklearn_docids._training.net import WeightedLosses
@@ -287,6 +293,22 @@ class DOCIDSDetector(TrainedDetector):
         """
         X = self._checked_for_scoring(X)
         return np.asarray(self._scorer.evaluate(reconstruction_error_of, X, resolved_device(self.device)))
+
+    def class_scores(self, X: ArrayLike) -> np.ndarray:
+        """Return the outputs of h_c, before any softmax: the space in which ``"knn"`` measures distances.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_flows, n_columns)
+            Flow bytes.
+
+        Returns
+        -------
+        ndarray of float64, shape (n_flows, n_classes)
+            One score per class of the reference.
+        """
+        X = self._checked_for_scoring(X)
+        return np.asarray(self._scorer.evaluate(class_scores_of, X, resolved_device(self.device)))
 
     def embed(self, X: ArrayLike) -> np.ndarray:
         """Return the features g.

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What all views share: they learn from flows of one time, and are asked about those of another."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from sklearn_docids.capture.table import FlowTable
+
+# Normal flows that distances are measured to, evenly spaced in time where there are more.
+MAX_NEIGHBORS = 20_000
+
+
+class Observation(NamedTuple):
+    """What a view says of flows."""
+
+    abnormality: np.ndarray  # float64 (n_flows,): the higher, the more abnormal
+    reason: Callable[[int], str]  # takes a row; says in words why it is abnormal, if it is
+
+
+class View(ABC):
+    """A view of flows, in order of time.
+
+    ``observe`` is given a memory, which ``new_memory`` makes: what it has seen before of the same stream. Only a view
+    that looks at the past of a flow has one.
+    """
+
+    needs_payload: ClassVar[bool] = False
+    groups_by_service: ClassVar[bool] = False
+
+    def __init__(self, name: str):
+        self.name = name
+
+    @abstractmethod
+    def fit(self, flows: FlowTable, rng: np.random.RandomState) -> None:
+        """Learn from normal flows."""
+
+    @abstractmethod
+    def observe(self, flows: FlowTable, memory: Any) -> Observation:
+        """Return how abnormal flows are."""
+
+    def new_memory(self) -> Any:
+        """Return the memory of a stream that begins."""
+        return None
+
+    def prepare(self, flows: FlowTable, rng: np.random.RandomState) -> None:
+        """Learn what need not be learned anew without the flows of each block of time: nothing."""
+        return
+
+    def abnormality_by_others(self, flows: FlowTable, blocks: np.ndarray, seed: int) -> np.ndarray:
+        """Return how abnormal the flows of each block are to the view that has learned from the other blocks.
+
+        What the view remembers is the whole past, its own block's included.
+        """
+        found = np.full(len(flows), np.nan)
+        for block in np.unique(blocks[blocks >= 0]):
+            view = copy.copy(self)
+            view.fit(flows[blocks != block], np.random.RandomState(seed))
+            found[blocks == block] = view.observe(flows, view.new_memory()).abnormality[blocks == block]
+        return found
+
+
+def spaced(n_rows: int, most: int) -> np.ndarray:
+    """Return at most so many places, evenly spaced."""
+    return np.linspace(0, n_rows - 1, min(n_rows, most)).round().astype(np.int64)
+
+
+def check_layout(flows: FlowTable, names: list[str]) -> None:
+    """Refuse a table without the payload rows that the named views need."""
+    if names and flows.layout != "payload":
+        raise ValueError(
+            f"the views {', '.join(names)} need payload rows, but X has layout={flows.layout!r}: sample with "
+            "FlowSampler(layout='payload', output='flows'), or leave these views out"
+        )

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The bytes of a flow as DOC-IDS sees them: distance to normal flows in the space of its class scores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from sklearn.neighbors import NearestNeighbors
+
+from sklearn_docids._meta import seeded_clone
+from sklearn_docids._views.base import MAX_NEIGHBORS, Observation, View, spaced
+from sklearn_docids._views.payload import first_messages, quoted
+from sklearn_docids.capture.layouts import FORWARD
+from sklearn_docids.capture.table import FlowTable
+
+# Chosen on the validation part of the testbed (docs/benchmarks.md).
+N_NEIGHBORS = 20
+
+
+class NetworkView(View):
+    """Distance to the 20th nearest normal flow in the space of h_c."""
+
+    places: np.ndarray  # float64 (n, n_classes): of normal flows
+    beginnings: np.ndarray  # uint8 (n, n_bytes): of their first requests
+
+    def __init__(self, name: str, detector: Any, reference: Any):
+        super().__init__(name)
+        self.detector = detector
+        self.reference = reference
+
+    def prepare(self, flows: FlowTable, rng: np.random.RandomState) -> None:
+        """Train the network."""
+        self.detector = seeded_clone(self.detector, rng.randint(2**31 - 1)).fit(flows.X, reference=self.reference)
+        self.reference = None
+
+    def fit(self, flows: FlowTable, rng: np.random.RandomState) -> None:
+        """Learn where normal flows are."""
+        some = flows[spaced(len(flows), MAX_NEIGHBORS)]
+        self.places = self.detector.class_scores(some.X)
+        self.beginnings = first_messages(some, FORWARD).data if some.layout == "payload" else some.X[:, :0]
+
+    def observe(self, flows: FlowTable, memory: Any) -> Observation:
+        """Return the distance."""
+        # A tree finds the same for a flow whatever flows are asked about with it.
+        neighbors = NearestNeighbors(n_neighbors=min(N_NEIGHBORS, len(self.places)), algorithm="kd_tree")
+        distances, nearest = neighbors.fit(self.places).kneighbors(self.detector.class_scores(flows.X))
+        return Observation(distances[:, -1], lambda row: self._reason(flows[row], distances[row, -1], nearest[row, 0]))
+
+    def _reason(self, flow: FlowTable, distance: float, nearest: int) -> str:
+        if flow.layout != "payload":
+            return f"its bytes are at distance {distance:.3g} from those of normal flows"
+        message, similar = first_messages(flow, FORWARD).data[0], self.beginnings[nearest]
+        return (
+            f"the request begins {_beginning(message)}; that of the most similar normal flow {_beginning(similar)} "
+            f"(distance {distance:.3g})"
+        )
+
+
+def _beginning(message: np.ndarray) -> str:
+    return quoted(message.tobytes().rstrip(b"\0")) if message.any() else "with nothing"

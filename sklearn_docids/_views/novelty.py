@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Who was never seen to ask whom for what."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from sklearn_docids._views.base import Observation, View
+from sklearn_docids._views.payload import hashed, service_name, services
+from sklearn_docids.capture.table import FlowTable
+
+N_SALT = 11
+
+
+class NoveltyView(View):
+    """How many of (source, destination, service), (destination, service) and (service) are new."""
+
+    seen: list[np.ndarray]  # of each of the three: sorted hashes
+
+    def prepare(self, flows: FlowTable, rng: np.random.RandomState) -> None:
+        """Draw the words of the hash, which whoever sends packets must not know."""
+        self.salt = np.frombuffer(rng.bytes(8 * N_SALT), np.uint64)
+
+    def fit(self, flows: FlowTable, rng: np.random.RandomState) -> None:
+        """Learn who asks whom for what."""
+        self.seen = [np.unique(keys) for keys in self._keys(flows)]
+
+    def observe(self, flows: FlowTable, memory: Any) -> Observation:
+        """Return how many of the three are new; 3 where nobody ever asked for the service."""
+        new = np.stack([~np.isin(keys, seen) for keys, seen in zip(self._keys(flows), self.seen, strict=True)])
+        return Observation(new.sum(axis=0).astype(float), lambda row: _reason(flows, row, int(new[:, row].sum())))
+
+    def _keys(self, flows: FlowTable) -> list[np.ndarray]:
+        records, service = flows.rows.records, services(flows)
+        destination = records["dst_high"], records["dst_low"]
+        source = records["src_high"], records["src_low"]
+        columns = ([*source, *destination, service], [*destination, service], [service])
+        return [hashed(self.salt, *of_key) for of_key in columns]
+
+
+def _reason(flows: FlowTable, row: int, n_new: int) -> str:
+    service = service_name(services(flows[row])[0])
+    source, destination = flows.src_ip[row], flows.dst_ip[row]
+    return (
+        "",
+        f"{source} never asked {destination} for {service} before",
+        f"{destination} was never asked for {service} before",
+        f"{service} was never a destination here",
+    )[n_new]

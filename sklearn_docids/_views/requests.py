@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Whether a request is spelled as requests to its service are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from sklearn_docids._views.base import Observation, View
+from sklearn_docids._views.payload import first_messages, quoted, service_name, services
+from sklearn_docids.capture.layouts import FORWARD
+from sklearn_docids.capture.table import FlowTable
+
+# Bytes of a request that are looked at: what it asks for comes first.
+N_BYTES = 24
+N_PAIRS = 65_536
+# Services that are told apart; the rarer ones are one. Each takes 8 KiB.
+MAX_SERVICES = 256
+OTHER = -1
+
+
+class RequestsView(View):
+    """Share of the pairs of neighbouring bytes of a request that no request to its service ever had."""
+
+    needs_payload = True
+    groups_by_service = True
+    seen: dict[int, np.ndarray]  # by service: a bit per pair
+
+    def fit(self, flows: FlowTable, rng: np.random.RandomState) -> None:
+        """Learn the pairs of bytes in requests to each service."""
+        service, pairs, is_pair = services(flows), *_pairs(flows)
+        names, sizes = np.unique(service, return_counts=True)
+        known = names[np.argsort(-sizes, kind="stable")[:MAX_SERVICES]]
+        service = np.where(np.isin(service, known), service, OTHER)
+        self.seen = {}
+        for name in np.unique(service).tolist():
+            seen = np.zeros(N_PAIRS, bool)
+            of_service = service == name
+            seen[pairs[of_service][is_pair[of_service]]] = True
+            self.seen[name] = np.packbits(seen)
+
+    def observe(self, flows: FlowTable, memory: Any) -> Observation:
+        """Return the share; 1 for a service that was never seen, 0 where there is no request."""
+        service, pairs, is_pair = services(flows), *_pairs(flows)
+        is_new = is_pair.copy()
+        for name in np.unique(service).tolist():
+            rows = service == name
+            seen = self.seen.get(name, self.seen.get(OTHER))
+            if seen is not None:
+                bits = (seen[pairs[rows] >> 3] >> (7 - (pairs[rows] & 7)).astype(np.uint8)) & 1
+                is_new[rows] &= bits == 0
+        shares = is_new.sum(axis=1) / np.maximum(1, is_pair.sum(axis=1))
+        return Observation(shares, lambda row: _reason(flows, row, is_new[row], is_pair[row]))
+
+
+def _pairs(flows: FlowTable) -> tuple[np.ndarray, np.ndarray]:
+    """Return pairs of neighbouring bytes as numbers, and which of them are there: both (n_flows, N_BYTES - 1)."""
+    requests = first_messages(flows, FORWARD)
+    data = requests.data[:, :N_BYTES].astype(np.int64)
+    pairs = data[:, :-1] * 256 + data[:, 1:]
+    return pairs, np.arange(pairs.shape[1]) < requests.lengths[:, None] - 1
+
+
+def _reason(flows: FlowTable, row: int, is_new: np.ndarray, is_pair: np.ndarray) -> str:
+    requests, service = first_messages(flows[row], FORWARD), service_name(services(flows[row])[0])
+    message = quoted(requests.data[0, : requests.lengths[0]].tobytes())
+    return (
+        f"the request begins {message}: {is_new.sum()} of its first {is_pair.sum()} pairs of bytes were never in a "
+        f"request to {service}"
+    )

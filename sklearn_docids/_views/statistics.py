@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""How long a flow lasts, and what it carries in each direction."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from sklearn.neighbors import NearestNeighbors
+
+from sklearn_docids._views.base import MAX_NEIGHBORS, Observation, View, spaced
+from sklearn_docids.capture.kernels import RST
+from sklearn_docids.capture.table import FlowTable
+
+COUNTS = (
+    "packets_forward", "packets_backward", "bytes_forward", "bytes_backward", "payload_forward", "payload_backward",
+)  # fmt: skip
+NAMES = ("duration", *COUNTS, "no payload came back", "reset")
+N_NEIGHBORS = 5
+
+
+class StatisticsView(View):
+    """Mean distance to the nearest normal flows by nine statistics, standardised."""
+
+    mean: np.ndarray
+    spread: np.ndarray
+    places: np.ndarray  # float64 (n, 9)
+
+    def fit(self, flows: FlowTable, rng: np.random.RandomState) -> None:
+        """Learn which statistics are normal."""
+        values = statistics_of(flows)
+        self.mean, self.spread = values.mean(axis=0), values.std(axis=0)
+        # What never varied says more than nothing where it does vary.
+        self.spread[self.spread == 0] = 1.0
+        self.places = self._standardised(values[spaced(len(values), MAX_NEIGHBORS)])
+
+    def observe(self, flows: FlowTable, memory: Any) -> Observation:
+        """Return the logarithm of 1 and the distance."""
+        places = self._standardised(statistics_of(flows))
+        neighbors = NearestNeighbors(n_neighbors=min(N_NEIGHBORS, len(self.places))).fit(self.places)
+        distances, nearest = neighbors.kneighbors(places)
+        return Observation(
+            np.log1p(distances.mean(axis=1)), lambda row: self._reason(places[row], self.places[nearest[row]])
+        )
+
+    def _standardised(self, values: np.ndarray) -> np.ndarray:
+        return (values - self.mean) / self.spread
+
+    def _reason(self, place: np.ndarray, neighbors: np.ndarray) -> str:
+        normal = neighbors.mean(axis=0)
+        most = int(np.abs(place - normal).argmax())
+        values = np.array([place[most], normal[most]]) * self.spread[most] + self.mean[most]
+        here, there = (_text(value, most) for value in values)
+        return f"{NAMES[most]} {here}; in the most similar normal flows {there}"
+
+
+def _text(value: float, number: int) -> str:
+    """Return the value of a statistic as a person would write it."""
+    if number == 0:
+        return f"{np.expm1(value) / 1000:.3g} s"
+    return f"{np.expm1(value):.4g}" if number <= len(COUNTS) else f"{max(0.0, value):.0%}"
+
+
+def statistics_of(flows: FlowTable) -> np.ndarray:
+    """Return logarithms of duration (ms) and of packets, bytes and payload each way, and two marks of failure."""
+    duration = np.maximum(0, flows.time_last - flows.time_first) / 1e6
+    logarithms = [np.log1p(duration), *(np.log1p(flows[name]) for name in COUNTS)]
+    is_reset = (flows.tcp_flags_forward | flows.tcp_flags_backward) & RST != 0
+    return np.stack([*logarithms, flows.payload_backward == 0, is_reset], axis=1).astype(np.float64)

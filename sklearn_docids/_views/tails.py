@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""From the scores of a view to probabilities: how often a normal flow is as abnormal as this one."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+# Normal scores that are kept, evenly spaced among the sorted ones, the largest always.
+MAX_SCORES = 100_000
+# Share of the scores, and the least number of them, that tell how the tail falls off beyond the largest one.
+TAIL_SHARE, MIN_TAIL = 0.02, 5
+# A group of fewer normal flows than this is judged with all the others.
+MIN_GROUP = 50
+
+
+class Tail(NamedTuple):
+    """The upper tail of normal scores: counted where there are scores, an exponential beyond the largest.
+
+    Without the exponential, all flows beyond the largest normal score would be alike.
+    """
+
+    scores: np.ndarray  # sorted
+    n_scores: int  # of which `scores` are a sample
+    scale: float  # mean excess of the largest ones
+
+    @classmethod
+    def of(cls, scores: np.ndarray) -> Tail:
+        """Return the tail of normal scores, at least one."""
+        ordered = np.sort(scores)
+        n_tail = min(len(ordered), max(MIN_TAIL, int(TAIL_SHARE * len(ordered))))
+        scale = float(np.mean(ordered[-n_tail:]) - ordered[-n_tail])
+        # Where the largest ones are all equal, whatever the scores differ by at all has to do as the unit.
+        scale = scale or float(np.std(ordered)) or 1.0
+        kept = np.linspace(0, len(ordered) - 1, min(len(ordered), MAX_SCORES)).round().astype(np.int64)
+        return cls(ordered[kept], len(ordered), scale)
+
+    def surprise(self, scores: np.ndarray) -> np.ndarray:
+        """Return the opposite of the logarithm of the probability of a normal score at least as high."""
+        n_kept = len(self.scores)
+        n_as_high = n_kept - np.searchsorted(self.scores, scores, side="left")
+        share = n_as_high / n_kept
+        counted = -np.log((share * self.n_scores + 1) / (self.n_scores + 1))
+        beyond = np.maximum(0.0, scores - self.scores[-1]) / self.scale
+        return np.asarray(counted + beyond)
+
+
+class Tails(NamedTuple):
+    """Tails of all normal flows, and of those of each group that has enough of them."""
+
+    everything: Tail
+    of_group: dict[int, Tail]
+
+    @classmethod
+    def of(cls, scores: np.ndarray, groups: np.ndarray | None) -> Tails:
+        """Return the tails of normal scores; ``groups`` has a number per flow, or is None."""
+        names, sizes = np.unique([] if groups is None else groups, return_counts=True)
+        large = names[sizes >= MIN_GROUP].tolist()
+        return cls(Tail.of(scores), {int(name): Tail.of(scores[groups == name]) for name in large})
+
+    def surprise(self, scores: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
+        """Return the surprise of scores, each by the tail of its group."""
+        found = self.everything.surprise(scores)
+        if groups is not None:
+            for name in set(groups.tolist()) & set(self.of_group):
+                found[groups == name] = self.of_group[name].surprise(scores[groups == name])
+        return found

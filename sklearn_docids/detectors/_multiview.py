@@ -1,0 +1,552 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""`MultiViewDetector`: several views of a flow, each calibrated, as one outlier detector on a table of flows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+from joblib import Parallel, delayed
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from sklearn.utils.validation import check_is_fitted
+
+from sklearn_docids._bases import BaseEstimator, OutlierMixin
+from sklearn_docids._meta import forget_fit
+from sklearn_docids._thresholds import conformal_threshold, least_held_out
+from sklearn_docids._views.base import Observation, View, check_layout
+from sklearn_docids._views.columns import ColumnsView, check_columns
+from sklearn_docids._views.content import ContentView
+from sklearn_docids._views.network import NetworkView
+from sklearn_docids._views.novelty import NoveltyView
+from sklearn_docids._views.payload import services
+from sklearn_docids._views.requests import RequestsView
+from sklearn_docids._views.statistics import StatisticsView
+from sklearn_docids._views.tails import Tails
+from sklearn_docids._warn import warn_caller
+from sklearn_docids.capture.table import FlowTable
+from sklearn_docids.detectors._docids import DOCIDSDetector
+from sklearn_docids.detectors._reference import Reference, ReferenceData, check_kind, unpacked
+
+BYTES = "bytes"
+SIMPLE_VIEWS: dict[str, type[View]] = {
+    "statistics": StatisticsView,
+    "requests": RequestsView,
+    "novelty": NoveltyView,
+    "content": ContentView,
+}
+VIEWS = (BYTES, *SIMPLE_VIEWS)
+# Chosen on the validation part of the testbed (docs/benchmarks.md).
+BATCH_SIZE = 32
+# `explain` lists a view that found a flow more unusual than so many normal ones.
+EXPLAINED_P_VALUE = 0.05
+# Fewer flows than this in a block of time, and nothing can be said of how views judge what they have not seen.
+MIN_BLOCK = 5
+
+
+class ViewReason(NamedTuple):
+    """What one view says of a flow.
+
+    Parameters
+    ----------
+    view : str
+        Name of the view.
+    p_value : float
+        How often normal flows are as abnormal in this view.
+    text : str
+        What is abnormal, in words.
+
+    Examples
+    --------
+    >>> from sklearn_docids.detectors import ViewReason
+    >>> ViewReason("novelty", 0.0002, "tcp/8443 was never a destination here").view
+    'novelty'
+    """
+
+    view: str
+    p_value: float
+    text: str
+
+
+class MultiViewDetector(OutlierMixin, BaseEstimator):
+    r"""Anomaly detector for tables of flows, which looks at each flow in several ways.
+
+    The bytes of a flow say what it is, but not that there are two hundred like it, or that nobody ever asked this
+    server for this service. Each view gives a flow a score; its calibration turns that into a probability p that a
+    normal flow scores as high, and the abnormality of the flow is Fisher's sum over the views,
+
+    .. math:: \sum_v (-\log p_v)^a
+
+    with a = ``power``. Views:
+
+    ``"bytes"``
+        `DOCIDSDetector` on payload rows: distance to the 20th nearest training flow in the space of its class scores.
+    ``"statistics"``
+        Distance to the nearest training flows by duration, packets, bytes and payload each way, and failure.
+    ``"requests"``
+        Share of pairs of neighbouring bytes in the first request that no request to its service ever had.
+    ``"novelty"``
+        How many of (source, destination, service), (destination, service) and (service) are new.
+    ``"content"``
+        Number of flows of like content that the same source began, or the same destination was sent, in the last 1, 10,
+        60 and 240 s (flows count half after so long), to the most that was normal. The only view with a memory.
+
+    Parameters
+    ----------
+    views : sequence of str or (str, estimator, list of str), default=("bytes", "statistics", "requests", "novelty", \
+"content")
+        Names of views, and views of one's own: a name, an outlier detector with `score_samples`, and the columns of the
+        table that it is given, those of `FlowTable.context` included.
+    detector : DOCIDSDetector or None, default=None
+        What ``"bytes"`` trains a clone of; its score, templates and threshold are not used. None:
+        ``DOCIDSDetector(batch_size=32)``.
+    false_alarm_rate : float, default=0.01
+        Share of new normal flows that may be flagged, in (0, 0.5].
+    calibration : {"blocks", "later"}, default="blocks"
+        Which flows tell what scores are normal. ``"later"``: the views learn from the earlier part of the training
+        traffic and are calibrated on the rest, which they never learn. ``"blocks"``: each block of time is scored by
+        views that have learned from the other blocks, and then all is learned; the network learns once, from all.
+    calibration_share : float, default=0.25
+        Size of the later part, or of each block, in (0, 0.5].
+    power : float, default=1.0
+        At least 1: the larger, the more one view alone decides.
+    random_state : int, RandomState instance or None, default=None
+        Source of all that is drawn.
+    n_jobs : int or None, default=None
+        Threads over views, as in joblib. The result does not depend on it.
+    verbose : int, default=0
+        1 lets the network print its losses.
+
+    Attributes
+    ----------
+    view_names_ : list of str
+        Names of the fitted views: those asked for, less what was left out with a warning.
+    offset_ : float
+        Threshold on `score_samples`.
+    calibration_scores_ : ndarray of float64
+        Scores of the training flows that set the threshold, in order of time.
+    detector_ : DOCIDSDetector or None
+        The fitted network of ``"bytes"``.
+
+    See Also
+    --------
+    DOCIDSDetector : The paper's method, on rows of bytes alone.
+    FlowSampler : Makes the table, with ``FlowSampler(layout="payload", output="flows")``.
+
+    Notes
+    -----
+    What `fit` sees is taken for normal. Flows are sorted by their beginnings, and a view knows the past of a flow
+    alone; `score_samples` begins with an empty memory, `stream` goes on from call to call. Where hosts come and go by
+    the hour, train on a whole day: what never happened in training is new.
+
+    References
+    ----------
+    .. [1] R. A. Fisher, "Statistical Methods for Research Workers", 4th ed., 1932, section 21.1.
+    .. [2] Y. Mirsky et al., "Kitsune: An Ensemble of Autoencoders for Online Network Intrusion Detection", NDSS 2018.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from sklearn_docids import FlowSampler, MultiViewDetector
+    >>> from sklearn_docids.datasets import make_traffic
+    >>> sampler = FlowSampler(layout="payload", output="flows")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     traffic = make_traffic(folder, n_flows=200, random_state=0)
+    ...     flows = sampler.transform(traffic.train)
+    >>> detector = MultiViewDetector(views=("statistics", "novelty"), random_state=0).fit(flows)
+    >>> detector.predict(flows).shape, detector.view_names_
+    ((200,), ['statistics', 'novelty'])
+    """
+
+    view_names_: list[str]
+    offset_: float
+    calibration_scores_: np.ndarray
+
+    _fitted_names = ("view_names_", "offset_", "calibration_scores_", "_views", "_tails", "_power", "_n_columns")
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "views": ["array-like"],
+        "detector": [HasMethods(["fit", "class_scores"]), None],
+        "false_alarm_rate": [Interval(Real, 0, 0.5, closed="right")],
+        "calibration": [StrOptions({"blocks", "later"})],
+        "calibration_share": [Interval(Real, 0, 0.5, closed="right")],
+        "power": [Interval(Real, 1, None, closed="left")],
+        "random_state": ["random_state"],
+        "n_jobs": [Integral, None],
+        "verbose": ["verbose"],
+    }
+
+    def __init__(
+        self,
+        *,
+        views: Sequence[Any] = VIEWS,
+        detector: DOCIDSDetector | None = None,
+        false_alarm_rate: float = 0.01,
+        calibration: str = "blocks",
+        calibration_share: float = 0.25,
+        power: float = 1.0,
+        random_state: int | np.random.RandomState | None = None,
+        n_jobs: int | None = None,
+        verbose: int = 0,
+    ):
+        self.views = views
+        self.detector = detector
+        self.false_alarm_rate = false_alarm_rate
+        self.calibration = calibration
+        self.calibration_share = calibration_share
+        self.power = power
+        self.random_state = random_state
+        self.n_jobs = n_jobs
+        self.verbose = verbose
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = False
+        return tags
+
+    def fit(self, X: FlowTable, y: Any = None, *, reference: Reference | None = None) -> MultiViewDetector:
+        """Learn what is normal, and set the threshold.
+
+        Parameters
+        ----------
+        X : FlowTable
+            Normal flows, in any order.
+        y : object, default=None
+            Ignored.
+        reference : ReferenceData, tuple (X_reference, y_reference) or None, default=None
+            Labelled reference for ``"bytes"``: a table or rows, sampled like X. None: that view is left out, as
+            without a reference its features say little.
+
+        Returns
+        -------
+        MultiViewDetector
+            The fitted detector.
+
+        Raises
+        ------
+        TypeError
+            X is no FlowTable.
+        ValueError
+            A parameter, too few flows for the rate of false alarms, or a table without what a view needs.
+
+        Warns
+        -----
+        UserWarning
+            A view is left out, or knows less than it could.
+        """
+        forget_fit(self)
+        self._validate_params()
+        check_kind(reference)
+        flows = in_time_order(_checked_table(X))
+        rng = check_random_state(self.random_state)
+        views = self._made_views(reference)
+        check_layout(flows, [view.name for view in views if view.needs_payload])
+        blocks = self._blocks(len(flows))
+        seeds = [int(seed) for seed in rng.randint(2**31 - 1, size=len(views))]
+        arguments = [(view, flows, blocks, seed) for view, seed in zip(views, seeds, strict=True)]
+        # Nothing is set before all of it is known: a fit that fails leaves no half of a detector.
+        abnormality = Parallel(n_jobs=self.n_jobs, prefer="threads")(delayed(_learn)(*some) for some in arguments)
+        judged = blocks >= 0
+        groups = services(flows)[judged]
+        tails = [
+            Tails.of(scores[judged], groups if view.groups_by_service else None)
+            for view, scores in zip(views, abnormality, strict=True)
+        ]
+        self._views, self._tails, self._power = views, tails, float(self.power)
+        self._n_columns, self._layout = flows.X.shape[1], flows.layout
+        self.view_names_ = [view.name for view in views]
+        surprises = self._surprises([scores[judged] for scores in abnormality], groups)
+        self.calibration_scores_ = self._combined(surprises)
+        self.offset_ = conformal_threshold(self.calibration_scores_, self.false_alarm_rate)
+        return self
+
+    @property
+    def detector_(self) -> DOCIDSDetector | None:
+        """The fitted network of ``"bytes"``; None without that view."""
+        return next((view.detector for view in self._views if isinstance(view, NetworkView)), None)
+
+    def stream(self) -> FlowStream:
+        """Return a scorer with a memory, for flows that come in pieces.
+
+        Returns
+        -------
+        FlowStream
+            Scores of pieces are those of the whole, if pieces follow each other in time.
+        """
+        check_is_fitted(self)
+        return FlowStream(self)
+
+    def score_samples(self, X: FlowTable) -> np.ndarray:
+        """Return how normal flows are.
+
+        Parameters
+        ----------
+        X : FlowTable
+            Flows, sampled like those of `fit`; what came before them is not known.
+
+        Returns
+        -------
+        ndarray of float64, shape (n_flows,)
+            At most 0; the lower, the more abnormal.
+        """
+        return self.stream().score_samples(X)
+
+    def decision_function(self, X: FlowTable) -> np.ndarray:
+        """Return the score relative to the threshold: negative is abnormal.
+
+        Parameters
+        ----------
+        X : FlowTable
+            Flows, as in `score_samples`.
+
+        Returns
+        -------
+        ndarray of float64, shape (n_flows,)
+            ``score_samples(X) - offset_``.
+        """
+        return self.score_samples(X) - self.offset_
+
+    def predict(self, X: FlowTable) -> np.ndarray:
+        """Return a verdict per flow.
+
+        Parameters
+        ----------
+        X : FlowTable
+            Flows, as in `score_samples`.
+
+        Returns
+        -------
+        ndarray of int64, shape (n_flows,)
+            +1 for normal, -1 for abnormal.
+        """
+        return np.where(self.decision_function(X) >= 0, 1, -1)
+
+    def p_values(self, X: FlowTable) -> np.ndarray:
+        """Return what each view says of flows.
+
+        Parameters
+        ----------
+        X : FlowTable
+            Flows, as in `score_samples`.
+
+        Returns
+        -------
+        ndarray of float64, shape (n_flows, n_views)
+            How often a normal flow is as abnormal in that view; views in the order of ``view_names_``.
+        """
+        return self.stream().p_values(X)
+
+    def explain(self, X: FlowTable) -> list[list[ViewReason]]:
+        """Return for each flow the views in which it is unusual, the most unusual first.
+
+        Parameters
+        ----------
+        X : FlowTable
+            Flows, as in `score_samples`. To explain some flows of a capture, explain the whole table, or a stream of
+            it: what a view says may depend on the flows before.
+
+        Returns
+        -------
+        list of list of ViewReason
+            Those with a p-value of at most 0.05; for a flow that is normal in all views, an empty list.
+        """
+        return self.stream().explain(X)
+
+    def _made_views(self, reference: Reference | None) -> list[View]:
+        """Return unfitted views; leave out what cannot be."""
+        views: list[View] = []
+        for view in self.views:
+            if view == BYTES and reference is None:
+                warn_caller(
+                    f"fit without a reference: the view {BYTES!r} is left out; give reference=(X_reference, "
+                    "y_reference), or views without it"
+                )
+            elif view == BYTES:
+                views.append(NetworkView(BYTES, self._network(), _rows_of_reference(reference)))
+            elif isinstance(view, str) and view in SIMPLE_VIEWS:
+                views.append(SIMPLE_VIEWS[view](view))
+            else:
+                views.append(_own_view(view))
+        names = [view.name for view in views]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"views must be one or more, of different names, got {names}")
+        return views
+
+    def _network(self) -> DOCIDSDetector:
+        if self.detector is not None:
+            return self.detector
+        return DOCIDSDetector(batch_size=BATCH_SIZE, verbose=self.verbose)
+
+    def _blocks(self, n_flows: int) -> np.ndarray:
+        """Return the number of the block of each flow, in order of time; -1 for those that are only learned from."""
+        n_blocks = round(1 / self.calibration_share)
+        blocks = np.arange(n_flows) * n_blocks // max(1, n_flows)
+        if self.calibration == "later":
+            n_judged = round(n_flows * self.calibration_share)
+            blocks = np.where(np.arange(n_flows) < n_flows - n_judged, -1, 0)
+        else:
+            n_judged = n_flows
+        n_needed = max(least_held_out(self.false_alarm_rate), MIN_BLOCK * n_blocks)
+        if n_judged < n_needed or n_flows < MIN_BLOCK * n_blocks:
+            raise ValueError(
+                f"false_alarm_rate={self.false_alarm_rate} and calibration={self.calibration!r} with calibration_share="
+                f"{self.calibration_share} need {n_needed} normal flows to calibrate with, but X leaves {n_judged}"
+            )
+        return blocks
+
+    def _surprises(self, abnormality: list[np.ndarray], groups: np.ndarray) -> np.ndarray:
+        """Return opposites of logarithms of p-values: (n_flows, n_views)."""
+        columns = [
+            tails.surprise(scores, groups if view.groups_by_service else None)
+            for view, tails, scores in zip(self._views, self._tails, abnormality, strict=True)
+        ]
+        return np.stack(columns, axis=1)
+
+    def _combined(self, surprises: np.ndarray) -> np.ndarray:
+        return np.asarray(-(surprises**self._power).sum(axis=1))
+
+
+class FlowStream:
+    """A fitted `MultiViewDetector` that remembers the flows it has seen.
+
+    Parameters
+    ----------
+    detector : MultiViewDetector
+        The fitted detector.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from sklearn_docids import FlowSampler, MultiViewDetector
+    >>> from sklearn_docids.datasets import make_traffic
+    >>> sampler = FlowSampler(layout="payload", output="flows")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     flows = sampler.transform(make_traffic(folder, n_flows=200, random_state=0).train)
+    >>> stream = MultiViewDetector(views=("content",), random_state=0).fit(flows).stream()
+    >>> [len(stream.score_samples(flows[first : first + 100])) for first in (0, 100)]
+    [100, 100]
+    """
+
+    def __init__(self, detector: MultiViewDetector):
+        self.detector = detector
+        self._memories = [view.new_memory() for view in detector._views]
+
+    def score_samples(self, X: FlowTable) -> np.ndarray:
+        """Return how normal the next flows are, as `MultiViewDetector.score_samples`.
+
+        Parameters
+        ----------
+        X : FlowTable
+            Flows that begin no earlier than those before, give or take; within X, any order.
+
+        Returns
+        -------
+        ndarray of float64, shape (n_flows,)
+            At most 0; the lower, the more abnormal.
+        """
+        return self.detector._combined(self._surprises(X)[0])
+
+    def p_values(self, X: FlowTable) -> np.ndarray:
+        """Return what each view says of the next flows.
+
+        Parameters
+        ----------
+        X : FlowTable
+            Flows, as in `score_samples`.
+
+        Returns
+        -------
+        ndarray of float64, shape (n_flows, n_views)
+            As `MultiViewDetector.p_values`.
+        """
+        return np.asarray(np.exp(-self._surprises(X)[0]))
+
+    def explain(self, X: FlowTable) -> list[list[ViewReason]]:
+        """Return for each of the next flows the views in which it is unusual.
+
+        Parameters
+        ----------
+        X : FlowTable
+            Flows, as in `score_samples`.
+
+        Returns
+        -------
+        list of list of ViewReason
+            As `MultiViewDetector.explain`.
+        """
+        surprises, observations, places = self._surprises(X)
+        p_values, names = np.exp(-surprises), self.detector.view_names_
+        return [
+            [
+                ViewReason(names[view], float(p_values[row, view]), observations[view].reason(int(places[row])))
+                for view in np.argsort(p_values[row], kind="stable")
+                if p_values[row, view] <= EXPLAINED_P_VALUE
+            ]
+            for row in range(len(X))
+        ]
+
+    def _surprises(self, X: FlowTable) -> tuple[np.ndarray, list[Observation], np.ndarray]:
+        """Return surprises in the order of X, what views observed in order of time, and where each flow is there."""
+        detector, table = self.detector, _checked_table(X)
+        check_is_fitted(detector)
+        if (table.X.shape[1], table.layout) != (detector._n_columns, detector._layout):
+            raise ValueError(
+                f"X has rows of {table.X.shape[1]} bytes with layout={table.layout!r}, but the detector was fitted on "
+                f"{detector._n_columns} with layout={detector._layout!r}: sample both alike"
+            )
+        if not len(table):
+            return np.zeros((0, len(detector._views))), [], np.zeros(0, np.int64)
+        order = np.argsort(table.time_first, kind="stable")
+        places = np.empty_like(order)
+        places[order] = np.arange(len(order))
+        flows = table[order]
+        pairs = zip(detector._views, self._memories, strict=True)
+        observations = [view.observe(flows, memory) for view, memory in pairs]
+        surprises = detector._surprises([observed.abnormality for observed in observations], services(flows))
+        return surprises[places], observations, places
+
+
+def in_time_order(flows: FlowTable) -> FlowTable:
+    """Return flows in the order of their beginnings."""
+    return flows[np.argsort(flows.time_first, kind="stable")]
+
+
+def _learn(view: View, flows: FlowTable, blocks: np.ndarray, seed: int) -> np.ndarray:
+    """Fit a view, and return how abnormal the flows of each block are to what has not learned from that block."""
+    rng = np.random.RandomState(seed)
+    learned = flows if (blocks >= 0).all() else flows[blocks < 0]
+    view.prepare(learned, rng)
+    if len(learned) == len(flows):
+        found = view.abnormality_by_others(flows, blocks, seed)
+        view.fit(flows, rng)
+        return found
+    view.fit(learned, rng)
+    return view.observe(flows, view.new_memory()).abnormality
+
+
+def _checked_table(X: Any) -> FlowTable:
+    if not isinstance(X, FlowTable):
+        raise TypeError(
+            f"X must be a FlowTable, got {type(X).__name__}: FlowSampler(layout='payload', output='flows') makes one "
+            "of captures; for rows of bytes there is DOCIDSDetector"
+        )
+    return X
+
+
+def _rows_of_reference(reference: Reference | None) -> ReferenceData:
+    X, y = unpacked(reference)  # type: ignore[arg-type] # the caller has one
+    return ReferenceData(X.X if isinstance(X, FlowTable) else X, y)
+
+
+def _own_view(view: Any) -> View:
+    """Return a view of the user's own."""
+    if isinstance(view, str) or not isinstance(view, tuple | list) or len(view) != 3 or not isinstance(view[0], str):
+        raise ValueError(f"a view is one of {', '.join(VIEWS)} or (name, detector, columns), got {view!r}")
+    name, detector, columns = view
+    if name in VIEWS or not hasattr(detector, "fit") or not hasattr(detector, "score_samples"):
+        raise ValueError(
+            f"the view {name!r} needs a name of its own and an outlier detector with fit and score_samples, got "
+            f"{detector!r}"
+        )
+    return ColumnsView(name, detector, check_columns(name, columns))
