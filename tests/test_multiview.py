@@ -29,7 +29,7 @@ from sklearn_docids._views.novelty import NoveltyView
 from sklearn_docids._views.requests import RequestsView
 from sklearn_docids._views.statistics import StatisticsView
 from sklearn_docids._views.tails import MIN_GROUP, Tail, Tails
-from sklearn_docids.detectors import FlowStream
+from sklearn_docids.detectors import ScoreStream
 
 SIMPLE = ("statistics", "requests", "novelty", "content")
 PAGES = (b"GET /news", b"GET /mail", b"GET /wiki/home", b"POST /upload")
@@ -216,7 +216,7 @@ def test_a_stream_of_flows_one_by_one_is_scored_as_the_table(tables, fitted):
     _, test = tables
     order = np.argsort(test.time_first, kind="stable")
     stream = fitted.stream()
-    assert isinstance(stream, FlowStream)
+    assert isinstance(stream, ScoreStream)
     one_by_one = np.concatenate([stream.score_samples(test[row]) for row in order])
     np.testing.assert_allclose(one_by_one, fitted.score_samples(test)[order], rtol=1e-12)
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from sklearn_docids.detectors._doc_features import DOCFeatures
     from sklearn_docids.detectors._docids import DOCIDSDetector
     from sklearn_docids.detectors._ensemble import SeedEnsemble
-    from sklearn_docids.detectors._multiview import FlowStream, MultiViewDetector, ViewReason
+    from sklearn_docids.detectors._multiview import ScoreStream, MultiViewDetector, ViewReason
     from sklearn_docids.detectors._reference import ReferenceData
     from sklearn_docids.detectors._simple import NearestNeighborDetector, StatisticDetector
 
@@ -21,10 +21,10 @@ _HOME = {
     "ConvAutoencoderDetector": "_autoencoders",
     "DOCFeatures": "_doc_features",
     "DOCIDSDetector": "_docids",
-    "FlowStream": "_multiview",
     "MultiViewDetector": "_multiview",
     "NearestNeighborDetector": "_simple",
     "ReferenceData": "_reference",
+    "ScoreStream": "_multiview",
     "SeedEnsemble": "_ensemble",
     "StatisticDetector": "_simple",
     "ViewReason": "_multiview",
@@ -35,10 +35,10 @@ __all__ = [
     "ConvAutoencoderDetector",
     "DOCFeatures",
     "DOCIDSDetector",
-    "FlowStream",
     "MultiViewDetector",
     "NearestNeighborDetector",
     "ReferenceData",
+    "ScoreStream",
     "SeedEnsemble",
     "StatisticDetector",
     "ViewReason",

@@ -266,16 +266,16 @@ class MultiViewDetector(OutlierMixin, BaseEstimator):
         """The fitted network of ``"bytes"``; None without that view."""
         return next((view.detector for view in self._views if isinstance(view, NetworkView)), None)
 
-    def stream(self) -> FlowStream:
+    def stream(self) -> ScoreStream:
         """Return a scorer with a memory, for flows that come in pieces.
 
         Returns
         -------
-        FlowStream
+        ScoreStream
             Scores of pieces are those of the whole, if pieces follow each other in time.
         """
         check_is_fitted(self)
-        return FlowStream(self)
+        return ScoreStream(self)
 
     def score_samples(self, X: FlowTable) -> np.ndarray:
         """Return how normal flows are.
@@ -407,7 +407,7 @@ class MultiViewDetector(OutlierMixin, BaseEstimator):
         return np.asarray(-(surprises**self._power).sum(axis=1))
 
 
-class FlowStream:
+class ScoreStream:
     """A fitted `MultiViewDetector` that remembers the flows it has seen.
 
     Parameters
