@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from sklearn_docids.detectors._doc_features import DOCFeatures
     from sklearn_docids.detectors._docids import DOCIDSDetector
     from sklearn_docids.detectors._ensemble import SeedEnsemble
-    from sklearn_docids.detectors._multiview import ScoreStream, MultiViewDetector, ViewReason
+    from sklearn_docids.detectors._multiview import MultiViewDetector, ScoreStream, ViewReason
     from sklearn_docids.detectors._reference import ReferenceData
     from sklearn_docids.detectors._simple import NearestNeighborDetector, StatisticDetector
 
