@@ -6,6 +6,8 @@ Labels are +1 for normal and -1 for attack, scores are those of ``score_samples`
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,9 +26,12 @@ __all__ = [
     "RocDisplay",
     "ScoreByClassDisplay",
     "ScoreHistogramDisplay",
+    "ViewsDisplay",
 ]
 
 NO_CV_RESULTS = "draw each fold with from_predictions: from_cv_results would take normal flows for the positive class"
+# Characters of a line of text that fits beside the bars of a figure of usual width.
+REASON_WIDTH = 80
 NORMAL_COLOUR, ATTACK_COLOUR = "#3b6ea8", "#c8553d"
 
 
@@ -768,5 +773,124 @@ class ExplanationDisplay:
         ax.set_xlabel("byte of the packet")
         ax.set_ylabel("packet")
         ax.figure.colorbar(image, ax=ax, label="part in the score")
+        self.ax_, self.figure_ = ax, ax.figure
+        return self
+
+
+class ViewsDisplay:
+    """How unusual one flow is in each view of a `MultiViewDetector`, and why.
+
+    Parameters
+    ----------
+    p_values : ndarray of float, shape (n_views,)
+        How often normal flows are as abnormal, by view.
+    view_names : sequence of str
+        Names of the views.
+    reasons : mapping of str to str, default=None
+        What is abnormal, in words, by view; views without an entry have no text.
+
+    Attributes
+    ----------
+    ax_ : matplotlib Axes
+        Where it was drawn.
+    figure_ : matplotlib Figure
+        The figure of ``ax_``.
+
+    Examples
+    --------
+    >>> from sklearn_docids.plotting import ViewsDisplay
+    >>> display = ViewsDisplay.from_predictions([0.2, 0.001], ["statistics", "novelty"], {"novelty": "a new port"})
+    >>> display.ax_.get_xlabel()
+    'normal flows that are as abnormal: one in'
+    """
+
+    ax_: Any
+    figure_: Any
+
+    def __init__(self, p_values: np.ndarray, view_names: Sequence[str], reasons: Mapping[str, str] | None = None):
+        self.p_values = p_values
+        self.view_names = view_names
+        self.reasons = reasons
+
+    @classmethod
+    def from_estimator(cls, estimator: Any, X: Any, row: int, *, ax: Any = None) -> ViewsDisplay:
+        """Draw the views of one flow of a table by a fitted detector.
+
+        Parameters
+        ----------
+        estimator : MultiViewDetector
+            Fitted detector.
+        X : FlowTable
+            The flow, with the flows that came before it.
+        row : int
+            Number of the flow in X.
+        ax : matplotlib Axes, default=None
+            Where to draw; None: a new figure.
+
+        Returns
+        -------
+        ViewsDisplay
+            The drawn display.
+        """
+        reasons = {reason.view: reason.text for reason in estimator.explain(X)[row]}
+        return cls.from_predictions(estimator.p_values(X)[row], estimator.view_names_, reasons, ax=ax)
+
+    @classmethod
+    def from_predictions(
+        cls, p_values: ArrayLike, view_names: Sequence[str], reasons: Mapping[str, str] | None = None, *, ax: Any = None
+    ) -> ViewsDisplay:
+        """Draw given p-values.
+
+        Parameters
+        ----------
+        p_values : array-like of shape (n_views,)
+            How often normal flows are as abnormal, by view; above 0, at most 1.
+        view_names : sequence of str
+            Names of the views.
+        reasons : mapping of str to str, default=None
+            What is abnormal, in words, by view.
+        ax : matplotlib Axes, default=None
+            Where to draw; None: a new figure.
+
+        Returns
+        -------
+        ViewsDisplay
+            The drawn display.
+
+        Raises
+        ------
+        ValueError
+            A p-value is not above 0 and at most 1, or their number is not that of the names.
+        """
+        p_values = np.asarray(p_values, dtype=np.float64)
+        if p_values.shape != (len(view_names),) or not ((p_values > 0) & (p_values <= 1)).all():
+            raise ValueError(f"p_values must be {len(view_names)} numbers above 0 and at most 1, got {p_values}")
+        return cls(p_values, list(view_names), reasons).plot(ax=ax)
+
+    def plot(self, *, ax: Any = None) -> ViewsDisplay:
+        """Draw a bar per view, the first on top, with its reason below it.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+            Where to draw; None: a new figure.
+
+        Returns
+        -------
+        ViewsDisplay
+            The display itself.
+        """
+        ax = _axes(ax)
+        places = np.arange(len(self.view_names))
+        ax.barh(places, 1 / self.p_values, height=0.3, color=ATTACK_COLOUR)
+        ax.set(xscale="log", xlim=(1, max(1e3, 3 / self.p_values.min())), ylim=(len(places) - 0.3, -0.4))
+        ax.set_yticks(places, [_verbatim(name) for name in self.view_names])
+        ax.set_xlabel("normal flows that are as abnormal: one in")
+        for place, name in zip(places, self.view_names, strict=True):
+            text = textwrap.fill(_verbatim((self.reasons or {}).get(name, "")), REASON_WIDTH)
+            ax.annotate(
+                text, (0, place + 0.17), xycoords=("axes fraction", "data"), xytext=(4, 0), textcoords="offset points",
+                fontsize="x-small", va="top",
+            )  # fmt: skip
         self.ax_, self.figure_ = ax, ax.figure
         return self

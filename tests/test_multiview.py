@@ -30,6 +30,7 @@ from sklearn_docids._views.requests import RequestsView
 from sklearn_docids._views.statistics import StatisticsView
 from sklearn_docids._views.tails import MIN_GROUP, Tail, Tails
 from sklearn_docids.detectors import ScoreStream
+from sklearn_docids.plotting import ViewsDisplay
 
 SIMPLE = ("statistics", "requests", "novelty", "content")
 PAGES = (b"GET /news", b"GET /mail", b"GET /wiki/home", b"POST /upload")
@@ -478,3 +479,19 @@ def test_no_flows_have_no_scores(tables, fitted):
     assert fitted.score_samples(none).shape == (0,)
     assert fitted.p_values(none).shape == (0, 4)
     assert fitted.explain(none) == []
+
+
+def test_the_views_of_a_flow_are_drawn_with_their_reasons(tables, fitted):
+    _, test = tables
+    (row,) = np.flatnonzero(test.dst_port == 8443)
+    display = ViewsDisplay.from_estimator(fitted, test, int(row))
+    widths = [bar.get_width() for bar in display.ax_.patches]
+    np.testing.assert_allclose(widths, 1 / fitted.p_values(test)[row])
+    assert [label.get_text() for label in display.ax_.get_yticklabels()] == list(SIMPLE)
+    assert "udp/8443 was never a destination here" in [text.get_text() for text in display.ax_.texts]
+
+
+@pytest.mark.parametrize("p_values", [[0.5], [0.5, 0.0], [0.5, 1.5], [0.5, np.nan]])
+def test_what_is_no_p_value_of_each_view_is_not_drawn(p_values):
+    with pytest.raises(ValueError, match="p_values must be 2 numbers above 0 and at most 1"):
+        ViewsDisplay.from_predictions(p_values, ["novelty", "content"])

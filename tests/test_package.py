@@ -414,6 +414,7 @@ FACES = {
         "RocDisplay",
         "ScoreByClassDisplay",
         "ScoreHistogramDisplay",
+        "ViewsDisplay",
     ],
 }
 

@@ -108,7 +108,7 @@ class ContentView(View):
         side, half_life = np.unravel_index((counts - most).argmax(), counts.shape)
         host = f"from {flows.src_ip[row]}" if side == 0 else f"to {flows.dst_ip[row]}"
         return (
-            f"{np.exp(counts[side, half_life]):.4g} flows like this {host} in {self.half_lives[half_life]:g} s; "
+            f"{np.exp(counts[side, half_life]):.3g} flows like this {host} in {self.half_lives[half_life]:g} s; "
             f"normal are at most {np.exp(most[side, half_life]):.3g}"
         )
 

@@ -51,7 +51,7 @@ class StatisticsView(View):
         most = int(np.abs(place - normal).argmax())
         values = np.array([place[most], normal[most]]) * self.spread[most] + self.mean[most]
         here, there = (_text(value, most) for value in values)
-        return f"{NAMES[most]} {here}; in the most similar normal flows {there}"
+        return f"{NAMES[most].replace('_', ' ')} {here}; in the most similar normal flows {there}"
 
 
 def _text(value: float, number: int) -> str:
