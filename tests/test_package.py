@@ -109,7 +109,7 @@ LAYERS = {
     "capture.community_id": "",
     "capture.compression": "",
     "capture.containers": "capture.compression capture.headers capture.kinds capture.records exceptions",
-    "capture.context": "capture._native",
+    "capture.context": "capture._native capture.hashing capture.kernels",
     "capture.counting": "",
     "capture.fields": "capture._native capture.flows capture.headers capture.layouts capture.rewriting",
     "capture.flows": (
