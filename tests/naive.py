@@ -623,23 +623,12 @@ class Events:
         held["event"][0] = self.now
 
 
-def damped_counts(keys, times, amounts, half_lives, max_keys):
-    """Return (sums over all events of a key up to each one, keys evicted)."""
-    table, sums = Remembered(max_keys), []
-    for key, time, amount in zip(keys.tolist(), times.tolist(), amounts.tolist(), strict=True):
-        events = table.use(key, Events)
-        events.advance(time)
-        events.all.append([events.now, amount])
-        sums.append([events.damped(events.all, half_life) for half_life in half_lives])
-    return np.array(sums).reshape(-1, len(half_lives)), table.n_evicted
-
-
-def flow_context(records, max_keys):
-    """Return (dict of what the past says about each flow, keys evicted)."""
+def flow_context(records, order, max_keys):
+    """Return (dict of what the past says about each flow, if they are taken in an order; keys evicted)."""
     sources, channels, destinations, ports = tables = [Remembered(max_keys) for _ in range(4)]
     rows = [{} for _ in records]
-    for row, flow in sorted(enumerate(records), key=lambda each: each[1]["time_first"]):
-        said = rows[row]
+    for row in order:
+        flow, said = records[row], rows[row]
         name = (flow["ip_version"], flow["src_high"], flow["src_low"])
         other = (flow["dst_high"], flow["dst_low"])
         resets = flow["tcp_flags_forward"] & 4 > 0, flow["tcp_flags_backward"] & 4 > 0

@@ -6,10 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sklearn_docids.capture.context import CONTEXT_COLUMNS, CONTEXT_DTYPE, DampedCounts, FlowContext
+from sklearn_docids.capture.context import CONTEXT_COLUMNS, CONTEXT_DTYPE, FlowContext
 from sklearn_docids.capture.kernels import FLOW_DTYPE
 
-HALF_LIVES = (0.5, 10.0, 600.0)
 NS = 10**9
 BEGIN_OF_2026, END_OF_SECONDS = 1_767_225_600 * NS, 2**32 * NS
 STEPS = [0, 1, NS // 2, NS, 9 * NS, 10 * NS, 700 * NS, -NS, -(10**17)]
@@ -24,73 +23,6 @@ def clocks(draw, n_events):
         time += draw(st.sampled_from(STEPS))
         times.append(draw(st.sampled_from([time] * 12 + ABSURD)))
     return np.array(times, np.int64)
-
-
-@st.composite
-def events(draw):
-    keys = draw(st.lists(st.sampled_from([0, 1, 2**32, 2**64 - 1, 5, 6, 7]), max_size=40))
-    amounts = [draw(st.sampled_from([1.0, 0.0, 3.0])) for _ in keys]
-    return np.array(keys, np.uint64), draw(clocks(len(keys))), np.array(amounts, np.float64)
-
-
-@settings(max_examples=60, deadline=None)
-@given(events(), st.integers(1, 8))
-def test_damped_counts_agree_with_the_sum_over_all_events(stream, max_keys):
-    counts = DampedCounts(HALF_LIVES, max_keys)
-    expected, n_evicted = naive.damped_counts(*stream, HALF_LIVES, max_keys)
-    assert counts.update(*stream) == pytest.approx(expected, rel=1e-12, abs=1e-300)
-    assert counts.n_evicted == n_evicted
-
-
-@settings(max_examples=30, deadline=None)
-@given(stream=events())
-def test_events_may_come_one_by_one(stream):
-    at_once, one_by_one = DampedCounts(HALF_LIVES, 4), DampedCounts(HALF_LIVES, 4)
-    parts = [one_by_one.update(*(array[i : i + 1] for array in stream)) for i in range(len(stream[0]))]
-    assert np.concatenate([np.empty((0, 3)), *parts]).tobytes() == at_once.update(*stream).tobytes()
-
-
-def test_a_look_adds_nothing():
-    counts = DampedCounts((1.0, 10.0))
-    counts.update(np.uint64([7, 7]), np.int64([0, NS]))
-    before = counts.peek(np.uint64([7, 7, 8]), np.int64([NS, 3 * NS, NS]))
-    assert before.tolist() == counts.peek(np.uint64([7, 7, 8]), np.int64([NS, 3 * NS, NS])).tolist()
-    assert before[2].tolist() == [0, 0]
-    assert counts.update(np.uint64([7]), np.int64([3 * NS])).tolist() == (before[1:2] + 1).tolist()
-
-
-def test_half_is_left_after_a_half_life():
-    counts = DampedCounts((1.0, 2.0))
-    counts.update(np.uint64([1]), np.int64([0]), np.array([8.0]))
-    assert counts.peek(np.uint64([1]), np.int64([2 * NS])).tolist() == [[2.0, 4.0]]
-
-
-def test_a_flood_of_keys_takes_no_more_memory():
-    counts = DampedCounts((1.0, 60.0), max_keys=65_536)
-    for part in range(10):
-        keys = np.arange(100_000 * part, 100_000 * (part + 1), dtype=np.uint64)
-        assert (counts.update(keys, np.full(100_000, NS)) == 1).all()
-    assert [len(array) for array in counts.table.arrays] == [131_072, 65_536, 1, 1]
-    assert len(counts.table) <= 65_536
-    assert counts.n_evicted == 1_000_000 - len(counts.table)
-
-
-def test_a_flood_of_keys_leaves_what_is_in_use():
-    counts = DampedCounts((600.0,), max_keys=1000)
-    for first in range(0, 10_000, 400):
-        counts.update(np.arange(first, first + 400, dtype=np.uint64) + np.uint64(1), np.zeros(400, np.int64))
-        in_use = counts.update(np.uint64([0]), np.int64([0]))
-    assert in_use.tolist() == [[25.0]]
-
-
-def test_events_that_cannot_be_counted_are_refused():
-    counts = DampedCounts((1.0,))
-    with pytest.raises(ValueError, match="differ in shape"):
-        counts.update(np.uint64([1, 2]), np.int64([1]))
-    with pytest.raises(ValueError, match="not finite"):
-        counts.update(np.uint64([1]), np.int64([1]), np.array([np.nan]))
-    with pytest.raises(ValueError, match="longer than 0 s"):
-        DampedCounts((1.0, 0.0))
 
 
 # The halves of addresses, by IP version.
@@ -119,12 +51,23 @@ def assert_equal_to_naive(context, expected):
         assert context[name] == pytest.approx([said[name] for said in expected], rel=1e-5, abs=tolerance)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(flows(), st.integers(1, 12))
 def test_the_context_agrees_with_the_slow_twin(records, max_keys):
     context = FlowContext(max_keys)
-    expected, n_evicted = naive.flow_context(records, max_keys)
+    by_time = sorted(range(len(records)), key=lambda row: records["time_first"][row])
+    expected, n_evicted = naive.flow_context(records, by_time, max_keys)
     assert_equal_to_naive(context.update(records), expected)
+    assert context.n_evicted == n_evicted
+
+
+@settings(max_examples=40, deadline=None)
+@given(flows(), st.integers(1, 12))
+def test_clocks_that_run_backwards_between_calls_stand_still(records, max_keys):
+    context = FlowContext(max_keys)
+    said = [context.update(records[i : i + 1]) for i in range(len(records))]
+    expected, n_evicted = naive.flow_context(records, range(len(records)), max_keys)
+    assert_equal_to_naive(np.concatenate([np.empty(0, CONTEXT_DTYPE), *said]), expected)
     assert context.n_evicted == n_evicted
 
 
@@ -187,6 +130,15 @@ def test_a_flood_of_addresses_takes_no_more_memory(side):
     assert context.n_evicted == n_flooded * 65_536 - sum(len(table) for table in context.tables if len(table) > 1)
 
 
+def test_a_flood_of_addresses_leaves_what_is_in_use():
+    records = np.zeros(400, FLOW_DTYPE)
+    context = FlowContext(max_keys=1000)
+    for i in range(25):
+        records["src_low"][1:] = np.arange(1, 400) + 400 * i
+        in_use = context.update(records)[0]
+    assert in_use["source_flows_600"] == in_use["channel_flows_600"] == 25
+
+
 def test_tables_grow_as_flows_come():
     records = np.zeros(6000, FLOW_DTYPE)
     records["src_low"] = np.arange(6000) % 2000
@@ -212,6 +164,8 @@ def test_read_only_and_strided_records_are_taken():
     assert FlowContext().update(records[::2])["interval_mean"].tolist() == [0, 2, 2]
 
 
-def test_other_arrays_are_refused():
+def test_what_cannot_be_counted_is_refused():
     with pytest.raises(ValueError, match="expected records of flows, got an array of float64"):
         FlowContext().update(np.zeros(3))
+    with pytest.raises(ValueError, match="max_keys must be 1 or more, got 0"):
+        FlowContext(0)

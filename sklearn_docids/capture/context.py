@@ -19,7 +19,6 @@ from sklearn_docids.capture.kernels import FLOW_DTYPE, RST
 
 # Not a time: the key has had no event. Clamped times lie behind it.
 NEVER = np.iinfo(np.int64).min
-LOW_HALF = np.uint64(0xFFFFFFFF)
 
 # What is remembered of each key. Whatever is counted has fields of its own before these: numba takes a record that
 # begins with the fields of another for the same type.
@@ -42,45 +41,27 @@ class Table(NamedTuple):
 
 
 @part
-def hash_key(key, words):
-    """Return 64 bits of a key, twice 32 of a multilinear hash.
-
-    Whoever does not know the words cannot make keys collide: two of them do with probability 2**-64.
-    """
-    low, high = key & LOW_HALF, key >> np.uint64(32)
-    upper = (words[0] + words[1] * low + words[2] * high) >> np.uint64(32)
-    return (upper << np.uint64(32)) | (words[3] + words[4] * low + words[5] * high) >> np.uint64(32)
-
-
-@part
 def first_place(key, table):
     """Return where the search for a key begins."""
     return np.int64(key >> np.uint64(32)) & (len(table.places) - 1)
 
 
 @part
-def find_key(key, table):
-    """Return (slot, -1 if the key is unknown; place of the key in the index, or where it would go)."""
-    mask = len(table.places) - 1
+def enter_key(key, table):
+    """Return the slot of a key, a new one if it is unknown; -1 if there is no room for it."""
     at = first_place(key, table)
     while table.places[at]:
         slot = np.int64(table.places[at]) - 1
         if table.entries[slot].key == key:
-            return slot, at
-        at = (at + 1) & mask
-    return -1, at
-
-
-@part
-def enter_key(key, table):
-    """Return the slot of a key, a new one if it is unknown; -1 if there is no room for it."""
-    slot, at = find_key(key, table)
-    if slot < 0 and table.n_keys[0] < len(table.entries):
-        slot = table.n_keys[0]
-        table.n_keys[0] += 1
-        table.places[at] = slot + 1
-        entry = table.entries[slot]
-        entry.key, entry.latest, entry.used = key, NEVER, table.n_events[0] + 1
+            return slot
+        at = (at + 1) & (len(table.places) - 1)
+    slot = table.n_keys[0]
+    if slot == len(table.entries):
+        return -1
+    table.n_keys[0] += 1
+    table.places[at] = slot + 1
+    entry = table.entries[slot]
+    entry.key, entry.latest, entry.used = key, NEVER, table.n_events[0] + 1
     return slot
 
 
@@ -101,12 +82,10 @@ def age_of(latest, time):
 @kernel
 def reindex(table):
     """Enter all keys into an empty index."""
-    mask = len(table.places) - 1
     for slot in range(table.n_keys[0]):
-        key = table.entries[slot].key
-        at = first_place(key, table)
+        at = first_place(table.entries[slot].key, table)
         while table.places[at]:
-            at = (at + 1) & mask
+            at = (at + 1) & (len(table.places) - 1)
         table.places[at] = slot + 1
 
 
@@ -170,123 +149,6 @@ def _n_places(n_entries: int) -> int:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Counts that decay
-
-
-@kernel
-def add_damped(first, keys, times, amounts, half_lives, words, table, result):
-    """Add events from ``first`` on; return the place of the first one for whose key there is no room."""
-    for i in range(first, len(keys)):
-        slot = enter_key(hash_key(keys[i], words), table)
-        if slot < 0:
-            return i
-        entry = table.entries[slot]
-        age = age_of(entry.latest, times[i])
-        use_key(entry, table, max(entry.latest, times[i]))
-        for j in range(len(half_lives)):
-            entry.sums[j] = entry.sums[j] * np.exp2(-age / half_lives[j]) + amounts[i]
-            result[i, j] = entry.sums[j]
-    return len(keys)
-
-
-@kernel
-def read_damped(keys, times, half_lives, words, table, result):
-    """Fill in what the sums of keys have decayed to."""
-    for i in range(len(keys)):
-        slot, _ = find_key(hash_key(keys[i], words), table)
-        if slot >= 0:
-            entry = table.entries[slot]
-            age = age_of(entry.latest, times[i])
-            for j in range(len(half_lives)):
-                result[i, j] = entry.sums[j] * np.exp2(-age / half_lives[j])
-
-
-class DampedCounts:
-    """Sums over the events of a key that decay with time.
-
-    The damped incremental statistics of Kitsune (Mirsky et al., NDSS 2018, doi 10.14722/ndss.2018.23204). Sums are the
-    same whether events come at once or one by one.
-
-    Parameters
-    ----------
-    half_lives : sequence of float
-        Times, in seconds, in which the weight of an event falls to a half.
-    max_keys : int, default=262_144
-        Keys to remember. One more, and the half of them not used for longest is forgotten, in one sweep.
-    """
-
-    def __init__(self, half_lives: Sequence[float], max_keys: int = 262_144):
-        self.half_lives = _durations(half_lives)
-        self.words = _random_words(6)
-        self.table = KeyTable(max_keys, [("sums", np.float64, (len(self.half_lives),))])
-
-    @property
-    def n_evicted(self) -> int:
-        """Keys forgotten to make room."""
-        return self.table.n_evicted
-
-    def update(self, keys: np.ndarray, times: np.ndarray, amounts: np.ndarray | None = None) -> np.ndarray:
-        """Add events; return the sums of their keys with each of them.
-
-        Parameters
-        ----------
-        keys : ndarray of uint64, shape (n,)
-            Keys of the events, in their order.
-        times : ndarray of int64, shape (n,)
-            Times, ns. One earlier than the latest of its key counts as that.
-        amounts : ndarray of float64, shape (n,), default=None
-            What is summed; None: 1 for each event.
-
-        Returns
-        -------
-        ndarray of float64, shape (n, n_half_lives)
-            Sum of ``amount * 2 ** (-age / half_life)`` over this and the earlier events of its key.
-        """
-        keys, times, amounts = _events(keys, times, amounts)
-        self.table.reserve(len(keys))
-        result = np.empty((len(keys), len(self.half_lives)))
-        done = 0
-        while True:
-            done = add_damped(done, keys, times, amounts, self.half_lives, self.words, self.table.arrays, result)
-            if done == len(keys):
-                return result
-            self.table.forget()
-
-    def peek(self, keys: np.ndarray, times: np.ndarray) -> np.ndarray:
-        """Return what the sums of keys are at given times, (n, n_half_lives), and add nothing; 0 for unknown keys."""
-        keys, times, _ = _events(keys, times, None)
-        result = np.zeros((len(keys), len(self.half_lives)))
-        read_damped(keys, times, self.half_lives, self.words, self.table.arrays, result)
-        return result
-
-
-def _durations(seconds: Sequence[float]) -> np.ndarray:
-    durations = np.array(seconds, np.float64)
-    if not (durations > 0).all():
-        raise ValueError(f"half-lives are longer than 0 s, got {list(seconds)}")
-    return durations
-
-
-def _events(
-    keys: np.ndarray, times: np.ndarray, amounts: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the arrays of events as the kernels take them: of one type and layout each, or all would be compiled anew.
-
-    Raises
-    ------
-    ValueError
-        Their lengths differ, or an amount is not finite: its key would never recover.
-    """
-    keys, times = np.require(keys, np.uint64, ["C", "W"]), np.require(times, np.int64, ["C", "W"])
-    amounts = np.ones(len(keys)) if amounts is None else np.require(amounts, np.float64, ["C", "W"])
-    if not keys.shape == times.shape == amounts.shape == (len(keys),):
-        raise ValueError(f"keys, times and amounts differ in shape: {keys.shape}, {times.shape}, {amounts.shape}")
-    if not np.isfinite(amounts).all():
-        raise ValueError("amounts hold values that are not finite")
-    return keys, np.maximum(times, NEVER + 1), amounts
-
-
-# --------------------------------------------------------------------------------------------------------------------
 # The context of flows
 
 # Half-lives in seconds; the place of the first one for what is distinct, and of that for intervals.
@@ -301,8 +163,8 @@ _COUNTS = {
     "source_failed": "earlier flows of the source without payload from the destination, or with a RST",
 }
 _DISTINCT = {
-    "source_destinations": "distinct destination addresses of the source, each as old as its last flow",
-    "source_ports": "distinct destination ports of the source, at any destination, each as old as its last flow",
+    "source_destinations": "distinct destinations of the source, this one included, each as old as its last flow",
+    "source_ports": "distinct destination ports of the source, this one included, each as old as its last flow",
 }
 _INTERVALS = "of the seconds between the beginnings of successive flows of the channel; damped, half-life 600 s"
 CONTEXT_COLUMNS = {
@@ -413,7 +275,7 @@ def read_ahead(flows, order, first, context):
 def decays_of(age):
     """Return what a weight of 1 has become after so many seconds, for each of `HALF_LIVES`.
 
-    One power of 2 and products take a third of the time of four powers; the error grows to 1e-13 of the weight.
+    One power of 2 and products are quicker than four powers; the error grows to 1e-13 of the weight.
     """
     after_600 = np.exp2(age * (-1 / 600))
     after_60 = after_600**10
@@ -530,8 +392,13 @@ class FlowContext:
     max_keys : int, default=262_144
         Sources to remember; and so many channels, pairs of source and destination, and pairs of source and destination
         port. One more of a kind, and the half of them not used for longest is forgotten, in one sweep: as if their
-        flows had not been, but that a destination or port that is met again counts twice for a while. That bounds
-        memory to 85 MB by default; it grows as it is needed.
+        flows had not been, but that a forgotten destination or port of a known source counts twice for a while when it
+        is met again. Memory grows as it is needed, up to 85 MB by default, and 17 MB more during a sweep.
+
+    Raises
+    ------
+    ValueError
+        ``max_keys`` is less than 1.
 
     Examples
     --------
@@ -546,6 +413,8 @@ class FlowContext:
     """
 
     def __init__(self, max_keys: int = 262_144):
+        if max_keys < 1:
+            raise ValueError(f"max_keys must be 1 or more, got {max_keys}")
         self.tables = [KeyTable(max_keys, fields) for fields in (SOURCE_FIELDS, CHANNEL_FIELDS, [], [])]
         self._words = _random_words(2 * N_WORDS).reshape(2, N_WORDS)
         self._ahead = np.zeros((LOOKAHEAD, 4), np.uint64)
