@@ -615,38 +615,87 @@ def naive_evicted(flows, abnormality, level, n_highest, max_channels):
     return evicted
 
 
-class RecentEvents:
-    """The events of each key, in order of the keys' last use: the first half of them goes when there are too many."""
+class Remembered:
+    """Values by key, in order of their last use: when there are too many, the first half goes."""
 
-    def __init__(self, max_keys=10**9, max_events=10**9, longest=0.0):
-        self.max_keys, self.max_events, self.longest = max_keys, max_events, longest
-        self.events, self.n_events, self.n_evicted, self.n_dropped = {}, 0, 0, 0
+    def __init__(self, max_keys):
+        self.max_keys, self.values, self.n_evicted = max_keys, {}, 0
 
-    def now(self, key, time):
-        return max([time, *(then for _, then, _ in self.events.get(key, []))])
-
-    def ages(self, key, time):
-        """Return (age in seconds, amount) of the events that are held."""
-        now, first = self.now(key, time), self.n_events - self.max_events
-        events = self.events.get(key, [])
-        return [((now - then) * 1e-9, amount) for number, then, amount in events if number > first]
-
-    def add(self, key, time, amount):
-        if key not in self.events and len(self.events) == self.max_keys:
-            for old in list(self.events)[: (self.max_keys + 1) // 2]:
-                del self.events[old]
+    def use(self, key, make):
+        if key not in self.values and len(self.values) == self.max_keys:
+            for old in list(self.values)[: (self.max_keys + 1) // 2]:
+                del self.values[old]
                 self.n_evicted += 1
-        for events in self.events.values():
-            latest = max(then for _, then, _ in events)
-            for number, then, _ in events:
-                is_next = number == self.n_events + 1 - self.max_events
-                self.n_dropped += is_next and (latest - then) * 1e-9 < self.longest
-        time = self.now(key, time)
-        self.n_events += 1
-        self.events[key] = [*self.events.pop(key, []), (self.n_events, time, amount)]
+        self.values[key] = self.values.pop(key) if key in self.values else make()
+        return self.values[key]
 
-    def damped(self, key, time, half_life):
-        return sum(amount * 2.0 ** (-age / half_life) for age, amount in self.ages(key, time))
 
-    def within(self, key, time, window):
-        return sum(amount for age, amount in self.ages(key, time) if age < window)
+class Events:
+    """Events as [time, amount], by a clock that never runs backwards."""
+
+    def __init__(self):
+        self.now, self.all, self.marked, self.intervals, self.destinations, self.ports = None, [], [], [], [], []
+
+    def advance(self, time):
+        before, self.now = self.now, time if self.now is None else max(time, self.now)
+        if before is not None:
+            self.intervals.append([self.now, (self.now - before) * 1e-9])
+
+    def weights(self, events, half_life):
+        return [2.0 ** (-(self.now - then) * 1e-9 / half_life) for then, _ in events]
+
+    def damped(self, events, half_life):
+        return sum(w * amount for w, (_, amount) in zip(self.weights(events, half_life), events, strict=True))
+
+    def meet(self, known, table, key):
+        """Note the time of a destination or port; one that was forgotten, or met before the source was, is new."""
+        held = table.use(key, dict)
+        if held.get("of") is not self:
+            held["of"], held["event"] = self, [self.now, 1.0]
+            known.append(held["event"])
+        held["event"][0] = self.now
+
+
+def damped_counts(keys, times, amounts, half_lives, max_keys):
+    """Return (sums over all events of a key up to each one, keys evicted)."""
+    table, sums = Remembered(max_keys), []
+    for key, time, amount in zip(keys.tolist(), times.tolist(), amounts.tolist(), strict=True):
+        events = table.use(key, Events)
+        events.advance(time)
+        events.all.append([events.now, amount])
+        sums.append([events.damped(events.all, half_life) for half_life in half_lives])
+    return np.array(sums).reshape(-1, len(half_lives)), table.n_evicted
+
+
+def flow_context(records, max_keys):
+    """Return (dict of what the past says about each flow, keys evicted)."""
+    sources, channels, destinations, ports = tables = [Remembered(max_keys) for _ in range(4)]
+    rows = [{} for _ in records]
+    for row, flow in sorted(enumerate(records), key=lambda each: each[1]["time_first"]):
+        said = rows[row]
+        name = (flow["ip_version"], flow["src_high"], flow["src_low"])
+        other = (flow["dst_high"], flow["dst_low"])
+        resets = flow["tcp_flags_forward"] & 4 > 0, flow["tcp_flags_backward"] & 4 > 0
+        source = sources.use(name, Events)
+        channel = channels.use((name, other, flow["dst_port"], flow["protocol"]), Events)
+        for events in (source, channel):
+            events.advance(int(flow["time_first"]))
+            events.all.append([events.now, 1.0])
+        source.meet(source.destinations, destinations, (name, other))
+        source.meet(source.ports, ports, (name, flow["dst_port"]))
+        for s in (1, 10, 60, 600):
+            said[f"channel_flows_{s}"] = channel.damped(channel.all, s)
+            said[f"channel_resets_{s}"] = channel.damped(channel.marked, s)
+            said[f"source_flows_{s}"] = source.damped(source.all, s)
+            said[f"source_failed_{s}"] = source.damped(source.marked, s)
+        for s in (60, 600):
+            said[f"source_destinations_{s}"] = source.damped(source.destinations, s)
+            said[f"source_ports_{s}"] = source.damped(source.ports, s)
+        said["interval_mean"] = said["interval_spread"] = 0.0
+        if channel.intervals:
+            lengths, weights = [x for _, x in channel.intervals], channel.weights(channel.intervals, 600)
+            said["interval_mean"] = mean = np.average(lengths, weights=weights)
+            said["interval_spread"] = np.average((np.array(lengths) - mean) ** 2, weights=weights) ** 0.5
+        source.marked.append([source.now, float(flow["payload_backward"] == 0 or any(resets))])
+        channel.marked.append([channel.now, float(resets[1])])
+    return rows, sum(table.n_evicted for table in tables)

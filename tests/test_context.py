@@ -1,4 +1,4 @@
-"""Context: what is counted of the recent past agrees with a slow twin, however events come, in bounded memory."""
+"""Context: what is counted of the recent past agrees with a slow twin, however flows come, in bounded memory."""
 
 import naive
 import numpy as np
@@ -6,74 +6,57 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sklearn_docids.capture.context import DampedCounts, WindowCounts
+from sklearn_docids.capture.context import CONTEXT_COLUMNS, CONTEXT_DTYPE, DampedCounts, FlowContext
+from sklearn_docids.capture.kernels import FLOW_DTYPE
 
-DURATIONS = (0.5, 10.0, 600.0)
+HALF_LIVES = (0.5, 10.0, 600.0)
 NS = 10**9
-ABSURD = [0, -(2**63), 2**63 - 1, 2**62]
+BEGIN_OF_2026, END_OF_SECONDS = 1_767_225_600 * NS, 2**32 * NS
+STEPS = [0, 1, NS // 2, NS, 9 * NS, 10 * NS, 700 * NS, -NS, -(10**17)]
+ABSURD = [0, -(2**63) + 1, 2**63 - 1, 2**62]
+
+
+@st.composite
+def clocks(draw, n_events):
+    """Times that jump both ways, and some that cannot be."""
+    times, time = [], draw(st.sampled_from([0, BEGIN_OF_2026, END_OF_SECONDS]))
+    for _ in range(n_events):
+        time += draw(st.sampled_from(STEPS))
+        times.append(draw(st.sampled_from([time] * 12 + ABSURD)))
+    return np.array(times, np.int64)
 
 
 @st.composite
 def events(draw):
-    """Few keys, clocks that jump both ways."""
-    keys, times, amounts, time = [], [], [], draw(st.sampled_from([0, 10**18, 4_294_967_296 * NS]))
-    for _ in range(draw(st.integers(0, 40))):
-        time += draw(st.sampled_from([0, 1, NS // 2, NS, 9 * NS, 10 * NS, 700 * NS, -NS, -(10**17)]))
-        keys.append(draw(st.sampled_from([0, 1, 2**32, 2**64 - 1, 5, 6, 7])))
-        times.append(draw(st.sampled_from([time] * 9 + ABSURD)))
-        amounts.append(draw(st.sampled_from([1.0, 0.0, 3.0])))
-    return np.array(keys, np.uint64), np.array(times, np.int64), np.array(amounts, np.float64)
-
-
-def twin_results(twin, measure, keys, times, amounts):
-    rows = []
-    for key, time, amount in zip(keys.tolist(), times.tolist(), amounts.tolist(), strict=True):
-        time = max(time, -(2**63) + 1)
-        twin.add(key, time, amount)
-        rows.append([getattr(twin, measure)(key, time, seconds) for seconds in DURATIONS])
-    return np.array(rows).reshape(-1, len(DURATIONS))
+    keys = draw(st.lists(st.sampled_from([0, 1, 2**32, 2**64 - 1, 5, 6, 7]), max_size=40))
+    amounts = [draw(st.sampled_from([1.0, 0.0, 3.0])) for _ in keys]
+    return np.array(keys, np.uint64), draw(clocks(len(keys))), np.array(amounts, np.float64)
 
 
 @settings(max_examples=60, deadline=None)
 @given(events(), st.integers(1, 8))
 def test_damped_counts_agree_with_the_sum_over_all_events(stream, max_keys):
-    twin, counts = naive.RecentEvents(max_keys), DampedCounts(DURATIONS, max_keys)
-    expected = twin_results(twin, "damped", *stream)
+    counts = DampedCounts(HALF_LIVES, max_keys)
+    expected, n_evicted = naive.damped_counts(*stream, HALF_LIVES, max_keys)
     assert counts.update(*stream) == pytest.approx(expected, rel=1e-12, abs=1e-300)
-    assert counts.n_evicted == twin.n_evicted
+    assert counts.n_evicted == n_evicted
 
 
-@settings(max_examples=60, deadline=None)
-@given(events(), st.integers(1, 8), st.integers(1, 12))
-def test_window_counts_agree_with_the_sum_over_all_events(stream, max_keys, max_events):
-    twin = naive.RecentEvents(max_keys, max_events, longest=max(DURATIONS))
-    counts = WindowCounts(DURATIONS, max_keys, max_events)
-    expected = twin_results(twin, "within", *stream)
-    assert counts.update(*stream).tolist() == expected.tolist()
-    assert (counts.n_evicted, counts.n_dropped) == (twin.n_evicted, twin.n_dropped)
-
-
-COUNTERS = pytest.mark.parametrize("counter", [DampedCounts, WindowCounts])
-
-
-@COUNTERS
 @settings(max_examples=30, deadline=None)
 @given(stream=events())
-def test_events_may_come_one_by_one(counter, stream):
-    at_once, one_by_one = counter(DURATIONS, 4), counter(DURATIONS, 4)
+def test_events_may_come_one_by_one(stream):
+    at_once, one_by_one = DampedCounts(HALF_LIVES, 4), DampedCounts(HALF_LIVES, 4)
     parts = [one_by_one.update(*(array[i : i + 1] for array in stream)) for i in range(len(stream[0]))]
     assert np.concatenate([np.empty((0, 3)), *parts]).tobytes() == at_once.update(*stream).tobytes()
 
 
-@COUNTERS
-def test_a_look_adds_nothing(counter):
-    counts = counter((1.0, 10.0))
+def test_a_look_adds_nothing():
+    counts = DampedCounts((1.0, 10.0))
     counts.update(np.uint64([7, 7]), np.int64([0, NS]))
     before = counts.peek(np.uint64([7, 7, 8]), np.int64([NS, 3 * NS, NS]))
     assert before.tolist() == counts.peek(np.uint64([7, 7, 8]), np.int64([NS, 3 * NS, NS])).tolist()
     assert before[2].tolist() == [0, 0]
-    after = counts.update(np.uint64([7]), np.int64([3 * NS]))
-    assert after.tolist() == (before[1:2] + 1).tolist()
+    assert counts.update(np.uint64([7]), np.int64([3 * NS])).tolist() == (before[1:2] + 1).tolist()
 
 
 def test_half_is_left_after_a_half_life():
@@ -82,40 +65,153 @@ def test_half_is_left_after_a_half_life():
     assert counts.peek(np.uint64([1]), np.int64([2 * NS])).tolist() == [[2.0, 4.0]]
 
 
-def test_an_event_as_old_as_the_window_is_outside():
-    counts = WindowCounts((2.0,))
-    sums = counts.update(np.uint64([1, 1, 1]), np.int64([0, 2 * NS - 1, 2 * NS]))
-    assert sums.tolist() == [[1.0], [2.0], [2.0]]
-
-
-@COUNTERS
-def test_a_flood_of_keys_takes_no_more_memory(counter):
-    counts = counter((1.0, 60.0), max_keys=65_536)
-    arrays = [array for array in (*counts.table.arrays, *getattr(counts, "windows", ())) if array.size]
-    sizes = [array.nbytes for array in arrays]
+def test_a_flood_of_keys_takes_no_more_memory():
+    counts = DampedCounts((1.0, 60.0), max_keys=65_536)
     for part in range(10):
         keys = np.arange(100_000 * part, 100_000 * (part + 1), dtype=np.uint64)
         assert (counts.update(keys, np.full(100_000, NS)) == 1).all()
-    assert [array.nbytes for array in arrays] == sizes
+    assert [len(array) for array in counts.table.arrays] == [131_072, 65_536, 1, 1]
     assert len(counts.table) <= 65_536
     assert counts.n_evicted == 1_000_000 - len(counts.table)
 
 
-@COUNTERS
-def test_a_flood_of_keys_leaves_what_is_in_use(counter):
-    counts = counter((600.0,), max_keys=1000)
+def test_a_flood_of_keys_leaves_what_is_in_use():
+    counts = DampedCounts((600.0,), max_keys=1000)
     for first in range(0, 10_000, 400):
         counts.update(np.arange(first, first + 400, dtype=np.uint64) + np.uint64(1), np.zeros(400, np.int64))
         in_use = counts.update(np.uint64([0]), np.int64([0]))
     assert in_use.tolist() == [[25.0]]
 
 
-@COUNTERS
-def test_events_that_cannot_be_counted_are_refused(counter):
-    counts = counter((1.0,))
+def test_events_that_cannot_be_counted_are_refused():
+    counts = DampedCounts((1.0,))
     with pytest.raises(ValueError, match="differ in shape"):
         counts.update(np.uint64([1, 2]), np.int64([1]))
     with pytest.raises(ValueError, match="not finite"):
         counts.update(np.uint64([1]), np.int64([1]), np.array([np.nan]))
     with pytest.raises(ValueError, match="longer than 0 s"):
-        counter((1.0, 0.0))
+        DampedCounts((1.0, 0.0))
+
+
+# The halves of addresses, by IP version.
+ADDRESSES = {4: [(0, 1), (0, 2)], 6: [(0, 1), (2**63, 2**33), (7, 1)]}
+
+
+@st.composite
+def flows(draw):
+    """Few hosts and ports, with all that the context looks at."""
+    records = np.zeros(draw(st.integers(0, 40)), FLOW_DTYPE)
+    records["time_first"] = draw(clocks(len(records)))
+    for flow in records:
+        flow["ip_version"] = version = draw(st.sampled_from([4, 6]))
+        for side in ("src", "dst"):
+            flow[f"{side}_high"], flow[f"{side}_low"] = draw(st.sampled_from(ADDRESSES[version]))
+        flow["dst_port"], flow["protocol"] = draw(st.sampled_from([53, 443])), draw(st.sampled_from([6, 17]))
+        flow["tcp_flags_forward"], flow["tcp_flags_backward"] = draw(st.sampled_from([(2, 18), (6, 18), (2, 20)]))
+        flow["payload_backward"] = draw(st.sampled_from([0, 100]))
+    return records
+
+
+def assert_equal_to_naive(context, expected):
+    for name in CONTEXT_COLUMNS:
+        # A mean of absurd seconds leaves its rounding error behind.
+        tolerance = 1e-4 if name.startswith("interval") else 1e-9
+        assert context[name] == pytest.approx([said[name] for said in expected], rel=1e-5, abs=tolerance)
+
+
+@settings(max_examples=60, deadline=None)
+@given(flows(), st.integers(1, 12))
+def test_the_context_agrees_with_the_slow_twin(records, max_keys):
+    context = FlowContext(max_keys)
+    expected, n_evicted = naive.flow_context(records, max_keys)
+    assert_equal_to_naive(context.update(records), expected)
+    assert context.n_evicted == n_evicted
+
+
+@settings(max_examples=30, deadline=None)
+@given(flows(), st.integers(1, 12), st.integers(1, 5))
+def test_flows_in_order_of_time_may_come_in_any_parts(records, max_keys, size):
+    records = records[np.argsort(records["time_first"], kind="stable")]
+    at_once, in_parts = FlowContext(max_keys), FlowContext(max_keys)
+    parts = [in_parts.update(records[i : i + size]) for i in range(0, len(records), size)]
+    assert np.concatenate([np.empty(0, CONTEXT_DTYPE), *parts]).tobytes() == at_once.update(records).tobytes()
+    assert in_parts.n_evicted == at_once.n_evicted
+
+
+def test_rows_come_in_the_order_of_the_flows():
+    records = np.zeros(3, FLOW_DTYPE)
+    records["time_first"] = [1200 * NS, 0, 600 * NS]
+    context = FlowContext().update(records)
+    assert context["source_flows_600"].tolist() == [1.75, 1.0, 1.5]
+    assert context["interval_mean"].tolist() == [600, 0, 600]
+
+
+def test_a_port_scan_is_counted_in_full():
+    """No sketch that saturates: 10,000 ports are 10,000, however few of them a window of a minute would see."""
+    records = np.zeros(10_000, FLOW_DTYPE)
+    records["dst_port"] = np.arange(10_000)
+    context = FlowContext().update(records)
+    assert context["source_ports_60"].tolist() == list(range(1, 10_001))
+    assert (context["source_destinations_60"] == 1).all()
+    assert (context["channel_flows_600"] == 1).all()
+    assert context["source_failed_60"].tolist() == list(range(10_000))
+
+
+def test_a_beacon_has_no_spread():
+    records = np.zeros(500, FLOW_DTYPE)
+    records["time_first"] = BEGIN_OF_2026 + np.arange(500) * 45 * NS
+    context = FlowContext().update(records)
+    assert (context["interval_mean"][1:] == 45).all()
+    assert (context["interval_spread"] == 0).all()
+
+
+def test_a_status_counts_for_later_flows_only():
+    records = np.zeros(3, FLOW_DTYPE)
+    records["tcp_flags_backward"] = [4, 0, 0]
+    records["payload_backward"] = 1
+    context = FlowContext().update(records)
+    assert context["channel_resets_10"].tolist() == [0, 1, 1]
+    assert context["source_failed_10"].tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize("side", ["src_low", "dst_low"])
+def test_a_flood_of_addresses_takes_no_more_memory(side):
+    context = FlowContext(max_keys=8192)
+    for part in range(8):
+        records = np.zeros(8192, FLOW_DTYPE)
+        records[side] = np.arange(8192 * part, 8192 * (part + 1))
+        assert (context.update(records)["channel_flows_1"] == 1).all()
+    assert [len(table.arrays.entries) for table in context.tables] == [8192] * 4
+    n_flooded = sum(len(table) > 1 for table in context.tables)
+    assert n_flooded == (4 if side == "src_low" else 2)
+    assert context.n_evicted == n_flooded * 65_536 - sum(len(table) for table in context.tables if len(table) > 1)
+
+
+def test_tables_grow_as_flows_come():
+    records = np.zeros(6000, FLOW_DTYPE)
+    records["src_low"] = np.arange(6000) % 2000
+    context = FlowContext()
+    said = [context.update(records[i : i + 100])["source_flows_600"] for i in range(0, 6000, 100)]
+    assert np.concatenate(said).tolist() == [1] * 2000 + [2] * 2000 + [3] * 2000
+    assert [len(table.arrays.entries) for table in context.tables] == [4096] * 4
+
+
+def test_times_of_all_ages_give_finite_numbers():
+    records = np.zeros(9, FLOW_DTYPE)
+    records["time_first"] = [-(2**63), 2**63 - 1, 0, 2**62, -1, 1, END_OF_SECONDS, -(2**63), 2**63 - 1]
+    context = FlowContext()
+    for i in range(9):
+        said = np.array(context.update(records[i : i + 1])[0].tolist())
+        assert (np.isfinite(said) & (said >= 0)).all()
+
+
+def test_read_only_and_strided_records_are_taken():
+    records = np.zeros(6, FLOW_DTYPE)
+    records["time_first"] = np.arange(6) * NS
+    records.flags.writeable = False
+    assert FlowContext().update(records[::2])["interval_mean"].tolist() == [0, 2, 2]
+
+
+def test_other_arrays_are_refused():
+    with pytest.raises(ValueError, match="expected records of flows, got an array of float64"):
+        FlowContext().update(np.zeros(3))
