@@ -3,11 +3,14 @@
 import naive
 import numpy as np
 import pytest
+from captures import pcap, udp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sklearn_docids import FlowSampler
 from sklearn_docids.capture.context import CONTEXT_COLUMNS, CONTEXT_DTYPE, DampedCounts, FlowContext
 from sklearn_docids.capture.kernels import FLOW_DTYPE
+from sklearn_docids.capture.table import FlowTable
 
 HALF_LIVES = (0.5, 10.0, 600.0)
 NS = 10**9
@@ -215,3 +218,31 @@ def test_read_only_and_strided_records_are_taken():
 def test_other_arrays_are_refused():
     with pytest.raises(ValueError, match="expected records of flows, got an array of float64"):
         FlowContext().update(np.zeros(3))
+    with pytest.raises(ValueError, match="max_keys must be 1 or more, got 0"):
+        FlowContext(0)
+
+
+def test_a_table_has_the_context_of_its_own_flows(write):
+    packets = [udp(sport=port, dport=53) for port in range(1000, 1003)]
+    flows = FlowSampler().flows(write(pcap(packets, times=[0.0, 60.0, 120.0])))
+    assert flows.context["channel_flows_60"].tolist() == [1.0, 1.5, 1.75]
+    assert flows[1:].context["channel_flows_60"].tolist() == [1.0, 1.5]
+    with pytest.raises(ValueError, match="read-only"):
+        flows.context["channel_flows_60"][0] = 0
+
+
+def test_captures_of_one_table_have_one_past(write):
+    first = write(pcap([udp()], times=[0.0]), "first.pcap")
+    second = write(pcap([udp(sport=2000)], times=[600.0]), "second.pcap")
+    assert FlowSampler().flows([second, first]).context["source_flows_600"].tolist() == [1.5, 1.0]
+
+
+def test_a_mapped_table_has_a_context(write, tmp_path):
+    FlowSampler().write(write(pcap([udp(), udp(sport=2000)])), tmp_path / "flows")
+    assert FlowTable.load(tmp_path / "flows").context["interval_mean"].tolist() == [0, 1]
+
+
+def test_a_column_of_a_table_computes_no_context(write):
+    flows = FlowSampler().flows(write(pcap([udp()])))
+    assert flows.src_port.tolist() == flows["src_port"].tolist()
+    assert "context" not in vars(flows)

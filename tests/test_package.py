@@ -137,7 +137,9 @@ LAYERS = {
     "capture.records": "capture._native",
     "capture.reordering": "_warn capture.records exceptions",
     "capture.rewriting": "capture._native capture.headers capture.layouts",
-    "capture.table": "_scratch capture.community_id capture.flows capture.folders capture.headers capture.kernels",
+    "capture.table": (
+        "_scratch capture.community_id capture.context capture.flows capture.folders capture.headers capture.kernels"
+    ),
     "capture.tunnels": "capture._native capture.hashing capture.headers capture.layouts",
     "capture.writing": "_scratch capture.containers capture.flows capture.folders capture.kernels capture.table",
     "cli": "cli._commands",

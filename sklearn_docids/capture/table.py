@@ -17,6 +17,7 @@ import numpy as np
 from sklearn_docids._scratch import scratch_folder, sync
 from sklearn_docids.capture import folders, kernels
 from sklearn_docids.capture.community_id import community_id
+from sklearn_docids.capture.context import FlowContext
 from sklearn_docids.capture.flows import FlowRows, ReadCaptures, warn_of_refused
 from sklearn_docids.capture.headers import LINK_TYPES, TCP
 
@@ -103,6 +104,19 @@ class FlowTable:
         fewer bytes of its payload.
     community_id : ndarray of str
         Community ID version 1, seed 0, as Zeek and Suricata write it.
+    context : structured ndarray, shape (n_flows,)
+        What the flows of this table that began earlier say about each one, computed when it is first asked for: a slice
+        has the context of the slice alone. All fields are float32. Those that end in ``_1``, ``_10``, ``_60`` or
+        ``_600`` are damped counts, in which a flow weighs ``2 ** (-age / half_life)`` with that half-life in seconds.
+        Counts of flows and of what is distinct have this flow in them, the others do not.
+
+        ``channel_flows_*``, ``channel_resets_*``: flows of the same source, destination, destination port and protocol;
+        those of them with a RST from the destination. ``source_flows_*``, ``source_failed_*``: flows of the same source
+        address; those of them without payload from the destination, or with a RST.
+        ``source_destinations_60``, ``source_destinations_600``, ``source_ports_60``, ``source_ports_600``: distinct
+        destination addresses and destination ports of the source, each as old as its last flow. ``interval_mean``,
+        ``interval_spread``: mean and standard deviation of the seconds between the beginnings of successive flows of
+        the channel, with a half-life of 600 s; 0 for its first flow.
 
     Examples
     --------
@@ -185,6 +199,11 @@ class FlowTable:
     def community_id(self) -> np.ndarray:
         """Community IDs, version 1."""
         return _read_only(community_id(self.rows.records))
+
+    @cached_property
+    def context(self) -> np.ndarray:
+        """What the flows before say about each one."""
+        return _read_only(FlowContext().update(self.rows.records))
 
     @property
     def truncated(self) -> np.ndarray:
