@@ -160,5 +160,5 @@ def _reasons(described: str, reasons: Sequence[ByteReason]) -> str:
         ]
         for reason in reasons
     ]  # fmt: skip
-    head = ["byte", "field", "value", "in the most similar normal flow", "part in the score"]
+    head = ["byte", "header field", "value", "in the most similar normal flow", "part in the score"]
     return f"<h3>{html.escape(described)}</h3>" + _table(head, lines)

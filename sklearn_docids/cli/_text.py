@@ -72,7 +72,7 @@ def format_groups(groups: Sequence[FlowGroup], offset: float) -> Iterator[str]:
 
 def format_reasons(reasons: Sequence[ByteReason]) -> Iterator[str]:
     """Yield a table: a line per byte."""
-    yield f"{'packet':>8}{'byte':>6}  {'field':26}{'value':>6}{'normal':>8}  part in the score"
+    yield f"{'packet':>8}{'byte':>6}  {'header field':26}{'value':>6}{'normal':>8}  part in the score"
     for reason in reasons:
         normal = "-" if reason.nearest_value is None else str(reason.nearest_value)
         place = f"{reason.packet:>8}{reason.byte:>6}  {reason.field:26}"
