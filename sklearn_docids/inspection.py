@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 
 from sklearn_docids.capture import layouts
 from sklearn_docids.capture.headers import LINK_ETHERNET, TCP, UDP, find_transport
+from sklearn_docids.capture.layouts import DESCRIPTION, DESCRIPTION_BYTES, LAYOUTS
 
 __all__ = ["ByteReason", "byte_reasons", "field_names"]
 
@@ -27,7 +28,13 @@ class ByteReason(NamedTuple):
 
 
 def byte_reasons(
-    detector: Any, X: ArrayLike, *, n_listed: int = 16, n_packets: int | None = None, link_type: int = LINK_ETHERNET
+    detector: Any,
+    X: ArrayLike,
+    *,
+    n_listed: int = 16,
+    n_packets: int | None = None,
+    link_type: int = LINK_ETHERNET,
+    layout: str | None = None,
 ) -> list[list[ByteReason]]:
     """Return the bytes that matter most to the score of each flow.
 
@@ -44,6 +51,9 @@ def byte_reasons(
     link_type : int, default=1
         libpcap's number of the link type: 1 for Ethernet, 101 for IP without link header; those that `FlowSampler`
         reads.
+    layout : {"packets", "payload"} or None, default=None
+        What the rows hold, as in `FlowSampler`. None: the layout of the detector's ``sampler_``, ``"packets"`` without
+        one.
 
     Returns
     -------
@@ -55,7 +65,7 @@ def byte_reasons(
     Raises
     ------
     ValueError
-        ``n_listed`` is not a positive whole number, or the detector refuses X.
+        ``n_listed`` is not a positive whole number, ``layout`` is none, or the detector refuses X.
 
     Examples
     --------
@@ -72,6 +82,9 @@ def byte_reasons(
     """
     if not isinstance(n_listed, Integral) or n_listed < 1:
         raise ValueError(f"n_listed must be a positive whole number, got {n_listed!r}")
+    if layout is None:
+        sampler = getattr(detector, "sampler_", None)
+        layout = "packets" if sampler is None else sampler.layout
     attributions = detector.explain(X, n_packets=n_packets)
     n_packets, width = attributions.shape[1:]
     similar: list[Any] = [None] * len(attributions)
@@ -80,7 +93,8 @@ def byte_reasons(
     X = np.asarray(X)  # names of columns are the detector's business
     reasons = []
     for row, flat in enumerate(attributions.reshape(len(X), -1)):
-        names = [name for packet in X[row].reshape(n_packets, width) for name in field_names(packet, link_type)]
+        packets = X[row].reshape(n_packets, width)
+        names = [name for packet in packets for name in field_names(packet, link_type, layout=layout)]
         order = [column for column in np.argsort(-np.abs(flat), kind="stable")[:n_listed] if flat[column]]
         reasons.append(
             [
@@ -94,22 +108,32 @@ def byte_reasons(
     return reasons
 
 
-def field_names(packet: Any, link_type: int = LINK_ETHERNET) -> list[str]:
-    """Return the name of the header field that each byte of a packet belongs to.
+def field_names(packet: Any, link_type: int = LINK_ETHERNET, *, layout: str = "packets") -> list[str]:
+    """Return the name of the field that each byte of a packet in a row belongs to.
 
     Parameters
     ----------
     packet : array-like of uint8, shape (n_bytes,)
-        First bytes of the packet, from the link header; what is missing may be zero.
+        What a row holds of the packet: its first bytes, from the link header, or its description and payload. What is
+        missing may be zero.
     link_type : int, default=1
         libpcap's number of the link type: 1 for Ethernet, 101 for IP without link header; those that `FlowSampler`
         reads.
+    layout : {"packets", "payload"}, default="packets"
+        What a row holds, as in `FlowSampler`.
 
     Returns
     -------
     list of str
         ``"payload"`` behind the headers, ``"IP options"`` also for extension headers, ``"no packet"`` for a packet
-        that is all zero, ``"unknown"`` for one in which no IP header is found.
+        that is all zero, ``"unknown"`` for one in which no IP header is found. With ``layout="payload"``:
+        ``"protocol"``, ``"direction"``, ``"payload length"``, ``"TCP flags"``, ``"packet number"``,
+        ``"service port"``, and ``"payload byte 0"`` for the first byte behind the TCP or UDP header.
+
+    Raises
+    ------
+    ValueError
+        ``layout`` is none.
 
     Examples
     --------
@@ -118,9 +142,14 @@ def field_names(packet: Any, link_type: int = LINK_ETHERNET) -> list[str]:
     >>> names[8], names[20], names[29]
     ('IP TTL', 'source port', 'payload')
     """
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout={layout!r} is none; choose from {list(LAYOUTS)}")
     data = np.ascontiguousarray(packet, dtype=np.uint8)
     if not data.any():
         return ["no packet"] * len(data)
+    if layout == "payload":
+        names = DESCRIPTION.names() + [f"payload byte {n}" for n in range(len(data) - DESCRIPTION_BYTES)]
+        return names[: len(data)]
     _, version, ip, protocol, transport, _ = find_transport(data, 0, len(data), link_type)
     if not version:
         return ["unknown"] * len(data)

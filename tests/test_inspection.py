@@ -9,7 +9,7 @@ from scapy.layers.l2 import CookedLinux, Dot1AD, Dot1Q, Ether
 from scapy.layers.ppp import PPP, PPPoE
 from scapy.packet import Raw
 
-from sklearn_docids import AutoencoderDetector, DOCIDSDetector
+from sklearn_docids import AutoencoderDetector, DOCIDSDetector, FlowSampler
 from sklearn_docids.inspection import byte_reasons, field_names
 
 # What the header of a TCP packet begins with.
@@ -68,6 +68,32 @@ def test_what_is_cut_off_has_no_name_and_what_is_no_packet_says_so():
     assert field_names(np.zeros(5, np.uint8)) == ["no packet"] * 5
     assert names_of(b"\1" * 60) == ["unknown"] * 60
     assert names_of(bytes(SEGMENT), 9999) == ["unknown"] * 49
+
+
+def test_fields_of_payload_are_those_of_its_description():
+    names = field_names([6, 1, 0, 3, 24, 4, 0, 80, *b"GET"], layout="payload")
+    assert names[:6] == ["protocol", "direction", "payload length", "payload length", "TCP flags", "packet number"]
+    assert names[6:] == ["service port"] * 2 + ["payload byte 0", "payload byte 1", "payload byte 2"]
+    assert field_names(np.zeros(9, np.uint8), layout="payload") == ["no packet"] * 9
+    assert field_names([6, 1], layout="payload") == ["protocol", "direction"]
+    with pytest.raises(ValueError, match=r"layout='other' is none; choose from \['packets', 'payload'\]"):
+        field_names([6, 1], layout="other")
+
+
+def test_reasons_know_the_layout_of_the_detectors_sampler():
+    X = np.tile([6, 1, 0, 3, 24, 4, 0, 80, *b"GET", 0], (30, 2)).astype(np.uint8)
+    X[:, 11] = range(30)
+    detector = AutoencoderDetector(max_epochs=60, random_state=0).fit(X)
+    strange = X[:1].copy()
+    strange[0, 21] = 255
+
+    def field():
+        return byte_reasons(detector, strange, n_listed=1, n_packets=2)[0][0].field
+
+    assert field() == "unknown"
+    assert byte_reasons(detector, strange, n_listed=1, n_packets=2, layout="payload")[0][0].field == "payload byte 1"
+    detector.sampler_ = FlowSampler(2, 12, layout="payload")
+    assert field() == "payload byte 1"
 
 
 @pytest.fixture(scope="module")

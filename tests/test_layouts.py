@@ -13,12 +13,16 @@ from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import GRE, CookedLinux, CookedLinuxV2, Dot1AD, Dot1Q, Loopback
 from scapy.layers.ppp import HDLC, PPP, PPPoE
+from sklearn import config_context
 from sklearn.base import BaseEstimator
 from sklearn.model_selection import GridSearchCV, cross_val_score, train_test_split
+from sklearn.pipeline import Pipeline
 from sklearn.utils import _safe_indexing
+from test_persistence import rewritten
 
-from sklearn_docids import FlowSampler
+from sklearn_docids import AutoencoderDetector, FlowSampler, load_detector, save_detector
 from sklearn_docids.capture import FlowTable, folders
+from sklearn_docids.exceptions import ModelFileError
 
 CLIENT, SERVER = 40_000, 80
 
@@ -399,3 +403,68 @@ def test_scikit_learn_validates_and_searches_with_tables(tables):
 def test_a_table_is_no_array_and_says_what_is(tables):
     with pytest.raises(TypeError, match=r"a FlowTable is no array of numbers; give its rows, table\.X"):
         np.asarray(tables["packets"][0])
+
+
+# Output
+
+
+@pytest.fixture
+def capture(tmp_path):
+    path = tmp_path / "capture.pcap"
+    path.write_bytes(mixed_capture(np.random.default_rng(0)))
+    return path
+
+
+def test_flows_come_out_where_they_are_asked_for(capture):
+    rows, sampler = (FlowSampler(fields="paper", random_state=0, output=output) for output in ("rows", "flows"))
+    assert_same(sampler.transform(capture), rows.flows(capture))
+    assert (rows.fit_transform(capture) == sampler.fit_transform(capture).X).all()
+    assert (rows.transform(capture) != sampler.fit_transform(capture).X).any()
+    X, y, groups = sampler.sample([capture, capture], ["a", "b"])
+    expected = rows.sample([capture, capture], ["a", "b"])
+    assert (expected[0] == X.X).all()
+    assert (y == expected[1]).all()
+    assert (groups == expected[2]).all()
+    assert (sampler.get_feature_names_out() == rows.get_feature_names_out()).all()
+
+
+def test_a_pipeline_hands_flows_to_a_detector_of_tables(capture):
+    class Lengths(BaseEstimator):
+        def fit(self, flows, y=None):
+            self.mean_ = flows.payload_lengths.mean()
+            return self
+
+        def score_samples(self, flows):
+            return -abs(flows.payload_lengths - self.mean_).max(axis=1)
+
+    pipeline = Pipeline([("sampler", FlowSampler(output="flows")), ("detector", Lengths())]).fit(capture)
+    assert pipeline.score_samples(capture).shape == FlowSampler().flows(capture).shape
+
+
+@pytest.mark.parametrize("container", ["pandas", "polars"])
+def test_flows_do_not_go_into_a_data_frame(capture, container):
+    sampler = FlowSampler(output="flows").set_output(transform=container)
+    for method in (sampler.transform, sampler.fit_transform):
+        with pytest.raises(ValueError, match=rf"output='flows' gives a FlowTable, which does not go into {container}"):
+            method(capture)
+    with config_context(transform_output=container):
+        assert isinstance(sampler.set_output(transform="default").transform(capture), FlowTable)
+
+
+def test_a_model_keeps_layout_and_output(tmp_path):
+    X = np.random.default_rng(0).integers(0, 256, (20, 40), dtype=np.uint8)
+    detector = AutoencoderDetector(max_epochs=1, random_state=0).fit(X)
+    save_detector(detector, tmp_path / "model", FlowSampler(2, 20, layout="payload", output="flows"))
+    loaded = load_detector(tmp_path / "model").sampler_
+    assert (loaded.layout, loaded.output) == ("payload", "flows")
+
+
+@pytest.mark.parametrize("change", [{"layout": "other"}, {"output": 1}, {"n_packets": 5, "n_bytes": 8}], ids=str)
+def test_a_model_whose_sampler_cannot_be_is_refused(tmp_path, change):
+    X = np.random.default_rng(0).integers(0, 256, (20, 40), dtype=np.uint8)
+    save_detector(
+        AutoencoderDetector(max_epochs=1, random_state=0).fit(X), tmp_path / "m", FlowSampler(2, 20, layout="payload")
+    )
+    path = rewritten(tmp_path / "m", tmp_path / "changed", lambda config: config["sampler"].update(change))
+    with pytest.raises(ModelFileError, match="FlowSampler refuses its parameters"):
+        load_detector(path)

@@ -161,7 +161,7 @@ LAYERS = {
     "datasets._labels": "capture.table",
     "datasets._sevenzip": "",
     "datasets._synthetic": "capture.table",
-    "datasets._testbed": "_sampler capture.table datasets._folder",
+    "datasets._testbed": "_sampler capture.layouts capture.table datasets._folder",
     "datasets._ustc": "_sampler _warn datasets._cache datasets._files datasets._folder datasets._sevenzip paper",
     "detectors": (
         "detectors._autoencoders detectors._doc_features detectors._docids detectors._ensemble "

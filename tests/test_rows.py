@@ -139,6 +139,43 @@ def test_few_strange_rows_are_a_matter_of_the_score(n_strange, n_rows, is_said, 
     assert warnings_of(check_rows, RowProfile.of(X[n_strange - 1 :]), X[n_strange:]) == []  # one such row was learned
 
 
+@pytest.fixture
+def payload(write):
+    return sampled(write, flows(), layout="payload")
+
+
+@pytest.mark.parametrize("detector", DETECTORS, ids=lambda detector: type(detector).__name__)
+def test_rows_of_the_other_layout_are_said_by_name(detector, ethernet, payload):
+    detector.fit(payload)
+    assert warnings_of(score, detector, payload[::-1]) == []
+    (warning,) = warnings_of(score, detector, ethernet)
+    assert "the rows of X are of FlowSampler(layout='packets'), but the rows of fit are of layout='payload'" in warning
+    detector.fit(ethernet)
+    (warning,) = warnings_of(score, detector, payload)
+    assert "the rows of X are of FlowSampler(layout='payload'), but the rows of fit are of layout='packets'" in warning
+
+
+def test_a_reference_or_more_rows_of_the_other_layout_are_said(ethernet, payload):
+    detector, labels = DOCIDSDetector(**SMALL), np.arange(len(ethernet)) % 2
+    with pytest.warns(
+        UserWarning, match=r"the rows of reference X are of FlowSampler\(layout='payload'\), but the targ"
+    ):
+        detector.fit(ethernet, reference=(payload, labels))
+    detector = AutoencoderDetector(**SMALL).partial_fit(payload)
+    with pytest.warns(UserWarning, match=r"layout='packets'\), but the rows of earlier fits are of layout='payload'"):
+        detector.partial_fit(ethernet)
+
+
+def test_policies_of_rows_of_payload_are_compared(payload, write):
+    zeroed = sampled(write, flows(), layout="payload", fields={"ports": "zero"})
+    assert frame_of(payload[0].tobytes()).name == frame_of(zeroed[0].tobytes()).name == "description of payload"
+    assert is_frame_name("description of payload")
+    for divisor in (1, 255):
+        with pytest.warns(UserWarning, match="header fields ports are zero in X, but not in the rows of fit"):
+            check_rows(RowProfile.of(payload / divisor), zeroed / divisor)
+    assert is_profile(RowProfile.of(payload)._asdict())
+
+
 def test_what_an_attacker_may_zero_is_not_taken_for_a_policy(ethernet, write):
     floods = sampled(write, [tcp(sport=1024 + i, seq=0, window=0) for i in range(60)])
     assert RowProfile.of(floods).zeroed() == {"mac", "ip", "tcp_seq", "tcp_window"}

@@ -136,6 +136,30 @@ def test_a_sampler_that_wants_more_than_there_is_is_refused():
     np.testing.assert_array_equal(wide.X_test.reshape(-1, 8, 160)[:, :4, :80], load_testbed().X_test.reshape(-1, 4, 80))
 
 
+def test_rows_of_payload_are_those_of_the_whole_packets():
+    for settings in ({"n_packets": 5}, {"n_bytes": 103}):
+        with pytest.raises(ValueError, match=r"rows of layout='payload' with n_packets=4 of n_bytes=102, but the"):
+            load_testbed(sampler=FlowSampler(layout="payload", **settings))
+    testbed = load_testbed(sampler=FlowSampler(4, 102, layout="payload"))
+    for part in ("reference", "train", "validation", "test"):
+        flows = testbed[f"flows_{part}"]
+        assert flows.layout == "payload"
+        assert not flows.truncated.any()
+        assert (testbed[f"X_{part}"] == flows.X).all()
+    assert (testbed.X_test.reshape(-1, 4, 102)[:, 0, 1] > 0).all()
+
+
+def test_tables_are_those_of_the_rows_whatever_the_samplers_output(testbed):
+    sampler = FlowSampler(fields="paper", random_state=np.random.RandomState(0), output="flows")
+    sampled = load_testbed(sampler=sampler)
+    for part in ("reference", "train"):
+        assert isinstance(sampled[f"X_{part}"], np.ndarray)
+        assert np.shares_memory(sampled[f"X_{part}"], sampled[f"flows_{part}"].X)
+        assert (sampled[f"flows_{part}"].src_ip == testbed[f"flows_{part}"].src_ip).all()
+    assert len(sampled.y_reference) == len(sampled.flows_reference)
+    assert (np.unique(sampled.flows_train.src_ip)[sampled.groups] == sampled.flows_train.src_ip).all()
+
+
 def test_field_policy_of_training_holds_for_reference_and_training_rows(testbed):
     sampled = load_testbed(sampler=FlowSampler(fields="paper", random_state=0))
     raw = load_testbed(sampler=FlowSampler(fields="raw"))

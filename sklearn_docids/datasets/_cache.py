@@ -29,7 +29,7 @@ from sklearn_docids.capture.folders import NAMES
 from sklearn_docids.capture.table import FlowTable
 
 # Parameters of a sampler that change neither which flows there are nor their bytes as captured.
-CHANGES_NOTHING = ("fields", "n_jobs", "random_state", "verbose")
+CHANGES_NOTHING = ("fields", "n_jobs", "random_state", "output", "verbose")
 NOTE = "cache.json"
 READ_AT_ONCE = 2**20
 # What is raised of files that are missing or hold something else; no other error of the system is damage.
@@ -167,8 +167,10 @@ def _read(folder: Path, described: dict[str, Any]) -> FlowTable:
             raise ValueError(f"{name} has another checksum than when it was written")
     flows = FlowTable.load(folder)
     n_packets, n_bytes = (described["sampler"][name] for name in ("n_packets", "n_bytes"))
-    if (flows.X.shape[1], flows.kept_bytes.shape[1]) != (n_packets * n_bytes, n_packets):
+    if (flows.X.shape[1], flows.n_packets) != (n_packets * n_bytes, n_packets):
         raise ValueError(f"its rows are not of {n_packets} packets of {n_bytes} bytes")
+    if flows.layout != described["sampler"]["layout"]:
+        raise ValueError(f"its rows are of layout={flows.layout!r}")
     for message in note["damage"]:
         warn_caller(message, CaptureWarning)
     return flows

@@ -12,13 +12,16 @@ import numpy as np
 from sklearn.utils import Bunch
 
 from sklearn_docids._sampler import FlowSampler
+from sklearn_docids.capture.layouts import DESCRIPTION_BYTES
 from sklearn_docids.datasets._folder import plain_name
 
 if TYPE_CHECKING:
     from sklearn_docids.capture.table import FlowTable
 
-# What the bundled captures hold of a flow.
+# What the bundled captures hold of a flow, and what a row may ask for: with headers of 66 bytes, as Ethernet, IPv4 and
+# TCP with time stamps have, there are 94 bytes of payload in 160.
 MOST_PACKETS, MOST_BYTES = 8, 160
+LARGEST_ROWS = {"packets": (MOST_PACKETS, MOST_BYTES), "payload": (MOST_PACKETS // 2, DESCRIPTION_BYTES + 94)}
 PROTOCOLS = {"tcp": 6, "udp": 17}
 # The clock of the program that acts and that of the capture are one, but the packet comes later than the wish.
 CLOCK_NS = 500_000_000
@@ -41,9 +44,10 @@ def load_testbed(*, sampler: FlowSampler | None = None) -> Bunch:
     Parameters
     ----------
     sampler : FlowSampler, default=None
-        Sampler to use, for at most 8 packets of 160 bytes, which is what the captures hold of a flow; None:
-        ``FlowSampler()``, which zeroes addresses. Reference and training rows are sampled as training data
-        (`FlowSampler.sample`), the others as they are scored.
+        Sampler to use, for at most 8 packets of 160 bytes, which is what the captures hold of a flow: with
+        ``layout="payload"``, 4 packets of 102 bytes. None: ``FlowSampler()``, which zeroes addresses. Reference and
+        training rows are sampled as training data (`FlowSampler.sample`), the others as they are scored. Whatever its
+        ``output``, there are rows and tables.
 
     Returns
     -------
@@ -53,8 +57,8 @@ def load_testbed(*, sampler: FlowSampler | None = None) -> Bunch:
         normal and -1 abnormal; ``attack_validation``, ``attack``: ndarray of str, the kind of each abnormal flow of
         validation and test, "" for normal ones; ``tempo_validation``, ``tempo``: "quick", "slow" or ""; ``groups``:
         ndarray of int64, the number of the host that began each training flow, for scikit-learn's group splitters;
-        ``flows_validation``, ``flows_test``: their `FlowTable`; ``captures``: paths by part; ``DESCR``: flows per
-        class as text.
+        ``flows_reference``, ``flows_train``, ``flows_validation``, ``flows_test``: the `FlowTable` that the rows of
+        ``X_reference`` and the others are those of; ``captures``: paths by part; ``DESCR``: flows per class as text.
 
     Raises
     ------
@@ -79,23 +83,28 @@ def load_testbed(*, sampler: FlowSampler | None = None) -> Bunch:
     ['beacon_http', 'beacon_tcp', 'beacon_tls']
     """
     sampler = FlowSampler() if sampler is None else sampler
-    if sampler.n_packets > MOST_PACKETS or sampler.n_bytes > MOST_BYTES:
+    n_packets, n_bytes = LARGEST_ROWS.get(sampler.layout, (MOST_PACKETS, MOST_BYTES))
+    if sampler.n_packets > n_packets or sampler.n_bytes > n_bytes:
         raise ValueError(
-            f"the testbed's captures hold {MOST_PACKETS} packets of {MOST_BYTES} bytes of a flow, but the sampler asks "
-            f"for n_packets={sampler.n_packets} of n_bytes={sampler.n_bytes}"
+            f"the testbed's captures hold {MOST_PACKETS} packets of {MOST_BYTES} bytes of a flow, enough for rows of "
+            f"layout={sampler.layout!r} with n_packets={n_packets} of n_bytes={n_bytes}, but the sampler asks for "
+            f"n_packets={sampler.n_packets} of n_bytes={sampler.n_bytes}"
         )
     if not sampler.bidirectional:
         raise ValueError("the truth is about whole flows: give a sampler with bidirectional=True")
     folder = Path(str(files("sklearn_docids.datasets"))) / "testbed"
     captures: dict[str, Any] = {period: folder / f"{period}.pcap.xz" for period in PERIODS}
     captures["reference"] = sorted((folder / "reference").glob("*.pcap.xz"))
-    X_reference, y_reference, _ = sampler.sample(captures["reference"], [plain_name(p) for p in captures["reference"]])
-    X_train, hosts, _ = sampler.sample([captures["train"]], lambda flows: flows.src_ip)
+    services = [plain_name(path) for path in captures["reference"]]
+    flows_reference = sampler._sampled(captures["reference"], training=True, y=services)
+    flows_train = sampler._sampled(captures["train"], training=True)
     data = Bunch(
-        X_reference=X_reference,
-        y_reference=np.asarray(y_reference),
-        X_train=X_train,
-        groups=np.unique(np.asarray(hosts), return_inverse=True)[1],
+        X_reference=flows_reference.X,
+        y_reference=np.array(services)[flows_reference.capture],
+        flows_reference=flows_reference,
+        X_train=flows_train.X,
+        flows_train=flows_train,
+        groups=np.unique(flows_train.src_ip, return_inverse=True)[1],
         captures=captures,
     )
     for period, suffix in (("validation", "_validation"), ("test", "")):

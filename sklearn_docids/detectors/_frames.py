@@ -3,6 +3,7 @@
 
 The compiled walk of the sampler is told the link type of a capture. A row of bytes is told nothing: here the link
 headers are tried one after the other, and one is found where a whole chain of types and an IP header of TCP or UDP fit.
+Rows of the sampler's other layout begin with the description of a packet in place of a link header.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ MAX_LENGTH_FIELD = 1500
 
 ETHERNET, COOKED, COOKED_2, HDLC = "Ethernet", "Linux cooked", "Linux cooked 2", "Cisco HDLC"
 PPP, LOOPBACK, BARE = "PPP", "null/loopback", "no link header"
+PAYLOAD = "description of payload"
 # Link headers that hold an EtherType: its place, that of what follows, and how the header begins.
 TYPED = (
     (ETHERNET, layouts.ETHERNET_TYPE, layouts.ETHERNET_BYTES, (b"",)),
@@ -50,7 +52,12 @@ TYPED = (
     (HDLC, layouts.HDLC_PROTOCOL, layouts.HDLC_BYTES, (b"\x0f\0", b"\x8f\0")),
 )
 LINKS = (*(name for name, *_ in TYPED), PPP, LOOPBACK, BARE)
-LINK_HEADERS = {ETHERNET: layouts.ETHERNET, COOKED: layouts.LINUX_SLL, COOKED_2: layouts.LINUX_SLL2}
+LINK_HEADERS = {
+    ETHERNET: layouts.ETHERNET,
+    COOKED: layouts.LINUX_SLL,
+    COOKED_2: layouts.LINUX_SLL2,
+    PAYLOAD: layouts.DESCRIPTION,
+}
 IP_HEADERS = {IPV4: layouts.IPV4, IPV6: layouts.IPV6}
 TRANSPORT_HEADERS = {TCP: layouts.TCP, UDP: layouts.UDP}
 
@@ -60,7 +67,7 @@ class Frame(NamedTuple):
 
     link: str
     tags: tuple[str, ...]
-    version: str
+    version: str  # empty where a row has no IP header
     ip: int  # first byte of the IP header
     transport: int  # of the transport header; 0 behind extension headers
     protocol: int
@@ -68,12 +75,12 @@ class Frame(NamedTuple):
     @property
     def name(self) -> str:
         """Return link header, tags and IP version as one name."""
-        return ", ".join((self.link, *self.tags, self.version))
+        return ", ".join(filter(None, (self.link, *self.tags, self.version)))
 
     def fields(self) -> Iterator[tuple[str, int, int]]:
         """Yield the fields that a policy may cover: what the policy calls them, first byte, byte behind the last."""
         yield from _fields_of(LINK_HEADERS.get(self.link), 0)
-        yield from _fields_of(IP_HEADERS[self.version], self.ip)
+        yield from _fields_of(IP_HEADERS.get(self.version), self.ip)
         if self.transport:
             yield from _fields_of(TRANSPORT_HEADERS[self.protocol], self.transport)
 
@@ -88,7 +95,7 @@ def _fields_of(header: Header | None, at: int) -> Iterator[tuple[str, int, int]]
 def is_frame_name(name: str) -> bool:
     """Return whether a name is one that `Frame.name` gives, or that of an unknown beginning."""
     link, *tags, version = name.split(", ") if ", " in name else ("", "")
-    return name == UNKNOWN or (link in LINKS and version in IP_HEADERS and set(tags) <= set(TAGS))
+    return name in (UNKNOWN, PAYLOAD) or (link in LINKS and version in IP_HEADERS and set(tags) <= set(TAGS))
 
 
 def frame_of(row: bytes) -> Frame | None:
@@ -104,7 +111,17 @@ def frame_of(row: bytes) -> Frame | None:
     # Text may begin like an IPv6 header, but holds no control characters, as TCP and UDP are.
     if bare is not None and bare.protocol in TRANSPORT_HEADERS:
         return bare
-    return _behind_ppp(row, PPP, (), 0)
+    return _behind_ppp(row, PPP, (), 0) or _description(row)
+
+
+def _description(row: bytes) -> Frame | None:
+    """Return the frame of a row that begins with the description of a packet."""
+    described = dict(zip(layouts.DESCRIPTION.names(), row, strict=False))
+    has_number = described.get("packet number", 0) > 0
+    has_direction = described.get("direction") in (layouts.FORWARD, layouts.BACKWARD)
+    # UDP has no flags.
+    has_protocol = row[:1] == bytes([TCP]) or (row[:1] == bytes([UDP]) and described.get("TCP flags") == 0)
+    return Frame(PAYLOAD, (), "", 0, 0, row[0]) if has_number and has_direction and has_protocol else None
 
 
 def _behind_type(row: bytes, link: str, tags: tuple[str, ...], ethertype: int, at: int) -> Frame | None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from sklearn_docids._warn import warn_caller
 from sklearn_docids.capture.layouts import FIELDS
-from sklearn_docids.detectors._frames import N_HEAD, UNKNOWN, Frame, frame_of, is_frame_name
+from sklearn_docids.detectors._frames import N_HEAD, PAYLOAD, UNKNOWN, Frame, frame_of, is_frame_name
 
 # Rows that are looked at, evenly spaced: enough for shares of some percent, and no cost beside scoring.
 N_ROWS = 500
@@ -75,6 +75,13 @@ class RowProfile(NamedTuple):
     def kept(self) -> set[str]:
         """Return the fields that have values in most rows."""
         return {name for name, (n, kept) in self.fields.items() if n >= MIN_ROWS and kept >= KEPT_SHARE * n}
+
+    def layout(self) -> str | None:
+        """Return the sampler's layout of most rows; None where nobody can tell."""
+        n_payload, n_unknown = self.frames.get(PAYLOAD, 0), self.frames.get(UNKNOWN, 0)
+        n_packets = sum(self.frames.values()) - n_payload - n_unknown
+        n_rows, layout = max((n_payload, "payload"), (n_packets, "packets"))
+        return layout if n_rows >= max(MIN_ROWS, self.n_rows / 2) else None
 
     def strange_frames(self, known: RowProfile) -> dict[str, int]:
         """Return the frames, with numbers of rows, that are not among those of the rows of another profile."""
@@ -154,6 +161,7 @@ def check_rows(fitted: RowProfile, X: np.ndarray) -> None:
 def check_more_rows(fitted: RowProfile, rows: RowProfile) -> None:
     """Do so with rows of a fit that goes on, which may well bring new frames."""
     check_range_of_values(fitted, rows, "X", "the rows of earlier fits")
+    _warn_of_layout(fitted, rows, "X", "the rows of earlier fits")
     _warn_of_fields(rows.zeroed() & fitted.kept(), rows.kept() & fitted.zeroed(), "X", "the rows of earlier fits")
 
 
@@ -183,7 +191,20 @@ def check_range_of_values(known: RowProfile, rows: RowProfile, name: str, others
         )
 
 
+def _warn_of_layout(known: RowProfile, rows: RowProfile, name: str, others: str) -> bool:
+    """Warn of rows of another layout of the sampler; return whether they are."""
+    if None in (rows.layout(), known.layout()) or rows.layout() == known.layout():
+        return False
+    warn_caller(
+        f"the rows of {name} are of FlowSampler(layout={rows.layout()!r}), but {others} are of "
+        f"layout={known.layout()!r}: their bytes stand for other things; sample both with one layout"
+    )
+    return True
+
+
 def _warn_of_frames(known: RowProfile, rows: RowProfile, least_share: float, name: str, others: str) -> None:
+    if _warn_of_layout(known, rows, name, others):
+        return
     strange = rows.strange_frames(known)
     n_strange = sum(strange.values())
     if n_strange >= max(MIN_ROWS, least_share * rows.n_rows):
