@@ -527,7 +527,7 @@ def compactness(h):
     return total / (n * k)
 
 
-def naive_groups(flows, abnormality, level, window, n_highest):
+def naive_groups(flows, abnormality, level, window, n_highest, combine="sum"):
     """Return (window, source, destination, port, flows, channels, score) of each channel or host, sorted."""
     members = {}
     for row in range(len(flows)):
@@ -540,7 +540,9 @@ def naive_groups(flows, abnormality, level, window, n_highest):
         for row in rows:
             channel = flows.dst_ip[row], flows.dst_port[row], flows.protocol[row]
             by_channel.setdefault(channel, []).append(abnormality[row])
-        if level == "channel":
+        if combine == "most_abnormal":
+            score = -max(abnormality[rows])
+        elif level == "channel":
             score = -sum(sorted(abnormality[rows], reverse=True)[:n_highest])
         else:
             score = -sum(max(values) for values in by_channel.values())
@@ -548,7 +550,20 @@ def naive_groups(flows, abnormality, level, window, n_highest):
     return sorted(described)
 
 
-def naive_evicted(flows, abnormality, level, n_highest, max_channels):
+def naive_place(normal, score):
+    """Return how many normal scores are as low as a score and itself, interpolated; below all, what is left of 1."""
+    as_low = [value for value in normal if value <= score]
+    higher = [value for value in normal if value > score]
+    if not as_low:
+        spread = max(normal) - min(normal)
+        return spread / (spread + min(normal) - score)
+    if not higher:
+        return len(normal) + 1
+    share = (score - max(as_low)) / (min(higher) - max(as_low))
+    return len(as_low) + 1 + share * higher.count(min(higher))
+
+
+def naive_evicted(flows, abnormality, level, n_highest, max_channels, combine="sum"):
     """Return (source, flows, score) of the groups of one window that must go as the flows come, in their order."""
     members, evicted = {}, []
 
@@ -556,6 +571,8 @@ def naive_evicted(flows, abnormality, level, n_highest, max_channels):
         return {(flows.dst_ip[row], flows.dst_port[row], flows.protocol[row]) for row in rows}
 
     def total(rows):
+        if combine == "most_abnormal":
+            return max(abnormality[rows])
         if level == "channel":
             return sum(sorted(abnormality[rows], reverse=True)[:n_highest])
         return sum(max(abnormality[row] for row in rows if channels([row]) == {channel}) for channel in channels(rows))

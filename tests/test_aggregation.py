@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 from captures import pcap, tcp, udp
-from naive import naive_evicted, naive_groups
+from naive import naive_evicted, naive_groups, naive_place
 from sklearn.exceptions import NotFittedError
 
 from sklearn_docids import FlowSampler
@@ -56,12 +56,17 @@ def rows_of(group, flows):
     return np.flatnonzero(is_in)
 
 
+RULES = [("sum", 1), ("sum", 3), ("sum", 50), ("most_abnormal", 50)]
+
+
 @pytest.mark.parametrize("level", ["channel", "host"])
-@pytest.mark.parametrize("n_highest", [1, 3, 50])
-def test_scores_are_those_of_the_obvious_way(traffic, level, n_highest):
+@pytest.mark.parametrize(("combine", "n_highest"), RULES)
+def test_scores_are_those_of_the_obvious_way(traffic, level, combine, n_highest):
     flows, scores = traffic
-    aggregator = FlowAggregator(level, window=WINDOW, n_highest=n_highest, false_alarm_rate=None).fit(flows, scores)
-    expected = naive_groups(flows, aggregator.abnormality(scores), level, WINDOW, n_highest)
+    aggregator = FlowAggregator(level, window=WINDOW, combine=combine, n_highest=n_highest, false_alarm_rate=None).fit(
+        flows, scores
+    )
+    expected = naive_groups(flows, aggregator.abnormality(scores), level, WINDOW, n_highest, combine)
     groups = aggregator.aggregate(flows, scores)
     assert described(groups) == expected
     assert [g.score for g in groups] == sorted(g.score for g in groups)
@@ -74,9 +79,10 @@ def test_scores_are_those_of_the_obvious_way(traffic, level, n_highest):
 
 @pytest.mark.parametrize("level", ["channel", "host"])
 @pytest.mark.parametrize("size", [1, 7, 400])
-def test_a_stream_gives_what_all_at_once_gives(traffic, level, size):
+@pytest.mark.parametrize("combine", ["sum", "most_abnormal"])
+def test_a_stream_gives_what_all_at_once_gives(traffic, level, size, combine):
     flows, scores = traffic
-    aggregator = FlowAggregator(level, window=WINDOW, false_alarm_rate=None).fit(flows, scores)
+    aggregator = FlowAggregator(level, window=WINDOW, combine=combine, false_alarm_rate=None).fit(flows, scores)
     stream, groups = aggregator.stream(), []
     for first in range(0, len(flows), size):
         groups += stream.update(flows[first : first + size], scores[first : first + size])
@@ -123,14 +129,15 @@ def test_memory_is_bounded_and_no_flow_is_lost(traffic, level):
 @pytest.mark.filterwarnings("ignore:there are more than")
 @pytest.mark.parametrize("level", ["channel", "host"])
 @pytest.mark.parametrize("max_groups", [1, 2, 10, 20, 37])
-def test_those_that_go_are_the_least_abnormal(traffic, level, max_groups):
+@pytest.mark.parametrize("combine", ["sum", "most_abnormal"])
+def test_those_that_go_are_the_least_abnormal(traffic, level, max_groups, combine):
     flows, scores = traffic
-    aggregator = FlowAggregator(level, window=1e6, n_highest=3, false_alarm_rate=None, max_groups=max_groups).fit(
-        flows, scores
-    )
+    aggregator = FlowAggregator(
+        level, window=1e6, combine=combine, n_highest=3, false_alarm_rate=None, max_groups=max_groups
+    ).fit(flows, scores)
     stream = aggregator.stream()
     evicted = stream.update(flows, scores)
-    expected = naive_evicted(flows, aggregator.abnormality(scores), level, 3, max_groups)
+    expected = naive_evicted(flows, aggregator.abnormality(scores), level, 3, max_groups, combine)
     assert [(g.src_ip, g.n_flows, round(g.score, 9)) for g in evicted] == expected
     assert stream.n_evicted == len(expected)
 
@@ -286,6 +293,56 @@ def test_abnormality_is_the_share_of_normal_flows(traffic):
     assert aggregator.abnormality([scores.max()])[0] == 0
 
 
+def test_where_nothing_adds_up_abnormality_has_no_steps_and_no_highest_value(traffic):
+    flows, scores = traffic
+    aggregator = FlowAggregator(combine="most_abnormal", false_alarm_rate=None).fit(flows, scores)
+    rng = np.random.default_rng(0)
+    new = np.sort(np.concatenate([rng.uniform(-30, scores.max(), 300), scores.min() - np.geomspace(1e-9, 1e9, 50)]))
+    expected = [-np.log(naive_place(scores.tolist(), score) / (len(scores) + 1)) for score in new.tolist()]
+    assert aggregator.abnormality(new) == pytest.approx(np.array(expected) ** 1.5)
+    assert (np.diff(aggregator.abnormality(new)) < 0).all()
+    adding_up = FlowAggregator(false_alarm_rate=None).fit(flows, scores)
+    assert aggregator.abnormality(scores).tolist() == adding_up.abnormality(scores).tolist()
+    assert aggregator.abnormality([scores.max(), 9.0]).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("normal", [[0.0, 0, 0], [-1.7e308, 0, 1.7e308], [0, 5e-324, 5e-324]], ids=str)
+def test_of_any_two_numbers_the_lower_is_no_less_abnormal(traffic, normal):
+    aggregator = FlowAggregator(combine="most_abnormal", false_alarm_rate=None).fit(traffic[0][:3], normal)
+    found = aggregator.abnormality([-1.79e308, -1.75e308, -1e300, -1, -1e-300, 0, 1e-300, 1, 1e300, 1.79e308])
+    assert np.isfinite(found).all()
+    assert found[0] > found[-1] == 0
+    assert (np.diff(found) <= 0).all()
+
+
+@pytest.mark.parametrize("level", ["channel", "host"])
+def test_groups_rank_as_the_scores_of_their_most_abnormal_flows(traffic, level):
+    flows, scores = traffic
+    settings = {"window": WINDOW, "combine": "most_abnormal", "false_alarm_rate": None}
+    aggregator = FlowAggregator(level, **settings).fit(flows[:30], scores[:30])
+    new = scores + np.random.default_rng(0).normal(-2, 1e-3, len(scores))  # many are below all of the thirty
+    groups = aggregator.aggregate(flows, new)
+    lowest = [new[rows_of(group, flows)].min() for group in groups]
+    assert lowest == sorted(lowest)
+    assert sum(score < scores[:30].min() for score in lowest) > 10
+    assert len({group.score for group in groups}) == len(groups)
+    assert [new[group.most_abnormal] for group in groups] == lowest
+
+
+@pytest.mark.parametrize("level", ["channel", "host"])
+def test_where_nothing_adds_up_the_threshold_is_a_lowest_flow_score_of_a_group(traffic, level):
+    flows, scores = traffic
+    settings = {"window": WINDOW, "combine": "most_abnormal", "false_alarm_rate": 0.1}
+    aggregator = FlowAggregator(level, **settings).fit(flows, scores)
+    groups = aggregator.aggregate(flows, scores)
+    lowest = np.array([scores[rows_of(group, flows)].min() for group in groups])
+    threshold = np.sort(lowest)[int(0.1 * (len(lowest) + 1)) - 1]
+    assert aggregator.offset_ == -aggregator.abnormality([threshold])[0]
+    new = scores + np.random.default_rng(0).normal(size=len(scores))
+    for group in aggregator.aggregate(flows, new):
+        assert (group.score < aggregator.offset_) == (new[rows_of(group, flows)].min() < threshold)
+
+
 def test_of_many_normal_scores_evenly_spaced_ones_are_kept(traffic):
     flows, _ = traffic
     many = np.arange(150_000.0)
@@ -392,6 +449,7 @@ def test_by_default_too_few_groups_are_a_warning_and_no_threshold():
         ({"window": 0}, "The 'window' parameter"),
         ({"window": 1e-10}, "The 'window' parameter"),
         ({"window": 1e10}, r"The 'window' parameter .* in the range \[1e-09, 9000000000\.0\]"),
+        ({"combine": "mean"}, "The 'combine' parameter"),
         ({"n_highest": 0}, "The 'n_highest' parameter"),
         ({"false_alarm_rate": 0.9}, "The 'false_alarm_rate' parameter"),
         ({"level": "host", "window": 1e6, "false_alarm_rate": 0.01}, "needs at least 99 normal hosts.*there are 5:"),
@@ -422,7 +480,9 @@ def test_a_refused_fit_leaves_nothing_behind(traffic):
 
 
 @pytest.mark.parametrize(
-    "changed", [{"level": "host"}, {"window": 20.0}, {"n_highest": 3}, {"false_alarm_rate": 0.2}], ids=str
+    "changed",
+    [{"level": "host"}, {"window": 20.0}, {"combine": "most_abnormal"}, {"n_highest": 3}, {"false_alarm_rate": 0.2}],
+    ids=str,
 )
 def test_an_old_fit_does_not_serve_new_settings(traffic, changed):
     flows, scores = traffic
