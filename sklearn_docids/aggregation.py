@@ -2,7 +2,8 @@
 """From scores of flows to scores of channels and hosts.
 
 A rare normal flow comes once; a beacon comes back, and a scan fans out. What a single flow does not give away, the
-flows of a channel (source, destination, destination port, protocol) or of a host (a source) do together.
+flows of a channel (source, destination, destination port, protocol) or of a host (a source) do together. And an analyst
+counts his work by incidents, not by flagged flows.
 """
 
 from __future__ import annotations
@@ -19,21 +20,28 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.exceptions import NotFittedError
-from sklearn.utils import assert_all_finite, check_consistent_length, column_or_1d
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_docids._bases import BaseEstimator
+from sklearn_docids._incidents import LEVELS, Incident, checked_scores, find_incidents, incident_budget_threshold
 from sklearn_docids._meta import forget_fit
 from sklearn_docids._thresholds import conformal_threshold, doubt_of, least_held_out
 from sklearn_docids._warn import warn_caller
 from sklearn_docids.capture.table import FlowTable
 from sklearn_docids.exceptions import TooFewGroupsError
 
-__all__ = ["FlowAggregator", "FlowGroup", "GroupStream", "TooFewGroupsError"]
+__all__ = [
+    "FlowAggregator",
+    "FlowGroup",
+    "GroupStream",
+    "Incident",
+    "TooFewGroupsError",
+    "find_incidents",
+    "incident_budget_threshold",
+]
 
-LEVELS = ("channel", "host")
 COMBINE = ("sum", "most_abnormal")
 # ``false_alarm_rate="auto"``: where there are enough normal groups for it.
 AUTO_FALSE_ALARM_RATE = 0.01
@@ -250,7 +258,7 @@ class FlowAggregator(BaseEstimator):
         """
         forget_fit(self)
         self._validate_params()
-        scores = _checked(flows, scores)
+        scores = checked_scores(flows, scores)
         if not len(scores):
             raise ValueError("there are no flows to calibrate with")
         fitted = self._settings()
@@ -311,7 +319,7 @@ class FlowAggregator(BaseEstimator):
             ``flows`` is not a flow table, a score is not finite, or there is not one for each flow.
         """
         fitted = self._checked_fit()
-        return _most_abnormal_first(_all_groups(flows, self.abnormality(_checked(flows, scores)), fitted))
+        return _most_abnormal_first(_all_groups(flows, self.abnormality(checked_scores(flows, scores)), fitted))
 
     def stream(self) -> GroupStream:
         """Return a stream, to which flows are given as they end.
@@ -437,7 +445,7 @@ class GroupStream:
             Groups come out for want of room, for the first time in this stream.
         """
         done: list[FlowGroup] = []
-        abnormality = _abnormality_among(self._normal_scores, _checked(flows, scores), self._fitted.combine)
+        abnormality = _abnormality_among(self._normal_scores, checked_scores(flows, scores), self._fitted.combine)
         for row, (key, channel, time, value) in enumerate(_keyed(flows, abnormality, self._fitted)):
             if self._clock.moves_on(key[0]):
                 # Flows come out as they end, those that began before among them: one more window is waited for.
@@ -729,12 +737,3 @@ def _thinned(ordered: np.ndarray) -> np.ndarray:
     if len(ordered) <= MAX_NORMAL_SCORES:
         return ordered
     return ordered[np.linspace(0, len(ordered) - 1, MAX_NORMAL_SCORES).round().astype(int)]
-
-
-def _checked(flows: FlowTable, scores: ArrayLike) -> np.ndarray:
-    if not isinstance(flows, FlowTable):
-        raise ValueError(f"flows must be a FlowTable, as from FlowSampler.flows; got {type(flows).__name__}")
-    checked: np.ndarray = column_or_1d(scores, dtype=np.float64)
-    check_consistent_length(flows.X, checked)
-    assert_all_finite(checked, input_name="scores")
-    return checked

@@ -1,5 +1,6 @@
 """Slow, obvious twins of the fast code, written for reading: scapy parses, dictionaries collect, loops compute."""
 
+from itertools import pairwise
 from typing import ClassVar
 
 import numpy as np
@@ -597,3 +598,27 @@ def naive_evicted(flows, abnormality, level, n_highest, max_channels, combine="s
             rows = members.pop(key)
             evicted.append((key[0], len(rows), -round(float(total(rows)), 9)))
     return evicted
+
+
+def naive_incidents(flows, scores, threshold, level, window):
+    """Return the rows of the flagged flows of each incident, in the order of time."""
+    times = flows.time_first.tolist()
+    channels = list(zip(flows.src_ip, flows.dst_ip, flows.dst_port, flows.protocol, strict=True))
+    open_incidents, incidents = {}, []
+    for row in sorted(np.flatnonzero(scores < threshold).tolist(), key=lambda row: (times[row], row)):
+        of_day = times[row] // (24 * 3600 * 10**9), channels[row][: 4 if level == "channel" else 1]
+        rows = open_incidents.get(of_day)
+        if rows is None or times[row] - times[rows[-1]] > round(window * 1e9):
+            rows = open_incidents[of_day] = []
+            incidents.append(rows)
+        rows.append(row)
+    return incidents
+
+
+def naive_incident_threshold(flows, scores, budget, level, window):
+    """Return the last score, going up, before the first one with which there are too many incidents."""
+    candidates = sorted(set(scores.tolist()))
+    for lower, higher in pairwise(candidates):
+        if len(naive_incidents(flows, scores, higher, level, window)) > budget:
+            return lower
+    return candidates[-1]
