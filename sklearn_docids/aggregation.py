@@ -2,7 +2,8 @@
 """From scores of flows to scores of channels and hosts.
 
 A rare normal flow comes once; a beacon comes back, and a scan fans out. What a single flow does not give away, the
-flows of a channel (source, destination, destination port, protocol) or of a host (a source) do together.
+flows of a channel (source, destination, destination port, protocol) or of a host (a source) do together. And an analyst
+counts his work by incidents, not by flagged flows.
 """
 
 from __future__ import annotations
@@ -19,27 +20,37 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.exceptions import NotFittedError
-from sklearn.utils import assert_all_finite, check_consistent_length, column_or_1d
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_docids._bases import BaseEstimator
+from sklearn_docids._incidents import LEVELS, Incident, checked_scores, find_incidents, incident_budget_threshold
 from sklearn_docids._meta import forget_fit
 from sklearn_docids._thresholds import conformal_threshold, doubt_of, least_held_out
 from sklearn_docids._warn import warn_caller
 from sklearn_docids.capture.table import FlowTable
 from sklearn_docids.exceptions import TooFewGroupsError
 
-__all__ = ["FlowAggregator", "FlowGroup", "GroupStream", "TooFewGroupsError"]
+__all__ = [
+    "FlowAggregator",
+    "FlowGroup",
+    "GroupStream",
+    "Incident",
+    "TooFewGroupsError",
+    "find_incidents",
+    "incident_budget_threshold",
+]
 
-LEVELS = ("channel", "host")
+COMBINE = ("sum", "most_abnormal")
 # ``false_alarm_rate="auto"``: where there are enough normal groups for it.
 AUTO_FALSE_ALARM_RATE = 0.01
 # Scores of normal flows that are kept, evenly spaced among the sorted ones.
 MAX_NORMAL_SCORES = 100_000
 # Above 1, so that few very unusual flows outweigh many a little unusual ones, of which a busy channel has more.
 POWER = 1.5
+# Of the farthest scores: its reciprocal times the number of normal flows is still a number.
+LEAST_PLACE = 1e-300
 # The clock of a stream is the median window of so many flows: a few wrong time stamps neither stop nor hasten it.
 N_CLOCK_FLOWS = 9
 Key = tuple[Any, ...]
@@ -101,6 +112,7 @@ class _Fit(NamedTuple):
 
     level: str
     window: float
+    combine: str
     n_highest: int
     false_alarm_rate: float | str | None
 
@@ -113,9 +125,11 @@ class FlowAggregator(BaseEstimator):
     """Score channels or hosts by the scores of their flows.
 
     The score of a flow becomes its abnormality: of the share of normal flows that score as low, the negative logarithm
-    to the power of 1.5. A channel is as abnormal as the sum over its ``n_highest`` most abnormal flows in a window. A
-    host is as abnormal as the sum over all its channels of the most abnormal flow of each: many channels that are each
-    a little unusual add up.
+    to the power of 1.5. With ``combine="sum"``, a channel is as abnormal as the sum over its ``n_highest`` most
+    abnormal flows in a window, and a host as the sum over all its channels of the most abnormal flow of each: many
+    channels that are each a little unusual add up. With ``combine="most_abnormal"``, both are as abnormal as their most
+    abnormal flow. That suits a detector whose score of a flow covers what its host did before: to add up such scores
+    would be to count the same flows again and again.
 
     Flows may come all at once (`aggregate`) or as they end, in bounded memory (`stream`).
 
@@ -127,9 +141,12 @@ class FlowAggregator(BaseEstimator):
         Seconds, from 1e-9 to 9e9 (285 years); a flow belongs to the window in which it begins. Flows of a stream come
         out as they end, so a window shorter than the sampler's ``idle_timeout`` may close before its last flows are
         there, and they make a group of their own.
+    combine : {"sum", "most_abnormal"}, default="sum"
+        What makes one score of the flows of a channel or host. With ``"most_abnormal"``, channels and hosts rank as the
+        scores of their most abnormal flows do, also beyond all normal ones (see `abnormality`).
     n_highest : int, default=50
-        Most abnormal flows of a channel that count. This and the power were chosen on the validation part of the
-        testbed (docs/benchmarks.md).
+        Most abnormal flows of a channel that are added up; not used with ``combine="most_abnormal"``. This and the
+        power were chosen on the validation part of the testbed (docs/benchmarks.md).
     false_alarm_rate : float, "auto" or None, default="auto"
         Share of normal channels or hosts per window that may be flagged, in (0, 0.5]. ``"auto"``: 0.01 where there are
         enough normal groups for it, otherwise no threshold, with a warning. None: no threshold.
@@ -156,8 +173,9 @@ class FlowAggregator(BaseEstimator):
     Notes
     -----
     The threshold is a conformal one: of n calibration groups and a new one, drawn alike, the new one is beyond the k-th
-    lowest with probability k / (n + 1) at most. For it, flows of each calibration group are ranked among those of all
-    others, as flows of a new group are. Windows of one host are alike only as far as its work is.
+    lowest with probability k / (n + 1) at most. For it, with ``combine="sum"``, flows of each calibration group are
+    ranked among those of all others, as flows of a new group are; ``"most_abnormal"`` needs no such care, as only the
+    order of the flow scores counts. Windows of one host are alike only as far as its work is.
 
     Examples
     --------
@@ -186,6 +204,7 @@ class FlowAggregator(BaseEstimator):
         "level": [StrOptions(set(LEVELS))],
         # Beyond 2**63 ns, a window has no number.
         "window": [Interval(Real, 1e-9, 9e9, closed="both")],
+        "combine": [StrOptions(set(COMBINE))],
         "n_highest": [Interval(Integral, 1, None, closed="left")],
         "false_alarm_rate": [Interval(Real, 0, 0.5, closed="right"), StrOptions({"auto"}), None],
         "max_groups": [Interval(Integral, 1, None, closed="left")],
@@ -197,12 +216,14 @@ class FlowAggregator(BaseEstimator):
         level: str = "channel",
         *,
         window: float = 3600.0,
+        combine: str = "sum",
         n_highest: int = 50,
         false_alarm_rate: float | str | None = "auto",
         max_groups: int = 100_000,
     ):
         self.level = level
         self.window = window
+        self.combine = combine
         self.n_highest = n_highest
         self.false_alarm_rate = false_alarm_rate
         self.max_groups = max_groups
@@ -237,14 +258,14 @@ class FlowAggregator(BaseEstimator):
         """
         forget_fit(self)
         self._validate_params()
-        scores = _checked(flows, scores)
+        scores = checked_scores(flows, scores)
         if not len(scores):
             raise ValueError("there are no flows to calibrate with")
         fitted = self._settings()
+        normal = _thinned(np.sort(scores))
         group_scores: list[float] = []
         if self.false_alarm_rate is not None:
-            abnormality = _abnormality_among_others(flows, scores, fitted)
-            group_scores = [group.score for group in _all_groups(flows, abnormality, fitted)]
+            group_scores = _calibration_scores(flows, scores, normal, fitted)
         rate, reason = self._resolved_rate(len(group_scores))
         if reason and self.false_alarm_rate is not None:
             warn_caller(f"no threshold: {reason}")
@@ -252,12 +273,12 @@ class FlowAggregator(BaseEstimator):
         self.offset_ = -math.inf if rate is None else conformal_threshold(np.array(group_scores), rate)
         if rate is not None and (doubt := doubt_of(np.array(group_scores))):
             warn_caller(doubt)
-        self.normal_scores_ = _thinned(np.sort(scores))
+        self.normal_scores_ = normal
         self._fitted = fitted
         return self
 
     def _settings(self) -> _Fit:
-        return _Fit(self.level, self.window, self.n_highest, self.false_alarm_rate)
+        return _Fit(self.level, self.window, self.combine, self.n_highest, self.false_alarm_rate)
 
     def _resolved_rate(self, n_groups: int) -> tuple[float | None, str]:
         """Return the rate to hold, and where there is none the reason."""
@@ -298,7 +319,7 @@ class FlowAggregator(BaseEstimator):
             ``flows`` is not a flow table, a score is not finite, or there is not one for each flow.
         """
         fitted = self._checked_fit()
-        return _most_abnormal_first(_all_groups(flows, self.abnormality(_checked(flows, scores)), fitted))
+        return _most_abnormal_first(_all_groups(flows, self.abnormality(checked_scores(flows, scores)), fitted))
 
     def stream(self) -> GroupStream:
         """Return a stream, to which flows are given as they end.
@@ -318,7 +339,7 @@ class FlowAggregator(BaseEstimator):
         return GroupStream(self)
 
     def abnormality(self, scores: ArrayLike) -> np.ndarray:
-        """Return how unusual scores of flows are: what channels and hosts add up.
+        """Return how unusual scores of flows are: what channels and hosts add up, or have the highest of.
 
         Parameters
         ----------
@@ -329,9 +350,12 @@ class FlowAggregator(BaseEstimator):
         -------
         ndarray of float64, shape (n_flows,)
             Negative natural logarithm, to the power of 1.5, of the share of normal flows that score as low; at least 0.
+            With ``combine="most_abnormal"`` no two scores share a value, up to rounding, unless they are higher than
+            all normal ones: the share is interpolated between normal scores, and falls on below the lowest, inversely
+            with the distance to it.
         """
-        check_is_fitted(self, "normal_scores_")
-        return _abnormality_among(self.normal_scores_, scores)
+        check_is_fitted(self, "_fitted")
+        return _abnormality_among(self.normal_scores_, scores, self._fitted.combine)
 
     def _checked_fit(self) -> _Fit:
         """Return the settings of ``fit``; refuse others that have been set since then."""
@@ -421,7 +445,7 @@ class GroupStream:
             Groups come out for want of room, for the first time in this stream.
         """
         done: list[FlowGroup] = []
-        abnormality = _abnormality_among(self._normal_scores, _checked(flows, scores))
+        abnormality = _abnormality_among(self._normal_scores, checked_scores(flows, scores), self._fitted.combine)
         for row, (key, channel, time, value) in enumerate(_keyed(flows, abnormality, self._fitted)):
             if self._clock.moves_on(key[0]):
                 # Flows come out as they end, those that began before among them: one more window is waited for.
@@ -471,15 +495,21 @@ class _Clock:
 class _OpenGroup(ABC):
     """Flows so far of one channel or host; a child says what they add up to."""
 
-    def __init__(self) -> None:
+    def __init__(self, fitted: _Fit) -> None:
+        self._adds_up = fitted.combine == "sum"
         self.n_flows = 0
         self.time_first = 2**63 - 1
         self.time_last = -(2**63)
         self.most_abnormal = -1
         self.last_added = 0
         # Added to and subtracted from, so not exact: it tells who must go, while the score is summed up at the end.
-        self.running_sum = 0.0
+        self._running_sum = 0.0
         self._highest = -1.0
+
+    @property
+    def so_far(self) -> float:
+        """Abnormality so far: what tells who must go."""
+        return self._running_sum if self._adds_up else self._highest
 
     @property
     @abstractmethod
@@ -505,9 +535,10 @@ class _OpenGroup(ABC):
     def closed(self, key: Key) -> FlowGroup:
         """Return the group, to which nothing is added any more."""
         window, src_ip, dst_ip, dst_port, protocol = key
+        abnormality = math.fsum(self.values()) if self._adds_up else self._highest
         return FlowGroup(
             src_ip, dst_ip, dst_port, protocol, window, self.n_flows, self.n_channels, self.time_first, self.time_last,
-            self.most_abnormal, -math.fsum(self.values()),
+            self.most_abnormal, -abnormality,
         )  # fmt: skip
 
 
@@ -516,9 +547,9 @@ class _OpenChannel(_OpenGroup):
 
     n_channels = 1
 
-    def __init__(self, n_highest: int):
-        super().__init__()
-        self._n_highest = n_highest
+    def __init__(self, fitted: _Fit):
+        super().__init__(fitted)
+        self._n_highest = fitted.n_highest if self._adds_up else 1
         self._heap: list[float] = []
 
     def values(self) -> Iterable[float]:
@@ -530,14 +561,14 @@ class _OpenChannel(_OpenGroup):
             heapq.heappush(self._heap, abnormality)
         else:
             dropped = heapq.heappushpop(self._heap, abnormality)
-        self.running_sum += abnormality - dropped
+        self._running_sum += abnormality - dropped
 
 
 class _OpenHost(_OpenGroup):
     """A host: the most abnormal flow of each of its channels counts."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, fitted: _Fit) -> None:
+        super().__init__(fitted)
         self._by_channel: dict[Key, float] = {}
 
     @property
@@ -550,7 +581,7 @@ class _OpenHost(_OpenGroup):
     def _add_value(self, channel: Key, abnormality: float) -> None:
         before = self._by_channel.get(channel, 0.0)
         self._by_channel[channel] = max(before, abnormality)
-        self.running_sum += max(before, abnormality) - before
+        self._running_sum += max(before, abnormality) - before
 
 
 class _OpenGroups:
@@ -573,8 +604,7 @@ class _OpenGroups:
         group = groups.get(key)
         n_before = 0 if group is None else group.n_channels
         if group is None:
-            is_channel = self._fitted.level == "channel"
-            group = groups[key] = _OpenChannel(self._fitted.n_highest) if is_channel else _OpenHost()
+            group = groups[key] = (_OpenChannel if self._fitted.level == "channel" else _OpenHost)(self._fitted)
         group.add(channel, row, time, abnormality)
         self.n_channels += group.n_channels - n_before
         self._n_added += 1
@@ -612,7 +642,7 @@ class _OpenGroups:
         for key, n in zip(keys, n_channels.tolist(), strict=True):
             n_held[key[1]] = n_held.get(key[1], 0) + n
         largest = max(n_held, key=n_held.__getitem__)
-        order = np.lexsort(([group.last_added for group in groups], [group.running_sum for group in groups]))
+        order = np.lexsort(([group.last_added for group in groups], [group.so_far for group in groups]))
         if n_held[largest] > max_channels / 10:
             order = order[[keys[place][1] == largest for place in order.tolist()]]
         too_many = self.n_channels - max_channels + max_channels // 10
@@ -648,6 +678,15 @@ def _most_abnormal_first(groups: list[FlowGroup]) -> list[FlowGroup]:
     return sorted(groups, key=lambda group: group.score)
 
 
+def _calibration_scores(flows: FlowTable, scores: np.ndarray, normal: np.ndarray, fitted: _Fit) -> list[float]:
+    """Return the scores of the normal groups that set the threshold."""
+    if fitted.combine == "sum":
+        abnormality = _abnormality_among_others(flows, scores, fitted)
+    else:
+        abnormality = _abnormality_among(normal, scores, fitted.combine)
+    return [group.score for group in _all_groups(flows, abnormality, fitted)]
+
+
 def _abnormality_among_others(flows: FlowTable, scores: np.ndarray, fitted: _Fit) -> np.ndarray:
     """Return how unusual each flow is among those of other groups."""
     numbers: dict[Key, int] = {}
@@ -656,12 +695,15 @@ def _abnormality_among_others(flows: FlowTable, scores: np.ndarray, fitted: _Fit
     for rows in np.split(np.argsort(group, kind="stable"), np.cumsum(np.bincount(group))[:-1]):
         n_lower[rows] -= _n_as_low(np.sort(scores[rows]), scores[rows])
         n_others[rows] -= len(rows)
-    return _abnormality(n_lower, n_others)
+    return _abnormality(n_lower + 1, n_others)
 
 
-def _abnormality_among(normal: np.ndarray, scores: ArrayLike) -> np.ndarray:
+def _abnormality_among(normal: np.ndarray, scores: ArrayLike, combine: str) -> np.ndarray:
     """Return how unusual scores are among the sorted ones of normal flows."""
-    return _abnormality(_n_as_low(normal, np.asarray(scores, dtype=np.float64)), len(normal))
+    scores = np.asarray(scores, dtype=np.float64)
+    if combine == "sum":
+        return _abnormality(_n_as_low(normal, scores) + 1, len(normal))
+    return _abnormality(_place_among(normal, scores), len(normal))
 
 
 def _n_as_low(normal: np.ndarray, scores: np.ndarray) -> np.ndarray:
@@ -669,9 +711,25 @@ def _n_as_low(normal: np.ndarray, scores: np.ndarray) -> np.ndarray:
     return np.searchsorted(normal, scores, side="right")
 
 
-def _abnormality(n_lower: np.ndarray, n_normal: int | np.ndarray) -> np.ndarray:
+def _place_among(normal: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Return the place of each score among the sorted normal ones; without steps, as steps would be ties.
+
+    It is interpolated between normal scores. Below the lowest it falls from 1 towards 0.
+    """
+    n_lower = _n_as_low(normal, scores)
+    below, above = normal[np.maximum(n_lower - 1, 0)], normal[np.minimum(n_lower, len(normal) - 1)]
+    # Halves, as the difference of two finite numbers may be infinite.
+    gap = above / 2 - below / 2
+    share = np.divide(scores / 2 - below / 2, gap, out=np.zeros_like(gap), where=gap > 0)
+    place = n_lower + 1 + share * (_n_as_low(normal, above) - n_lower)
+    spread = normal[-1] / 2 - normal[0] / 2 or 1.0
+    beyond = spread / (spread + np.maximum(normal[0] / 2 - scores / 2, 0.0))
+    return np.where(n_lower > 0, place, np.maximum(beyond, LEAST_PLACE))
+
+
+def _abnormality(place: np.ndarray, n_normal: int | np.ndarray) -> np.ndarray:
     # Not minus the logarithm of the share: where all normal flows score as low, 0 and not -0.
-    return np.log((n_normal + 1) / (n_lower + 1)) ** POWER
+    return np.log((n_normal + 1) / place) ** POWER
 
 
 def _thinned(ordered: np.ndarray) -> np.ndarray:
@@ -679,12 +737,3 @@ def _thinned(ordered: np.ndarray) -> np.ndarray:
     if len(ordered) <= MAX_NORMAL_SCORES:
         return ordered
     return ordered[np.linspace(0, len(ordered) - 1, MAX_NORMAL_SCORES).round().astype(int)]
-
-
-def _checked(flows: FlowTable, scores: ArrayLike) -> np.ndarray:
-    if not isinstance(flows, FlowTable):
-        raise ValueError(f"flows must be a FlowTable, as from FlowSampler.flows; got {type(flows).__name__}")
-    checked: np.ndarray = column_or_1d(scores, dtype=np.float64)
-    check_consistent_length(flows.X, checked)
-    assert_all_finite(checked, input_name="scores")
-    return checked

@@ -23,11 +23,12 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils import assert_all_finite, check_scalar
 from sklearn.utils.validation import has_fit_parameter
 
+from sklearn_docids._incidents import LEVELS
 from sklearn_docids._measures import Curve, Ranking, average_precision, recall_at_fpr, resolves, roc_auc, too_few_normal
 from sklearn_docids._meta import seeded_clone
 from sklearn_docids._text import csv_cell
 from sklearn_docids._warn import warn_caller
-from sklearn_docids.aggregation import LEVELS, FlowAggregator
+from sklearn_docids.aggregation import FlowAggregator
 from sklearn_docids.capture.table import FlowTable
 from sklearn_docids.metrics import alarm_counts
 

@@ -1,5 +1,6 @@
 """Slow, obvious twins of the fast code, written for reading: scapy parses, dictionaries collect, loops compute."""
 
+from itertools import pairwise
 from typing import ClassVar
 
 import numpy as np
@@ -560,7 +561,7 @@ def compactness(h):
     return total / (n * k)
 
 
-def naive_groups(flows, abnormality, level, window, n_highest):
+def naive_groups(flows, abnormality, level, window, n_highest, combine="sum"):
     """Return (window, source, destination, port, flows, channels, score) of each channel or host, sorted."""
     members = {}
     for row in range(len(flows)):
@@ -573,7 +574,9 @@ def naive_groups(flows, abnormality, level, window, n_highest):
         for row in rows:
             channel = flows.dst_ip[row], flows.dst_port[row], flows.protocol[row]
             by_channel.setdefault(channel, []).append(abnormality[row])
-        if level == "channel":
+        if combine == "most_abnormal":
+            score = -max(abnormality[rows])
+        elif level == "channel":
             score = -sum(sorted(abnormality[rows], reverse=True)[:n_highest])
         else:
             score = -sum(max(values) for values in by_channel.values())
@@ -581,7 +584,20 @@ def naive_groups(flows, abnormality, level, window, n_highest):
     return sorted(described)
 
 
-def naive_evicted(flows, abnormality, level, n_highest, max_channels):
+def naive_place(normal, score):
+    """Return how many normal scores are as low as a score and itself, interpolated; below all, what is left of 1."""
+    as_low = [value for value in normal if value <= score]
+    higher = [value for value in normal if value > score]
+    if not as_low:
+        spread = max(normal) - min(normal)
+        return spread / (spread + min(normal) - score)
+    if not higher:
+        return len(normal) + 1
+    share = (score - max(as_low)) / (min(higher) - max(as_low))
+    return len(as_low) + 1 + share * higher.count(min(higher))
+
+
+def naive_evicted(flows, abnormality, level, n_highest, max_channels, combine="sum"):
     """Return (source, flows, score) of the groups of one window that must go as the flows come, in their order."""
     members, evicted = {}, []
 
@@ -589,6 +605,8 @@ def naive_evicted(flows, abnormality, level, n_highest, max_channels):
         return {(flows.dst_ip[row], flows.dst_port[row], flows.protocol[row]) for row in rows}
 
     def total(rows):
+        if combine == "most_abnormal":
+            return max(abnormality[rows])
         if level == "channel":
             return sum(sorted(abnormality[rows], reverse=True)[:n_highest])
         return sum(max(abnormality[row] for row in rows if channels([row]) == {channel}) for channel in channels(rows))
@@ -699,3 +717,27 @@ def flow_context(records, max_keys):
         source.marked.append([source.now, float(flow["payload_backward"] == 0 or any(resets))])
         channel.marked.append([channel.now, float(resets[1])])
     return rows, sum(table.n_evicted for table in tables)
+
+
+def naive_incidents(flows, scores, threshold, level, window):
+    """Return the rows of the flagged flows of each incident, in the order of time."""
+    times = flows.time_first.tolist()
+    channels = list(zip(flows.src_ip, flows.dst_ip, flows.dst_port, flows.protocol, strict=True))
+    open_incidents, incidents = {}, []
+    for row in sorted(np.flatnonzero(scores < threshold).tolist(), key=lambda row: (times[row], row)):
+        of_day = times[row] // (24 * 3600 * 10**9), channels[row][: 4 if level == "channel" else 1]
+        rows = open_incidents.get(of_day)
+        if rows is None or times[row] - times[rows[-1]] > round(window * 1e9):
+            rows = open_incidents[of_day] = []
+            incidents.append(rows)
+        rows.append(row)
+    return incidents
+
+
+def naive_incident_threshold(flows, scores, budget, level, window):
+    """Return the last score, going up, before the first one with which there are too many incidents."""
+    candidates = sorted(set(scores.tolist()))
+    for lower, higher in pairwise(candidates):
+        if len(naive_incidents(flows, scores, higher, level, window)) > budget:
+            return lower
+    return candidates[-1]

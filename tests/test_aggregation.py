@@ -9,15 +9,21 @@ import sys
 
 import numpy as np
 import pytest
-from captures import pcap, tcp, udp
-from naive import naive_evicted, naive_groups
+from captures import pcap, tcp, udp, udp6
+from naive import naive_evicted, naive_groups, naive_incident_threshold, naive_incidents, naive_place
 from sklearn.exceptions import NotFittedError
 
 from sklearn_docids import FlowSampler
-from sklearn_docids.aggregation import FlowAggregator, TooFewGroupsError
+from sklearn_docids.aggregation import (
+    FlowAggregator,
+    TooFewGroupsError,
+    find_incidents,
+    incident_budget_threshold,
+)
 from sklearn_docids.datasets import load_testbed
 
 WINDOW = 10.0
+DAY = 86_400.0
 
 
 def sampled(path, packets, times):
@@ -56,12 +62,17 @@ def rows_of(group, flows):
     return np.flatnonzero(is_in)
 
 
+RULES = [("sum", 1), ("sum", 3), ("sum", 50), ("most_abnormal", 50)]
+
+
 @pytest.mark.parametrize("level", ["channel", "host"])
-@pytest.mark.parametrize("n_highest", [1, 3, 50])
-def test_scores_are_those_of_the_obvious_way(traffic, level, n_highest):
+@pytest.mark.parametrize(("combine", "n_highest"), RULES)
+def test_scores_are_those_of_the_obvious_way(traffic, level, combine, n_highest):
     flows, scores = traffic
-    aggregator = FlowAggregator(level, window=WINDOW, n_highest=n_highest, false_alarm_rate=None).fit(flows, scores)
-    expected = naive_groups(flows, aggregator.abnormality(scores), level, WINDOW, n_highest)
+    aggregator = FlowAggregator(level, window=WINDOW, combine=combine, n_highest=n_highest, false_alarm_rate=None).fit(
+        flows, scores
+    )
+    expected = naive_groups(flows, aggregator.abnormality(scores), level, WINDOW, n_highest, combine)
     groups = aggregator.aggregate(flows, scores)
     assert described(groups) == expected
     assert [g.score for g in groups] == sorted(g.score for g in groups)
@@ -74,9 +85,10 @@ def test_scores_are_those_of_the_obvious_way(traffic, level, n_highest):
 
 @pytest.mark.parametrize("level", ["channel", "host"])
 @pytest.mark.parametrize("size", [1, 7, 400])
-def test_a_stream_gives_what_all_at_once_gives(traffic, level, size):
+@pytest.mark.parametrize("combine", ["sum", "most_abnormal"])
+def test_a_stream_gives_what_all_at_once_gives(traffic, level, size, combine):
     flows, scores = traffic
-    aggregator = FlowAggregator(level, window=WINDOW, false_alarm_rate=None).fit(flows, scores)
+    aggregator = FlowAggregator(level, window=WINDOW, combine=combine, false_alarm_rate=None).fit(flows, scores)
     stream, groups = aggregator.stream(), []
     for first in range(0, len(flows), size):
         groups += stream.update(flows[first : first + size], scores[first : first + size])
@@ -123,14 +135,15 @@ def test_memory_is_bounded_and_no_flow_is_lost(traffic, level):
 @pytest.mark.filterwarnings("ignore:there are more than")
 @pytest.mark.parametrize("level", ["channel", "host"])
 @pytest.mark.parametrize("max_groups", [1, 2, 10, 20, 37])
-def test_those_that_go_are_the_least_abnormal(traffic, level, max_groups):
+@pytest.mark.parametrize("combine", ["sum", "most_abnormal"])
+def test_those_that_go_are_the_least_abnormal(traffic, level, max_groups, combine):
     flows, scores = traffic
-    aggregator = FlowAggregator(level, window=1e6, n_highest=3, false_alarm_rate=None, max_groups=max_groups).fit(
-        flows, scores
-    )
+    aggregator = FlowAggregator(
+        level, window=1e6, combine=combine, n_highest=3, false_alarm_rate=None, max_groups=max_groups
+    ).fit(flows, scores)
     stream = aggregator.stream()
     evicted = stream.update(flows, scores)
-    expected = naive_evicted(flows, aggregator.abnormality(scores), level, 3, max_groups)
+    expected = naive_evicted(flows, aggregator.abnormality(scores), level, 3, max_groups, combine)
     assert [(g.src_ip, g.n_flows, round(g.score, 9)) for g in evicted] == expected
     assert stream.n_evicted == len(expected)
 
@@ -286,6 +299,56 @@ def test_abnormality_is_the_share_of_normal_flows(traffic):
     assert aggregator.abnormality([scores.max()])[0] == 0
 
 
+def test_where_nothing_adds_up_abnormality_has_no_steps_and_no_highest_value(traffic):
+    flows, scores = traffic
+    aggregator = FlowAggregator(combine="most_abnormal", false_alarm_rate=None).fit(flows, scores)
+    rng = np.random.default_rng(0)
+    new = np.sort(np.concatenate([rng.uniform(-30, scores.max(), 300), scores.min() - np.geomspace(1e-9, 1e9, 50)]))
+    expected = [-np.log(naive_place(scores.tolist(), score) / (len(scores) + 1)) for score in new.tolist()]
+    assert aggregator.abnormality(new) == pytest.approx(np.array(expected) ** 1.5)
+    assert (np.diff(aggregator.abnormality(new)) < 0).all()
+    adding_up = FlowAggregator(false_alarm_rate=None).fit(flows, scores)
+    assert aggregator.abnormality(scores).tolist() == adding_up.abnormality(scores).tolist()
+    assert aggregator.abnormality([scores.max(), 9.0]).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("normal", [[0.0, 0, 0], [-1.7e308, 0, 1.7e308], [0, 5e-324, 5e-324]], ids=str)
+def test_of_any_two_numbers_the_lower_is_no_less_abnormal(traffic, normal):
+    aggregator = FlowAggregator(combine="most_abnormal", false_alarm_rate=None).fit(traffic[0][:3], normal)
+    found = aggregator.abnormality([-1.79e308, -1.75e308, -1e300, -1, -1e-300, 0, 1e-300, 1, 1e300, 1.79e308])
+    assert np.isfinite(found).all()
+    assert found[0] > found[-1] == 0
+    assert (np.diff(found) <= 0).all()
+
+
+@pytest.mark.parametrize("level", ["channel", "host"])
+def test_groups_rank_as_the_scores_of_their_most_abnormal_flows(traffic, level):
+    flows, scores = traffic
+    settings = {"window": WINDOW, "combine": "most_abnormal", "false_alarm_rate": None}
+    aggregator = FlowAggregator(level, **settings).fit(flows[:30], scores[:30])
+    new = scores + np.random.default_rng(0).normal(-2, 1e-3, len(scores))  # many are below all of the thirty
+    groups = aggregator.aggregate(flows, new)
+    lowest = [new[rows_of(group, flows)].min() for group in groups]
+    assert lowest == sorted(lowest)
+    assert sum(score < scores[:30].min() for score in lowest) > 10
+    assert len({group.score for group in groups}) == len(groups)
+    assert [new[group.most_abnormal] for group in groups] == lowest
+
+
+@pytest.mark.parametrize("level", ["channel", "host"])
+def test_where_nothing_adds_up_the_threshold_is_a_lowest_flow_score_of_a_group(traffic, level):
+    flows, scores = traffic
+    settings = {"window": WINDOW, "combine": "most_abnormal", "false_alarm_rate": 0.1}
+    aggregator = FlowAggregator(level, **settings).fit(flows, scores)
+    groups = aggregator.aggregate(flows, scores)
+    lowest = np.array([scores[rows_of(group, flows)].min() for group in groups])
+    threshold = np.sort(lowest)[int(0.1 * (len(lowest) + 1)) - 1]
+    assert aggregator.offset_ == -aggregator.abnormality([threshold])[0]
+    new = scores + np.random.default_rng(0).normal(size=len(scores))
+    for group in aggregator.aggregate(flows, new):
+        assert (group.score < aggregator.offset_) == (new[rows_of(group, flows)].min() < threshold)
+
+
 def test_of_many_normal_scores_evenly_spaced_ones_are_kept(traffic):
     flows, _ = traffic
     many = np.arange(150_000.0)
@@ -392,6 +455,7 @@ def test_by_default_too_few_groups_are_a_warning_and_no_threshold():
         ({"window": 0}, "The 'window' parameter"),
         ({"window": 1e-10}, "The 'window' parameter"),
         ({"window": 1e10}, r"The 'window' parameter .* in the range \[1e-09, 9000000000\.0\]"),
+        ({"combine": "mean"}, "The 'combine' parameter"),
         ({"n_highest": 0}, "The 'n_highest' parameter"),
         ({"false_alarm_rate": 0.9}, "The 'false_alarm_rate' parameter"),
         ({"level": "host", "window": 1e6, "false_alarm_rate": 0.01}, "needs at least 99 normal hosts.*there are 5:"),
@@ -422,7 +486,9 @@ def test_a_refused_fit_leaves_nothing_behind(traffic):
 
 
 @pytest.mark.parametrize(
-    "changed", [{"level": "host"}, {"window": 20.0}, {"n_highest": 3}, {"false_alarm_rate": 0.2}], ids=str
+    "changed",
+    [{"level": "host"}, {"window": 20.0}, {"combine": "most_abnormal"}, {"n_highest": 3}, {"false_alarm_rate": 0.2}],
+    ids=str,
 )
 def test_an_old_fit_does_not_serve_new_settings(traffic, changed):
     flows, scores = traffic
@@ -520,3 +586,189 @@ def test_a_threshold_of_groups_that_are_all_alike_is_said(tmp_path, rate):
         aggregator = FlowAggregator("host", false_alarm_rate=rate).fit(flows, np.zeros(120))
     assert aggregator.offset_ == 0
     FlowAggregator("host", false_alarm_rate=None).fit(flows, np.zeros(120))  # no threshold, nothing to say
+
+
+@pytest.fixture(scope="module")
+def days(tmp_path_factory):
+    """Return 500 flows of three sources, in bursts over six days with a pause of two, in no order, and scores."""
+    rng = np.random.default_rng(1)
+    times = np.sort(np.repeat(rng.uniform(0, 4 * DAY, 125), 4) + rng.uniform(0, 4000, 500)).round()
+    times[times > 2 * DAY] += 2 * DAY
+    packets = []
+    for number in range(500):
+        make, host, server, port = rng.choice([tcp, udp]), *rng.integers(1, [4, 3, 3])
+        packets.append(make(src=f"10.0.0.{host}", dst=f"10.0.1.{server}", sport=10_000 + number, dport=int(port)))
+    flows = sampled(tmp_path_factory.mktemp("days") / "c.pcap", packets, times)
+    return flows[rng.permutation(len(flows))], np.round(rng.normal(size=len(flows)), 2)
+
+
+@pytest.mark.parametrize("level", ["channel", "host"])
+@pytest.mark.parametrize("window", [1e-9, 600.0, 3600.0, DAY])
+@pytest.mark.parametrize("threshold", [-1.0, 0.5, np.inf])
+def test_incidents_are_those_of_the_obvious_way(days, level, window, threshold):
+    flows, scores = days
+    incidents = find_incidents(flows, scores, threshold, level=level, window=window)
+    expected = naive_incidents(flows, scores, threshold, level, window)
+    assert sorted(incident.rows.tolist() for incident in incidents) == sorted(expected)
+    order = [(incident.score, incident.time_first) for incident in incidents]
+    assert order == sorted(order)
+    for incident in incidents:
+        rows = incident.rows
+        assert incident.most_abnormal == rows[scores[rows].argmin()]
+        assert incident.score == scores[incident.most_abnormal]
+        assert (incident.time_first, incident.time_last) == (flows.time_first[rows[0]], flows.time_first[rows[-1]])
+        assert incident.n_flows == len(rows)
+        channels = set(zip(flows.dst_ip[rows], flows.dst_port[rows], flows.protocol[rows], strict=True))
+        assert incident.n_channels == len(channels)
+        assert incident.src_ip == flows.src_ip[rows[0]]
+        key = (incident.dst_ip, incident.dst_port, incident.protocol)
+        assert key == (*channels,)[0] if level == "channel" else key == (None, None, None)
+
+
+def incidents_at(path, *seconds, **settings):
+    """Return how many flows of one channel, all flagged, each incident has, in the order of time."""
+    flows = sampled(path / "c.pcap", [tcp(sport=5000 + number) for number in range(len(seconds))], seconds)
+    incidents = find_incidents(flows, np.zeros(len(flows)), 1.0, **settings)
+    return [incident.n_flows for incident in sorted(incidents, key=lambda incident: incident.time_first)]
+
+
+def test_a_flow_belongs_to_the_incident_up_to_a_window_after_its_last_flow(tmp_path):
+    assert incidents_at(tmp_path, 0, 60, 120, 180.000001, 240.000002, window=60) == [3, 1, 1]
+
+
+def test_what_goes_on_for_days_comes_up_once_a_day(tmp_path):
+    hourly = 1.7e9 - 1.7e9 % DAY + 3600 * np.arange(8, 80)
+    assert incidents_at(tmp_path, *hourly) == [16, 24, 24, 8]
+
+
+@pytest.mark.parametrize("level", ["channel", "host"])
+def test_days_one_by_one_are_the_incidents_of_all_days(days, level):
+    flows, scores = days
+    day = flows.time_first // round(DAY * 1e9)
+    one_by_one = []
+    for number in np.unique(day):
+        rows = np.flatnonzero(day == number)
+        one_by_one += [
+            rows[incident.rows].tolist() for incident in find_incidents(flows[rows], scores[rows], 0.5, level=level)
+        ]
+    assert sorted(one_by_one) == sorted(i.rows.tolist() for i in find_incidents(flows, scores, 0.5, level=level))
+
+
+def test_only_what_scores_below_the_threshold_is_in_an_incident(tmp_path):
+    flows = sampled(tmp_path / "c.pcap", [tcp(sport=5000 + number) for number in range(4)], np.arange(4.0))
+    (incident,) = find_incidents(flows, [-1.0, -2, -3, -2], -1.0)
+    assert incident.rows.tolist() == [1, 2, 3]
+    assert (incident.most_abnormal, incident.score) == (2, -3)
+    assert find_incidents(flows, [-1.0, -2, -3, -2], -3.0) == []
+    assert find_incidents(flows[:0], [], 0.0) == []
+
+
+def test_an_address_of_each_version_is_another_source(tmp_path):
+    packets = [udp(src="10.0.0.7", dst="10.0.0.1"), udp6(src="::10.0.0.7", dst="::10.0.0.1")]
+    flows = sampled(tmp_path / "c.pcap", packets, [0.0, 1.0])
+    assert [incident.src_ip for incident in find_incidents(flows, [0, 0], 1.0)] == ["10.0.0.7", "::a00:7"]
+
+
+def test_incidents_cannot_be_changed_and_are_compared(days):
+    first, second = (find_incidents(*days, 0.0) for _ in range(2))
+    assert first == second
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        first[0].score = 0.0
+    with pytest.raises(ValueError, match="read-only"):
+        first[0].rows[0] = 0
+
+
+@pytest.mark.parametrize("level", ["channel", "host"])
+@pytest.mark.parametrize("window", [600.0, 3600.0, 12_000.0])
+@pytest.mark.parametrize("budget", [1, 7, 15])
+def test_the_threshold_for_a_budget_is_that_of_the_obvious_way(days, level, window, budget):
+    flows, scores = days
+    seconds = np.diff(np.sort(flows.time_first)) / 1e9
+    per_day = budget / (3 * seconds[seconds <= 3600].sum() / DAY)
+    threshold = incident_budget_threshold(flows, scores, per_day=per_day, per_hosts=1, level=level, window=window)
+    assert threshold == naive_incident_threshold(flows, scores, budget, level, window)
+    candidates = sorted(set(scores))
+    numbers = [
+        len(find_incidents(flows, scores, score, level=level, window=window))
+        for score in candidates[: candidates.index(threshold) + 2]
+    ]
+    assert max(numbers[:-1]) <= budget < numbers[-1]
+
+
+def test_the_budget_is_that_of_hosts_and_days_that_were_captured(days, tmp_path):
+    hours = np.concatenate([np.arange(49), 200 + np.arange(25)])  # two days, a pause, one day
+    packets = [tcp(src=f"10.0.0.{1 + number % 4}", sport=5000 + number) for number in range(len(hours))]
+    flows = sampled(tmp_path / "c.pcap", packets, 3600.0 * hours)
+    scores = np.arange(len(flows))
+    # 5 a day of 2 hosts: 30 in 3 days of 4 hosts. No flow joins another.
+    assert incident_budget_threshold(flows, scores, per_day=5, per_hosts=2, window=60) == 30
+    assert incident_budget_threshold(flows, scores, per_day=1 / 6, per_hosts=2, window=60) == 1
+    with pytest.raises(
+        ValueError, match=r"^0.16 incidents a day of 2 hosts are 0.96 in these flows, 3 days of 4 hosts"
+    ):
+        incident_budget_threshold(flows, scores, per_day=0.16, per_hosts=2, window=60)
+
+
+def test_a_wrong_clock_adds_no_days(tmp_path):
+    times = np.array([*3600.0 * np.arange(25), 4e9])
+    flows = sampled(tmp_path / "c.pcap", [tcp(sport=5000 + number) for number in range(26)], times)
+    assert incident_budget_threshold(flows, np.arange(26), per_day=3, per_hosts=1, window=60) == 3
+
+
+def test_more_flagged_flows_may_be_fewer_incidents_and_yet_beyond_the_budget(tmp_path):
+    flows = sampled(tmp_path / "c.pcap", [tcp(sport=5000 + number) for number in range(25)], 3600.0 * np.arange(25))
+    scores = np.full(25, 9.0)
+    scores[[10, 12, 11]] = 1, 2, 3  # two incidents, which the third flow makes one
+    settings = {"per_hosts": 1, "window": 3600}
+    assert [len(find_incidents(flows, scores, score)) for score in (1, 2, 3, 9)] == [0, 1, 2, 1]
+    assert incident_budget_threshold(flows, scores, per_day=1, **settings) == 2
+    with pytest.warns(UserWarning, match="the budget, 2 incidents, is not used up") as warned:
+        assert incident_budget_threshold(flows, scores, per_day=2, **settings) == 9
+    assert warned[0].filename == __file__
+
+
+def test_a_threshold_for_a_budget_that_flags_nothing_is_said(tmp_path):
+    flows = sampled(tmp_path / "c.pcap", [tcp(sport=5000 + number) for number in range(25)], 3600.0 * np.arange(25))
+    with pytest.warns(
+        UserWarning, match="no flow .* the 25 that share the lowest score, 0, are 25 .* the budget is 3;"
+    ):
+        assert incident_budget_threshold(flows, np.zeros(25), per_day=3, per_hosts=1, window=60) == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"threshold": np.nan}, "The 'threshold' parameter of find_incidents"),
+        ({"level": "flow"}, "The 'level' parameter of find_incidents"),
+        ({"window": 0}, "The 'window' parameter of find_incidents"),
+        ({"window": 86_401}, "The 'window' parameter of find_incidents"),
+        ({"scores": np.zeros(3)}, "inconsistent numbers of samples"),
+        ({"flows": np.zeros((500, 3))}, "flows must be a FlowTable"),
+    ],
+)
+def test_unusable_settings_of_incidents_raise(days, settings, message):
+    flows, scores = days
+    with pytest.raises(ValueError, match=message):
+        find_incidents(**{"flows": flows, "scores": scores, "threshold": 0.0, **settings})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"per_day": 0}, "The 'per_day' parameter"),
+        ({"per_hosts": np.nan}, "The 'per_hosts' parameter"),
+        ({"window": -1}, "The 'window' parameter"),
+        ({"level": "flow"}, "The 'level' parameter"),
+        ({"flows": None}, "flows must be a FlowTable"),
+        ({"scores": np.full(500, np.inf)}, "scores contains infinity"),
+    ],
+)
+def test_unusable_settings_of_a_budget_raise(days, settings, message):
+    flows, scores = days
+    with pytest.raises(ValueError, match=message):
+        incident_budget_threshold(**{"flows": flows, "scores": scores, **settings})
+
+
+def test_without_flows_there_is_no_threshold_for_a_budget(days):
+    with pytest.raises(ValueError, match="are 0 in these flows, 0 days of 0 hosts"):
+        incident_budget_threshold(days[0][:0], [])

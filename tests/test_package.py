@@ -73,6 +73,7 @@ LAYERS = {
     "": "_sampler _version detectors exceptions persistence",
     "__main__": "cli",
     "_bases": "",
+    "_incidents": "_thresholds _warn capture.table",
     "_measures": "_thresholds",
     "_meta": "",
     "_network": "",
@@ -113,7 +114,7 @@ LAYERS = {
     "_views.statistics": "_views.base capture.kernels capture.table",
     "_views.tails": "",
     "_warn": "",
-    "aggregation": "_bases _meta _thresholds _warn capture.table exceptions",
+    "aggregation": "_bases _incidents _meta _thresholds _warn capture.table exceptions",
     "capture": "capture.table exceptions",
     "capture._native": "_warn",
     "capture.community_id": "",
@@ -197,7 +198,7 @@ LAYERS = {
         "_meta _network.tensors _sampler _training.net _training.pairs _training.run _warn detectors._base "
         "detectors._callbacks detectors._profile detectors._reference detectors._rows detectors._templates"
     ),
-    "evaluation": "_measures _meta _text _warn aggregation capture.table metrics",
+    "evaluation": "_incidents _measures _meta _text _warn aggregation capture.table metrics",
     "exceptions": "",
     "inspection": "capture.headers capture.layouts",
     "metrics": "_measures _warn",
@@ -260,6 +261,9 @@ PUBLIC = [
     aggregation.FlowAggregator,
     aggregation.FlowGroup,
     aggregation.GroupStream,
+    aggregation.Incident,
+    aggregation.find_incidents,
+    aggregation.incident_budget_threshold,
     detectors.NearestNeighborDetector,
     detectors.StatisticDetector,
     detectors.SeedEnsemble,
@@ -372,7 +376,15 @@ def test_the_wheel_is_typed(tmp_path):
 
 
 FACES = {
-    "aggregation": ["FlowAggregator", "FlowGroup", "GroupStream", "TooFewGroupsError"],
+    "aggregation": [
+        "FlowAggregator",
+        "FlowGroup",
+        "GroupStream",
+        "Incident",
+        "TooFewGroupsError",
+        "find_incidents",
+        "incident_budget_threshold",
+    ],
     "capture": ["CaptureError", "CaptureWarning", "FlowTable"],
     "datasets": [
         "load_bos_2018",
