@@ -145,14 +145,18 @@ LAYERS = {
     "capture.writing": "_scratch capture.containers capture.flows capture.folders capture.kernels capture.table",
     "cli": "cli._commands",
     "cli._commands": (
-        "_sampler _text _version aggregation capture.counting capture.table cli._demo cli._html cli._outputs "
-        "cli._scoring cli._text datasets datasets._folder detectors evaluation inspection persistence"
+        "_meta _sampler _text _thresholds _version aggregation capture.counting capture.table cli._demo "
+        "cli._explaining cli._html cli._outputs cli._scoring cli._text datasets datasets._folder "
+        "datasets._testbed detectors evaluation persistence"
     ),
     "cli._demo": "_sampler capture.table cli._outputs cli._text datasets detectors metrics plotting",
-    "cli._html": "evaluation inspection plotting",
+    "cli._explaining": "_meta capture.table cli._text detectors inspection",
+    "cli._html": "cli._explaining cli._text evaluation inspection plotting",
     "cli._outputs": "capture.containers exceptions",
-    "cli._scoring": "_sampler aggregation capture.containers capture.flows capture.kernels capture.table",
-    "cli._text": "_text aggregation capture.table inspection",
+    "cli._scoring": (
+        "_meta _sampler aggregation capture.containers capture.flows capture.kernels capture.table cli._text"
+    ),
+    "cli._text": "_text aggregation capture.table detectors inspection",
     "datasets": "datasets._bos datasets._cic datasets._folder datasets._synthetic datasets._testbed datasets._ustc",
     "datasets._bos": "_sampler datasets._cache datasets._files paper",
     "datasets._cache": "_sampler _scratch _version _warn capture capture.fields capture.folders capture.table",
@@ -400,6 +404,7 @@ FACES = {
         "ConvAutoencoderDetector",
         "DOCFeatures",
         "DOCIDSDetector",
+        "Judgement",
         "MultiViewDetector",
         "NearestNeighborDetector",
         "ReferenceData",

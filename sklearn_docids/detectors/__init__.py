@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from sklearn_docids.detectors._doc_features import DOCFeatures
     from sklearn_docids.detectors._docids import DOCIDSDetector
     from sklearn_docids.detectors._ensemble import SeedEnsemble
-    from sklearn_docids.detectors._multiview import MultiViewDetector, ScoreStream, ViewReason
+    from sklearn_docids.detectors._multiview import Judgement, MultiViewDetector, ScoreStream, ViewReason
     from sklearn_docids.detectors._reference import ReferenceData
     from sklearn_docids.detectors._simple import NearestNeighborDetector, StatisticDetector
 
@@ -21,6 +21,7 @@ _HOME = {
     "ConvAutoencoderDetector": "_autoencoders",
     "DOCFeatures": "_doc_features",
     "DOCIDSDetector": "_docids",
+    "Judgement": "_multiview",
     "MultiViewDetector": "_multiview",
     "NearestNeighborDetector": "_simple",
     "ReferenceData": "_reference",
@@ -35,6 +36,7 @@ __all__ = [
     "ConvAutoencoderDetector",
     "DOCFeatures",
     "DOCIDSDetector",
+    "Judgement",
     "MultiViewDetector",
     "NearestNeighborDetector",
     "ReferenceData",

@@ -407,6 +407,76 @@ class MultiViewDetector(OutlierMixin, BaseEstimator):
         return np.asarray(-(surprises**self._power).sum(axis=1))
 
 
+class Judgement:
+    """What a `MultiViewDetector` says of flows: `ScoreStream.judge` makes it.
+
+    Parameters
+    ----------
+    detector : MultiViewDetector
+        The fitted detector.
+    surprises : ndarray of float64, shape (n_flows, n_views)
+        Opposites of logarithms of p-values.
+    observations : list of Observation
+        What each view saw.
+    places : ndarray of int64, shape (n_flows,)
+        Where each flow is in the observations.
+
+    Attributes
+    ----------
+    scores : ndarray of float64, shape (n_flows,)
+        As `MultiViewDetector.score_samples`.
+    p_values : ndarray of float64, shape (n_flows, n_views)
+        As `MultiViewDetector.p_values`.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from sklearn_docids import FlowSampler, MultiViewDetector
+    >>> from sklearn_docids.datasets import make_traffic
+    >>> sampler = FlowSampler(layout="payload", output="flows")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     flows = sampler.transform(make_traffic(folder, n_flows=200, random_state=0).train)
+    >>> detector = MultiViewDetector(views=("statistics", "novelty"), random_state=0).fit(flows)
+    >>> judged = detector.stream().judge(flows)
+    >>> reasons = judged.reasons(int(judged.scores.argmin()))  # of the most abnormal flow alone
+    >>> reasons[0].p_value < 0.01
+    True
+    """
+
+    def __init__(
+        self,
+        detector: MultiViewDetector,
+        surprises: np.ndarray,
+        observations: Sequence[Observation],
+        places: np.ndarray,
+    ):
+        self.scores: np.ndarray = detector._combined(surprises)
+        self.p_values: np.ndarray = np.exp(-surprises)
+        self._names = detector.view_names_
+        self._observations = observations
+        self._places = places
+
+    def reasons(self, row: int) -> list[ViewReason]:
+        """Return the views in which a flow is unusual, the most unusual first.
+
+        Parameters
+        ----------
+        row : int
+            Row of the flow.
+
+        Returns
+        -------
+        list of ViewReason
+            As `MultiViewDetector.explain` has them of each flow.
+        """
+        place = int(self._places[row])
+        return [
+            ViewReason(self._names[view], float(p_value), self._observations[view].reason(place))
+            for view, p_value in sorted(enumerate(self.p_values[row]), key=lambda pair: pair[1])
+            if p_value <= EXPLAINED_P_VALUE
+        ]
+
+
 class ScoreStream:
     """A fitted `MultiViewDetector` that remembers the flows it has seen.
 
@@ -445,7 +515,7 @@ class ScoreStream:
         ndarray of float64, shape (n_flows,)
             At most 0; the lower, the more abnormal.
         """
-        return self.detector._combined(self._surprises(X)[0])
+        return self.judge(X).scores
 
     def p_values(self, X: FlowTable) -> np.ndarray:
         """Return what each view says of the next flows.
@@ -460,7 +530,7 @@ class ScoreStream:
         ndarray of float64, shape (n_flows, n_views)
             As `MultiViewDetector.p_values`.
         """
-        return np.asarray(np.exp(-self._surprises(X)[0]))
+        return self.judge(X).p_values
 
     def explain(self, X: FlowTable) -> list[list[ViewReason]]:
         """Return for each of the next flows the views in which it is unusual.
@@ -475,16 +545,23 @@ class ScoreStream:
         list of list of ViewReason
             As `MultiViewDetector.explain`.
         """
-        surprises, observations, places = self._surprises(X)
-        p_values, names = np.exp(-surprises), self.detector.view_names_
-        return [
-            [
-                ViewReason(names[view], float(p_values[row, view]), observations[view].reason(int(places[row])))
-                for view in np.argsort(p_values[row], kind="stable")
-                if p_values[row, view] <= EXPLAINED_P_VALUE
-            ]
-            for row in range(len(X))
-        ]
+        judged = self.judge(X)
+        return [judged.reasons(row) for row in range(len(X))]
+
+    def judge(self, X: FlowTable) -> Judgement:
+        """Return scores, p-values and, on demand, reasons of the next flows, which are remembered once.
+
+        Parameters
+        ----------
+        X : FlowTable
+            Flows, as in `score_samples`.
+
+        Returns
+        -------
+        Judgement
+            What the views say of each flow.
+        """
+        return Judgement(self.detector, *self._surprises(X))
 
     def _surprises(self, X: FlowTable) -> tuple[np.ndarray, list[Observation], np.ndarray]:
         """Return surprises in the order of X, what views observed in order of time, and where each flow is there."""
