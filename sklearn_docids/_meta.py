@@ -7,6 +7,7 @@ from typing import Any
 
 from sklearn import get_config
 from sklearn.base import clone
+from sklearn.utils import get_tags
 from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping, process_routing
 
 
@@ -47,3 +48,10 @@ class FitParamsToEstimator:
         if get_config()["enable_metadata_routing"]:
             return dict(process_routing(self, "fit", **fit_params).estimator.fit)
         return fit_params
+
+
+def takes_tables(detector: Any) -> bool:
+    """Return whether a detector takes flow tables, and not rows: by its tags, or those of what it wraps."""
+    if hasattr(detector, "estimator"):
+        return takes_tables(detector.estimator)
+    return hasattr(detector, "__sklearn_tags__") and not get_tags(detector).input_tags.two_d_array

@@ -25,7 +25,7 @@ from sklearn.utils.validation import has_fit_parameter
 
 from sklearn_docids._incidents import LEVELS
 from sklearn_docids._measures import Curve, Ranking, average_precision, recall_at_fpr, resolves, roc_auc, too_few_normal
-from sklearn_docids._meta import seeded_clone
+from sklearn_docids._meta import seeded_clone, takes_tables
 from sklearn_docids._text import csv_cell
 from sklearn_docids._warn import warn_caller
 from sklearn_docids.aggregation import FlowAggregator
@@ -453,7 +453,8 @@ def evaluate(
     detectors : mapping of str to estimator
         Detectors by name: fitted ones, or, with ``train``, ones that are cloned and fitted for each seed.
     normal : array-like of shape (n_flows, n_columns), or FlowTable
-        Normal flows to test on, which no detector was trained on.
+        Normal flows to test on, which no detector was trained on. Detectors that take tables need a FlowTable, here
+        and below; others are given its rows.
     attacks : mapping of str to array-like or FlowTable
         Flows of each attack. None of them is trained on.
     train : array-like of shape (n_flows, n_columns), or FlowTable, default=None
@@ -499,6 +500,10 @@ def evaluate(
 
     Notes
     -----
+    A detector that takes tables, as `MultiViewDetector` does, scores the flows of each attack among all normal flows,
+    in order of time, as what came before a flow may be part of its score. The normal flows are scored without any
+    attack: what an attack does to the scores of normal flows beside it is not measured.
+
     Flows of one capture depend on one another, which a bootstrap over flows does not know: intervals are rather too
     narrow.
 
@@ -571,14 +576,23 @@ def _check_flows(normal: Any, attacks: Mapping[str, Any], level: str, calibratio
 def _calibrated(settings: FlowAggregator, level: str, calibration: Any, detector: Any) -> FlowAggregator:
     """Return a fitted aggregator; what there may be to warn of is the same for every detector and seed."""
     aggregator = clone(settings).set_params(level=level)
-    scores = detector.score_samples(calibration.X)
+    scores = detector.score_samples(given(detector, calibration))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "no threshold", UserWarning)
         return aggregator.fit(calibration, scores)
 
 
-def _rows(flows: Any) -> Any:
-    return flows.X if isinstance(flows, FlowTable) else flows
+def given(detector: Any, flows: Any) -> Any:
+    """Return flows as a detector takes them: a table, or its rows."""
+    return flows.X if isinstance(flows, FlowTable) and not takes_tables(detector) else flows
+
+
+def in_context(detector: Any, method: str, normal: Any, flows: Any) -> np.ndarray:
+    """Return what a method of a detector says of flows; one that takes tables is given the normal ones with them."""
+    ask = getattr(detector, method)
+    if not takes_tables(detector):
+        return np.asarray(ask(given(detector, flows)))
+    return np.asarray(ask(FlowTable.concatenate([normal, flows])))[len(normal) :]
 
 
 def fit_clone(detector: Any, train: Any, *, reference: Any = None, seed: int = 0) -> Any:
@@ -609,7 +623,7 @@ def fit_clone(detector: Any, train: Any, *, reference: Any = None, seed: int = 0
     7
     """
     fitted = seeded_clone(detector, seed)
-    return fitted.fit(_rows(train), **({} if reference is None else _fit_params(fitted, reference)))
+    return fitted.fit(given(fitted, train), **({} if reference is None else _fit_params(fitted, reference)))
 
 
 def _fit_params(detector: Any, reference: Any) -> dict[str, Any]:
@@ -632,7 +646,7 @@ def score_flows(detector: Any, normal: Any, attacks: Mapping[str, Any]) -> Score
     normal : array-like of shape (n_flows, n_columns), or FlowTable
         Normal flows.
     attacks : mapping of str to array-like or FlowTable
-        Flows of each attack.
+        Flows of each attack. A detector that takes tables is given the normal flows with them (see `evaluate`).
 
     Returns
     -------
@@ -648,18 +662,15 @@ def score_flows(detector: Any, normal: Any, attacks: Mapping[str, Any]) -> Score
     >>> score_flows(detector, np.array([[1.5]]), {"scan": np.array([[9.0]])}).attacks
     {'scan': array([-6.])}
     """
-
-    def scores(flows: Any) -> np.ndarray:
-        return np.asarray(detector.score_samples(_rows(flows)), dtype=np.float64)
-
-    def flagged(flows: Any) -> np.ndarray:
-        return np.asarray(detector.predict(_rows(flows))) == -1
-
+    rows = given(detector, normal)
     return Scored(
-        scores(normal),
-        {name: scores(flows) for name, flows in attacks.items()},
-        flagged(normal),
-        {name: flagged(flows) for name, flows in attacks.items()},
+        np.asarray(detector.score_samples(rows), dtype=np.float64),
+        {
+            name: in_context(detector, "score_samples", normal, flows).astype(np.float64)
+            for name, flows in attacks.items()
+        },
+        np.asarray(detector.predict(rows)) == -1,
+        {name: in_context(detector, "predict", normal, flows) == -1 for name, flows in attacks.items()},
     )
 
 
@@ -700,11 +711,11 @@ def score_groups(
     >>> score_groups(detector, aggregator, flows, {"none": flows[:5]}).no_threshold_reason
     'false_alarm_rate=None'
     """
-    normal_scores = detector.score_samples(normal.X)
+    normal_scores = detector.score_samples(given(detector, normal))
     negatives = _group_scores(aggregator.aggregate(normal, normal_scores))
     positives = {}
     for name, flows in attacks.items():
-        scores = detector.score_samples(flows.X)
+        scores = in_context(detector, "score_samples", normal, flows)
         attacked = {_key(group) for group in aggregator.aggregate(flows, scores)}
         groups = aggregator.aggregate(FlowTable.concatenate([normal, flows]), np.concatenate([normal_scores, scores]))
         positives[name] = _group_scores([group for group in groups if _key(group) in attacked])
