@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import math
 import os
 import sys
 import warnings
@@ -17,14 +18,29 @@ import numpy as np
 from sklearn_docids._text import printable
 from sklearn_docids._version import __version__
 from sklearn_docids.cli._outputs import check_spared, check_writable, named, replacing, scratch_folder
-from sklearn_docids.cli._text import ScoreTable, format_flows, format_groups, format_reasons, say
+from sklearn_docids.cli._text import (
+    ScoreTable,
+    format_flows,
+    format_groups,
+    format_reasons,
+    format_views,
+    in_options,
+    say,
+)
 
 if TYPE_CHECKING:
     from sklearn_docids.capture.table import FlowTable
     from sklearn_docids.cli._scoring import FlowSpool, FlowStream
 
 N_LISTED = 10
-
+# Views of a flow; and the one that is the paper's detector where it stands alone.
+VIEWS = ("bytes", "statistics", "requests", "novelty", "content")
+PAPER = ("bytes",)
+FALSE_ALARM_RATE, MAX_RATE = 0.01, 0.5
+CONTEXT = (
+    "The flows of each attack were scored among the normal flows, in order of time, as what came before a flow is part "
+    "of its score; the normal flows were scored without any attack."
+)
 
 CAPTURE_HELP = "pcap or pcapng, packed or not; - is standard input"
 MODEL_HELP = (
@@ -67,7 +83,7 @@ def _status_of(args: argparse.Namespace) -> int:
 def _failed(error: Exception) -> int:
     # Only standard output has no name.
     place = "standard output: " if isinstance(error, OSError) and error.errno and error.filename is None else ""
-    print(f"docids: error: {place}{printable(error)}", file=sys.stderr)
+    print(f"docids: error: {place}{in_options(printable(error))}", file=sys.stderr)
     return FAILED
 
 
@@ -84,7 +100,7 @@ def _flush(status: int) -> int:
 
 
 def _show_warning(message: Any, *args: Any, **kwargs: Any) -> None:
-    print(f"docids: warning: {printable(message)}", file=sys.stderr)
+    print(f"docids: warning: {in_options(printable(message))}", file=sys.stderr)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -135,25 +151,42 @@ def _add_sample(commands: Any) -> None:
 
 
 def _add_fit(commands: Any) -> None:
-    fit = commands.add_parser("fit", help="train a detector on captures of normal traffic")
+    fit = commands.add_parser(
+        "fit",
+        help="train a detector on captures of normal traffic",
+        description="Train a detector on captures of normal traffic, a whole day of it where hosts come and go by the "
+        "hour. It looks at each flow in several ways: its bytes as DOC-IDS sees them, its statistics, how its request "
+        "is spelled, whether anybody asked for this before, and how many flows of like content there were lately.",
+    )
     fit.add_argument("captures", nargs="+", metavar="CAPTURE", help=f"normal traffic: {CAPTURE_HELP}")
     fit.add_argument(
-        "--reference",
-        required=True,
-        metavar="DIR",
-        help="one capture, or folder of captures, per class, named after it",
-    )
+        "--views", type=_views, default=VIEWS, metavar="V,V,...",
+        help=f"views of a flow, of {','.join(VIEWS)} (default: all); bytes alone is the detector of the paper",
+    )  # fmt: skip
+    fit.add_argument(
+        "--reference", metavar="DIR",
+        help="what bytes are compared with: one capture, or folder of captures, per class, named after it (default: "
+        "the bundled services of the testbed)",
+    )  # fmt: skip
     fit.add_argument("--model", required=True, metavar="M", help="model file to write")
     _add_force_option(fit)
-    fit.add_argument("--max-epochs", type=_epochs, default="auto", metavar="N", help="passes over the traffic")
-    fit.add_argument("--score-method", default="knn", choices=("knn", "reconstruction"))
+    fit.add_argument(
+        "--max-epochs", type=_epochs, metavar="N", help="passes of the network of bytes over the traffic (default auto)"
+    )
+    fit.add_argument(
+        "--score-method",
+        choices=("knn", "reconstruction"),
+        help="score of bytes as the only view (default knn)",
+    )
     fit.add_argument(
         "--false-alarm-rate", type=float, metavar="R",
-        help="rate of false alarms to hold on new normal flows; keeps a fifth of the flows out of training",
+        help=f"rate of false alarms to hold on new normal flows (default {FALSE_ALARM_RATE:g}); with bytes alone it "
+        "keeps a fifth of the flows out of training (default: flag 1 %% of the training flows, more of new ones)",
     )  # fmt: skip
     fit.add_argument(
         "--checkpoint-folder", metavar="DIR",
-        help="existing folder for the state of training; the same command, started again after a break, goes on",
+        help="existing folder for the state of the network of bytes; the same command, started again after a break, "
+        "goes on",
     )  # fmt: skip
     _add_midstream_option(fit, "keep")
     fit.add_argument("--seed", type=int, default=0, help="seed of sampling and training (default 0)")
@@ -166,9 +199,10 @@ def _add_score(commands: Any) -> None:
         "score",
         help="score the flows of captures with a trained detector",
         description="Score the flows of captures with a trained detector, in bounded memory. The table has a line per "
-        "flow: times, five-tuple, how it began and ended, score (the lower, the more abnormal), verdict. Flows come in "
-        "the order in which they end, as only then all of their packets are known; sort by time_first for the order in "
-        "which they began.",
+        "flow: times, five-tuple, how it began and ended, score (the lower, the more abnormal), verdict, and, from a "
+        "model of several views, why it is abnormal. Flows come in the order in which they end, as only then all of "
+        "their packets are known; sort by time_first for the order in which they began. A model of several views "
+        "remembers what came before a flow: give captures in the order of time.",
     )
     score.add_argument("captures", nargs="+", metavar="CAPTURE", help=CAPTURE_HELP)
     score.add_argument("--model", required=True, metavar="M", help=MODEL_HELP)
@@ -184,7 +218,7 @@ def _add_score(commands: Any) -> None:
 
 
 def _add_explain(commands: Any) -> None:
-    explain = commands.add_parser("explain", help="show which bytes make the most abnormal flows of captures abnormal")
+    explain = commands.add_parser("explain", help="show what makes the most abnormal flows of captures abnormal")
     explain.add_argument("captures", nargs="+", metavar="CAPTURE", help=CAPTURE_HELP)
     explain.add_argument("--model", required=True, metavar="M", help=MODEL_HELP)
     _add_midstream_option(explain, None)
@@ -249,6 +283,13 @@ def _add_fields_option(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def _views(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    if not set(names) <= set(VIEWS) or len(set(names)) < len(names):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of different views, of {','.join(VIEWS)}")
+    return names
+
+
 def _epochs(text: str) -> int | str:
     return text if text == "auto" else int(text)
 
@@ -275,30 +316,97 @@ def _sample(args: argparse.Namespace) -> None:
 
 def _fit(args: argparse.Namespace) -> None:
     from sklearn_docids._sampler import FlowSampler
-    from sklearn_docids.datasets import load_class_folder
-    from sklearn_docids.detectors import DOCIDSDetector, ReferenceData
     from sklearn_docids.persistence import save_detector
 
-    sampler = FlowSampler(fields=args.fields, midstream=args.midstream, random_state=args.seed, verbose=1)
-    detector = DOCIDSDetector(
-        max_epochs=args.max_epochs, score_method=args.score_method, false_alarm_rate=args.false_alarm_rate,
-        checkpoint_folder=args.checkpoint_folder, random_state=args.seed, verbose=1,
-    )  # fmt: skip
     # What can be refused is refused before the work begins.
-    detector._validate_params()
+    _check_fit(args)
+    detector = _unfitted(args)
+    captures = sources(args.captures)
+    layout, output = ("packets", "rows") if args.views == PAPER else ("payload", "flows")
+    sampler = FlowSampler(
+        layout=layout, output=output, fields=args.fields, midstream=args.midstream, random_state=args.seed, verbose=1
+    )
+    reference = _reference(args.reference, sampler) if "bytes" in args.views else None
+    X, _, _ = sampler.sample(captures)
+    _check_read(sampler.counters_, args.captures)
+    n_judged = round(detector.validation_fraction * len(X)) if args.views == PAPER else len(X)
+    if detector.false_alarm_rate is not None:
+        _check_rate(detector.false_alarm_rate, n_judged, len(X))
+    detector.fit(X, reference=reference)
+    with named(args.model):
+        save_detector(detector, args.model, sampler=sampler.set_params(verbose=0))
+    n_learned = len(X) - n_judged if args.views == PAPER and detector.false_alarm_rate is not None else len(X)
+    say(f"{n_learned} flows learned, by {' '.join(args.views)}; model written to {args.model}")
+    say(_threshold_of(detector, n_judged))
+
+
+def _check_fit(args: argparse.Namespace) -> None:
+    for option, value in (("--max-epochs", args.max_epochs), ("--checkpoint-folder", args.checkpoint_folder)):
+        if value is not None and "bytes" not in args.views:
+            raise ValueError(f"{option} is for the network of bytes, a view that --views leaves out")
+    if args.reference is not None and "bytes" not in args.views:
+        raise ValueError("--reference is what bytes are compared with, a view that --views leaves out")
+    if args.score_method is not None and args.views != PAPER:
+        raise ValueError("--score-method is for bytes as the only view: --views bytes")
     check_writable("--model", args.model, is_file=True)
     check_spared("--model", args.model, args.captures, force=args.force)
     if args.checkpoint_folder is not None and not Path(args.checkpoint_folder).is_dir():
         raise NotADirectoryError(f"--checkpoint-folder {args.checkpoint_folder} is not an existing folder")
-    X_reference, y_reference = load_class_folder(args.reference, sampler=sampler, return_X_y=True)
-    X, _, _ = sampler.sample(sources(args.captures))
-    _check_read(sampler.counters_, args.captures)
-    detector.fit(X, reference=ReferenceData(X_reference, y_reference))
-    with named(args.model):
-        save_detector(detector, args.model, sampler=sampler.set_params(verbose=0))
-    say(f"{len(X)} flows and {len(X_reference)} reference flows learned, model written to {args.model}")
-    if args.false_alarm_rate is None:
-        say("The threshold flags 1 % of these flows, more of new ones; --false-alarm-rate sets it with held-out flows.")
+
+
+def _unfitted(args: argparse.Namespace) -> Any:
+    """Return the detector that the options ask for."""
+    from sklearn_docids.detectors import DOCIDSDetector, MultiViewDetector
+
+    rate = args.false_alarm_rate
+    if args.views == PAPER:
+        network: DOCIDSDetector = DOCIDSDetector(score_method=args.score_method or "knn", false_alarm_rate=rate)
+        detector: Any = network
+    else:
+        rate = FALSE_ALARM_RATE if rate is None else rate
+        detector = MultiViewDetector(views=args.views, false_alarm_rate=rate)
+        network = detector._network()
+        detector.set_params(detector=network)
+    network.set_params(checkpoint_folder=args.checkpoint_folder, max_epochs=args.max_epochs or "auto", verbose=1)
+    network._validate_params()
+    detector._validate_params()
+    return detector.set_params(random_state=args.seed)
+
+
+def _reference(folder: str | None, sampler: Any) -> Any:
+    """Return the reference in a folder, or the bundled one."""
+    from sklearn_docids.datasets import load_class_folder
+    from sklearn_docids.datasets._testbed import REFERENCE
+    from sklearn_docids.detectors import ReferenceData
+
+    reference = load_class_folder(REFERENCE if folder is None else folder, sampler=sampler)
+    if folder is None:
+        n_flows, n_services = len(reference.X), len(reference.target_names)
+        say(f"no --reference: the bundled one is used, {n_flows} flows of {n_services} services")
+    return ReferenceData(reference.X, reference.y)
+
+
+def _check_rate(rate: float, n_judged: int, n_flows: int) -> None:
+    """Refuse too few flows for a threshold that holds a rate of false alarms."""
+    from sklearn_docids._thresholds import least_held_out
+
+    needed = least_held_out(rate)
+    if n_judged < needed:
+        lowest = math.ceil(1000 / (n_judged + 1)) / 1000
+        way_out = f", or --false-alarm-rate {lowest:g}" if lowest <= MAX_RATE else ""
+        raise ValueError(
+            f"a threshold for {100 * rate:g} % false alarms takes at least {needed} flows that set it, but of "
+            f"{n_flows} flows {n_judged} do: give more traffic{way_out}"
+        )
+
+
+def _threshold_of(detector: Any, n_judged: int) -> str:
+    rate = detector.false_alarm_rate
+    if rate is None:
+        return (
+            "The threshold flags 1 % of these flows, more of new ones; --false-alarm-rate sets it with held-out flows."
+        )
+    return f"The threshold is that of {100 * rate:g} % false alarms; {n_judged} flows have set it."
 
 
 def sources(captures: Sequence[str]) -> list[Any]:
@@ -337,7 +445,8 @@ def _loaded(path: str, midstream: str | None) -> Any:
     detector: Any = loaded[-1] if isinstance(loaded, Pipeline) else loaded
     if detector.sampler_ is None:
         raise ValueError(f"{path} holds no sampler, so captures cannot be read as it was trained; use docids fit")
-    detector.sampler_.set_params(verbose=0)  # standard output is the table's alone
+    # Standard output is the table's alone; detectors that take tables are given them by hand.
+    detector.sampler_.set_params(verbose=0, output="rows")
     if midstream is not None:
         detector.sampler_.set_params(midstream=midstream)
     return detector
@@ -381,10 +490,12 @@ def _check_output_of_score(args: argparse.Namespace) -> None:
 
 def _scored(detector: Any, stream: Iterable[FlowTable], file: TextIO) -> Iterator[tuple[FlowTable, np.ndarray]]:
     """Score flows and write a line of each, some thousand at a time; hand them on."""
-    table = ScoreTable(file, detector.offset_)
-    for flows in stream:
-        scores = detector.score_samples(flows.X)
-        table.add(flows, scores)
+    from sklearn_docids._meta import takes_tables
+    from sklearn_docids.cli._scoring import judged
+
+    table = ScoreTable(file, detector.offset_, has_reasons=takes_tables(detector))
+    for flows, scores, reasons in judged(detector, stream):
+        table.add(flows, scores, reasons)
         yield flows, scores
 
 
@@ -419,19 +530,24 @@ def _read(counters: Iterable[Mapping[str, int]], ignored: Iterable[Mapping[str, 
 
 def _aggregators(detector: Any, args: argparse.Namespace) -> list[Any]:
     """Return aggregators of channels and of hosts, fitted if there are flows to calibrate with."""
-    aggregators = [_aggregator(level, args.window) for level in ("channel", "host")]
+    from sklearn_docids.evaluation import given
+
+    aggregators = [_aggregator(detector, level, args.window) for level in ("channel", "host")]
     if args.calibration:
         flows = _flows(detector.sampler_, args.calibration, "--calibration")
-        scores = detector.score_samples(flows.X)
+        scores = detector.score_samples(given(detector, flows))
         return [aggregator.fit(flows, scores) for aggregator in aggregators]
     return [aggregator.set_params(false_alarm_rate=None) for aggregator in aggregators]
 
 
-def _aggregator(level: str, window: float | None) -> Any:
+def _aggregator(detector: Any, level: str, window: float | None) -> Any:
     """Return the aggregator of a level, with the window of the command line if it has one."""
+    from sklearn_docids._meta import takes_tables
     from sklearn_docids.aggregation import FlowAggregator
 
-    return FlowAggregator(level) if window is None else FlowAggregator(level, window=window)
+    # What knows the past of a flow has added it up already.
+    aggregator = FlowAggregator(level, combine="most_abnormal" if takes_tables(detector) else "sum")
+    return aggregator if window is None else aggregator.set_params(window=window)
 
 
 def _print_groups(aggregator: Any, spool: FlowSpool) -> None:
@@ -455,28 +571,22 @@ def _print_groups(aggregator: Any, spool: FlowSpool) -> None:
 
 
 def _explain(args: argparse.Namespace) -> None:
+    from sklearn_docids.cli._explaining import explained
+
     detector = _loaded(args.model, args.midstream)
     flows = _flows(detector.sampler_, args.captures, "CAPTURE")
-    for line, reasons in _explained(detector, flows, args.flows, args.bytes):
-        say(line, *format_reasons(reasons), "")
+    for flow in explained(detector, flows, args.flows, args.bytes):
+        say(flow.flow)
+        if flow.views is not None:
+            say(*format_views(flow.views))
+        if flow.bytes is not None:
+            say(*format_reasons(flow.bytes))
+        say("")
     say(_read(flows.counters, flows.ignored))
 
 
-def _explained(detector: Any, flows: Any, n_flows: int, n_bytes: int) -> list[tuple[str, Any]]:
-    """Return the most abnormal flows, each as a line and its reasons."""
-    from sklearn_docids.inspection import byte_reasons
-
-    scores = detector.score_samples(flows.X)
-    explained = []
-    for row in np.argsort(scores, kind="stable")[:n_flows].tolist():
-        flow = flows[row]
-        (line,) = format_flows(flow, scores[row : row + 1])
-        reasons = byte_reasons(detector, flow.X, n_listed=n_bytes, link_type=int(flow.link_type[0]))
-        explained.append((line.strip(), reasons[0]))
-    return explained
-
-
 def _evaluate(args: argparse.Namespace) -> None:
+    from sklearn_docids._meta import takes_tables
     from sklearn_docids.evaluation import Evaluation
 
     _check_outputs_of_evaluate(args)
@@ -491,19 +601,23 @@ def _evaluate(args: argparse.Namespace) -> None:
         detectors |= _simple_detectors(sampler, args.train)
         read["training"] = _read(sampler.counters_, sampler.ignored_)
     found = _evaluated(detectors, normal, attacks, calibration, args.window)
+    note = CONTEXT if takes_tables(detector) else ""
     for level, evaluation in found.items():
         say(f"By {level}", "", *str(evaluation).splitlines(), "")
+    if note:
+        say(note)
     say(*(f"{name}: {line}" for name, line in read.items()))
     if args.csv is not None:
         with replacing(args.csv) as part:
             Evaluation.joined(found.values()).write_csv(part)
     if args.output is not None:
+        from sklearn_docids.cli._explaining import explained
         from sklearn_docids.cli._html import write_report
 
-        explained = [flow for flows in attacks.values() for flow in _explained(detector, flows, 1, 16)]
+        flows = [flow for attack in attacks.values() for flow in explained(detector, attack, 1, 16, normal)]
         title = f"docids evaluate: {printable(args.model)}"
         with replacing(args.output) as part:
-            write_report(part, found, title=title, read=read, explained=explained)
+            write_report(part, found, title=title, read=read, note=note, explained=flows)
         say(f"Report: {args.output}")
 
 
@@ -539,13 +653,20 @@ def _evaluated(
     detectors: dict[str, Any], normal: Any, attacks: dict[str, Any], calibration: Any, window: float | None
 ) -> dict[str, Any]:
     """Return evaluations by level: of flows, and, with flows to calibrate with, of channels and hosts."""
-    from sklearn_docids.evaluation import evaluate
+    from sklearn_docids._meta import takes_tables
+    from sklearn_docids.evaluation import Evaluation, evaluate
 
     found = {"flow": evaluate(detectors, normal, attacks)}
-    if calibration is not None:
-        for level in ("channel", "host"):
-            settings = {"level": level, "calibration": calibration, "aggregator": _aggregator(level, window)}
-            found[level] = evaluate(detectors, normal, attacks, **settings)
+    if calibration is None:
+        return found
+    # Each kind of detector has its own way to put flows together.
+    kinds = [{name: each for name, each in detectors.items() if takes_tables(each) == kind} for kind in (True, False)]
+    for level in ("channel", "host"):
+        parts = []
+        for some in filter(None, kinds):
+            aggregator = _aggregator(next(iter(some.values())), level, window)
+            parts.append(evaluate(some, normal, attacks, level=level, calibration=calibration, aggregator=aggregator))
+        found[level] = Evaluation.joined(parts)
     return found
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""`docids demo`: from the bundled captures to a ranked list of abnormal flows."""
+"""`docids demo`: from the bundled captures to a ranked list of abnormal flows, each with a reason."""
 
 from __future__ import annotations
 
@@ -11,57 +11,62 @@ from sklearn.ensemble import IsolationForest
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.svm import OneClassSVM
+from sklearn.utils import Bunch
 
 from sklearn_docids._sampler import FlowSampler
 from sklearn_docids.capture.table import FlowTable
 from sklearn_docids.cli._outputs import replacing
-from sklearn_docids.cli._text import format_flows, say
+from sklearn_docids.cli._text import format_flows, main_reason, say
 from sklearn_docids.datasets import load_testbed
-from sklearn_docids.detectors import AutoencoderDetector, DOCIDSDetector, StatisticDetector
+from sklearn_docids.detectors import DOCIDSDetector, Judgement, MultiViewDetector, ReferenceData, StatisticDetector
 from sklearn_docids.metrics import attack_average_precision_score, attack_roc_auc_score
 
 N_LISTED = 10
 MAX_EPOCHS: int | str = "auto"
-FALSE_ALARM_RATE = 0.05
+VIEWS = "several views"
 
 
 def run(folder: str, seed: int) -> None:
     """Train on the bundled testbed, score and report; everything follows from ``seed``."""
     print("Sampling the bundled testbed: the first 80 bytes of the first 4 packets, addresses zeroed ...", flush=True)
-    testbed = load_testbed(sampler=FlowSampler())
-    y_test, kinds = testbed.y_test, testbed.attack
+    packets = load_testbed(sampler=FlowSampler())
+    flows = load_testbed(sampler=FlowSampler(layout="payload"))
+    y_test, kinds = flows.y_test, flows.attack
     print(
-        f"  reference {len(testbed.X_reference)} flows of {len(set(testbed.y_reference))} services, "
-        f"training {len(testbed.X_train)} normal flows, test {len(y_test)} flows with {np.sum(y_test == -1)} abnormal"
+        f"  reference {len(flows.X_reference)} flows of {len(set(flows.y_reference))} services, "
+        f"training {len(flows.X_train)} normal flows, test {len(y_test)} flows with {np.sum(y_test == -1)} abnormal"
     )
-    print("Training DOC-IDS and four others on the normal flows ...", flush=True)
-    detector = DOCIDSDetector(
-        max_epochs=MAX_EPOCHS, false_alarm_rate=FALSE_ALARM_RATE, random_state=seed, verbose=1
-    ).fit(testbed.X_train, reference=(testbed.X_reference, testbed.y_reference))
-    scores = {
-        "DOC-IDS": detector.score_samples(testbed.X_test),
-        **{
-            name: baseline.fit(testbed.X_train).score_samples(testbed.X_test)
-            for name, baseline in _baselines(seed).items()
-        },
-        "number of packets": StatisticDetector("packets").fit(testbed.X_train).score_samples(testbed.X_test),
-    }
+    print("Training a detector of several views, DOC-IDS and three simple ones on the normal flows ...", flush=True)
+    detector = _fitted_views(flows, seed)
+    judged = detector.stream().judge(flows.flows_test)
+    scores = {VIEWS: judged.scores, **_other_scores(packets, seed)}
     _print_report(scores, y_test, kinds)
-    _print_alarms(detector, testbed.X_test, y_test, len(testbed.X_train))
-    _print_most_abnormal(testbed.flows_test, scores["DOC-IDS"], kinds)
+    _print_alarms(detector, judged.scores, flows.flows_test, y_test)
+    _print_most_abnormal(flows.flows_test, judged, kinds)
     Path(folder).mkdir(parents=True, exist_ok=True)
     _draw(Path(folder) / "demo.png", scores, y_test, detector.offset_)
 
 
-def _baselines(seed: int) -> dict[str, Any]:
+def _fitted_views(flows: Bunch, seed: int) -> MultiViewDetector:
+    detector: MultiViewDetector = MultiViewDetector(random_state=seed, verbose=1)
+    detector.set_params(detector=detector._network().set_params(max_epochs=MAX_EPOCHS))
+    return detector.fit(flows.flows_train, reference=ReferenceData(flows.X_reference, flows.y_reference))
+
+
+def _other_scores(packets: Bunch, seed: int) -> dict[str, np.ndarray]:
+    """Return scores of the test flows by detectors of single flows, which are given the headers, too."""
+
     def scaled(detector: Any) -> Any:
         return make_pipeline(FunctionTransformer(lambda X: X / np.float32(255)), detector)
 
-    return {
-        "Autoencoder": AutoencoderDetector(max_epochs=MAX_EPOCHS, random_state=seed),
-        "IsolationForest": scaled(IsolationForest(random_state=seed)),
-        "OneClassSVM": scaled(OneClassSVM()),
+    network: DOCIDSDetector = DOCIDSDetector(max_epochs=MAX_EPOCHS, random_state=seed, verbose=1)
+    fitted = {
+        "DOC-IDS": network.fit(packets.X_train, reference=ReferenceData(packets.X_reference, packets.y_reference)),
+        "IsolationForest": scaled(IsolationForest(random_state=seed)).fit(packets.X_train),
+        "OneClassSVM": scaled(OneClassSVM()).fit(packets.X_train),
+        "number of packets": StatisticDetector("packets").fit(packets.X_train),
     }
+    return {name: detector.score_samples(packets.X_test) for name, detector in fitted.items()}
 
 
 def _print_report(scores: dict[str, np.ndarray], y_test: np.ndarray, kinds: np.ndarray) -> None:
@@ -82,21 +87,23 @@ def _print_report(scores: dict[str, np.ndarray], y_test: np.ndarray, kinds: np.n
     )
 
 
-def _print_alarms(detector: DOCIDSDetector, X_test: np.ndarray, y_test: np.ndarray, n_train: int) -> None:
-    flagged = detector.predict(X_test) == -1
-    normal, abnormal = np.mean(flagged[y_test == 1]), np.mean(flagged[y_test == -1])
-    n_held_out = round(detector.validation_fraction * n_train)
+def _print_alarms(detector: MultiViewDetector, scores: np.ndarray, flows: FlowTable, y_test: np.ndarray) -> None:
+    flagged = scores < detector.offset_
+    among, abnormal = np.mean(flagged[y_test == 1]), np.mean(flagged[y_test == -1])
+    alone = np.mean(detector.predict(flows[y_test == 1]) == -1)
     print(
-        f"\nThe threshold for {FALSE_ALARM_RATE:.0%} false alarms was set with {n_held_out} flows kept out of training;"
+        f"\nThe threshold for {detector.false_alarm_rate:.0%} false alarms was set with the "
+        f"{len(detector.calibration_scores_)} training flows; it flags {abnormal:.1%} of the abnormal test flows.\n"
+        f"Of the normal ones it flags {alone:.1%} where there is no attack, and {among:.1%} among the attacks, whose "
+        "flows count\nwith those that are like them."
     )
-    print(f"it flags {normal:.1%} of the normal test flows and {abnormal:.1%} of the abnormal ones.")
 
 
-def _print_most_abnormal(flows: FlowTable, scores: np.ndarray, kinds: np.ndarray) -> None:
-    order = np.argsort(scores, kind="stable")[:N_LISTED]
+def _print_most_abnormal(flows: FlowTable, judged: Judgement, kinds: np.ndarray) -> None:
+    order = np.argsort(judged.scores, kind="stable")[:N_LISTED]
     print(f"\nThe {len(order)} most abnormal flows:")
-    for line, kind in zip(format_flows(flows[order], scores[order]), kinds[order], strict=True):
-        print(f"{line}  {kind or 'normal'}")
+    for row, line in zip(order.tolist(), format_flows(flows[order], judged.scores[order]), strict=True):
+        say(f"{line}  {kinds[row] or 'normal'}", f"{'':14}{main_reason(judged.reasons(row))}")
 
 
 def _draw(path: Path, scores: dict[str, np.ndarray], y_test: np.ndarray, threshold: float) -> None:
@@ -109,8 +116,8 @@ def _draw(path: Path, scores: dict[str, np.ndarray], y_test: np.ndarray, thresho
 
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2)
-    ScoreHistogramDisplay.from_predictions(y_test, scores["DOC-IDS"], threshold=threshold, ax=left)
-    left.set_title("DOC-IDS: scores of test flows")
+    ScoreHistogramDisplay.from_predictions(y_test, scores[VIEWS], threshold=threshold, ax=left)
+    left.set_title(f"{VIEWS}: scores of test flows")
     for name, values in scores.items():
         RocDisplay.from_predictions(y_test, values, name=name, ax=right)
     right.plot([0, 1], [0, 1], color="grey", linestyle=":", linewidth=1)

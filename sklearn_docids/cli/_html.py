@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sklearn_docids.cli._text import format_p_value
 from sklearn_docids.evaluation import MACRO, Evaluation
 
 if TYPE_CHECKING:
+    from sklearn_docids.cli._explaining import Explained
     from sklearn_docids.inspection import ByteReason
 
 STYLE = """
@@ -43,20 +45,22 @@ def write_report(
     *,
     title: str,
     read: Mapping[str, str],
-    explained: Sequence[tuple[str, Sequence[ByteReason]]] = (),
+    note: str = "",
+    explained: Sequence[Explained] = (),
 ) -> None:
     """Write the page.
 
-    ``found`` has an evaluation per level, ``read`` a line on the packets of each set of captures, ``explained`` a
-    description and reasons per flow.
+    ``found`` has an evaluation per level, ``read`` a line on the packets of each set of captures, ``note`` how flows
+    were scored.
     """
     parts = [f"<h1>{html.escape(title)}</h1>"]
+    parts += [f"<p>{html.escape(note)}</p>"] if note else []
     parts += [_table(["captures", "packets"], list(read.items()))]
     for level, evaluation in found.items():
         parts += [f"<h2>By {html.escape(level)}</h2>", *_tables(evaluation), _alarms(evaluation)]
         parts += [_picture(figure) for figure in _figures(evaluation)]
     if explained:
-        parts += ["<h2>The most abnormal flows, and why</h2>", *(_reasons(*flow) for flow in explained)]
+        parts += ["<h2>The most abnormal flows, and why</h2>", *(_reasons(flow) for flow in explained)]
     page = f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
     page += f"<style>{STYLE}</style></head>\n<body>\n" + "\n".join(parts) + "\n</body></html>\n"
     with open(path, "w", encoding="utf-8") as file:
@@ -152,13 +156,18 @@ def _picture(figure: Any) -> str:
     return f'<p><img alt="" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"></p>'
 
 
-def _reasons(described: str, reasons: Sequence[ByteReason]) -> str:
-    lines = [
-        [
-            f"packet {reason.packet}, byte {reason.byte}", reason.field, str(reason.value),
-            "-" if reason.nearest_value is None else str(reason.nearest_value), f"{reason.attribution:+.4g}",
-        ]
-        for reason in reasons
-    ]  # fmt: skip
-    head = ["byte", "header field", "value", "in the most similar normal flow", "part in the score"]
-    return f"<h3>{html.escape(described)}</h3>" + _table(head, lines)
+def _reasons(explained: Explained) -> str:
+    parts = [f"<h3>{html.escape(explained.flow)}</h3>"]
+    if explained.views is not None:
+        views = [[reason.view, format_p_value(reason.p_value), reason.text] for reason in explained.views]
+        parts.append(_table(["view", "share of normal flows as unusual in it", "what is unusual"], views))
+    if explained.bytes is not None:
+        head = ["byte", "header field", "value", "in the most similar normal flow", "part in the score"]
+        parts.append(_table(head, [_cells(reason) for reason in explained.bytes]))
+    return "".join(parts)
+
+
+def _cells(reason: ByteReason) -> list[str]:
+    nearest = "-" if reason.nearest_value is None else str(reason.nearest_value)
+    place = f"packet {reason.packet}, byte {reason.byte}"
+    return [place, reason.field, str(reason.value), nearest, f"{reason.attribution:+.4g}"]

@@ -5,16 +5,18 @@ from __future__ import annotations
 
 import heapq
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sklearn_docids._meta import takes_tables
 from sklearn_docids._sampler import FlowSampler
 from sklearn_docids.capture.containers import capture_name
 from sklearn_docids.capture.flows import FlowRows
 from sklearn_docids.capture.kernels import FLOW_DTYPE
 from sklearn_docids.capture.table import FlowTable, joined
+from sklearn_docids.cli._text import main_reason
 
 if TYPE_CHECKING:
     from sklearn_docids.aggregation import FlowAggregator, FlowGroup
@@ -57,6 +59,20 @@ class FlowStream:
     def _joined(self, parts: Sequence[FlowTable]) -> FlowTable:
         rows, capture = joined([part.rows for part in parts]), np.concatenate([part.capture for part in parts])
         return FlowTable(rows, capture, self._names, [])
+
+
+def judged(detector: Any, tables: Iterable[FlowTable]) -> Iterator[tuple[FlowTable, np.ndarray, list[str] | None]]:
+    """Yield tables with the scores of their flows, and, from a detector with views, why those flagged are."""
+    if not takes_tables(detector):
+        for flows in tables:
+            yield flows, detector.score_samples(flows.X), None
+        return
+    stream = detector.stream()
+    for flows in tables:
+        found = stream.judge(flows)
+        is_abnormal = found.scores < detector.offset_
+        reasons = [main_reason(found.reasons(row)) if flagged else "" for row, flagged in enumerate(is_abnormal)]
+        yield flows, found.scores, reasons
 
 
 class Ranking:

@@ -31,6 +31,8 @@ REUSE_NS = 60_000_000_000
 LONGEST_UDP_NS = 10_000_000_000
 MIXED = "?"
 PERIODS = ("train", "validation", "test")
+FOLDER = Path(str(files("sklearn_docids.datasets"))) / "testbed"
+REFERENCE = FOLDER / "reference"
 
 
 def load_testbed(*, sampler: FlowSampler | None = None) -> Bunch:
@@ -92,9 +94,8 @@ def load_testbed(*, sampler: FlowSampler | None = None) -> Bunch:
         )
     if not sampler.bidirectional:
         raise ValueError("the truth is about whole flows: give a sampler with bidirectional=True")
-    folder = Path(str(files("sklearn_docids.datasets"))) / "testbed"
-    captures: dict[str, Any] = {period: folder / f"{period}.pcap.xz" for period in PERIODS}
-    captures["reference"] = sorted((folder / "reference").glob("*.pcap.xz"))
+    captures: dict[str, Any] = {period: FOLDER / f"{period}.pcap.xz" for period in PERIODS}
+    captures["reference"] = sorted(REFERENCE.glob("*.pcap.xz"))
     services = [plain_name(path) for path in captures["reference"]]
     flows_reference = sampler._sampled(captures["reference"], training=True, y=services)
     flows_train = sampler._sampled(captures["train"], training=True)
@@ -109,7 +110,7 @@ def load_testbed(*, sampler: FlowSampler | None = None) -> Bunch:
     )
     for period, suffix in (("validation", "_validation"), ("test", "")):
         flows = sampler.flows(captures[period])
-        kinds, tempi = truth_of(flows, folder / f"{period}.csv")
+        kinds, tempi = truth_of(flows, FOLDER / f"{period}.csv")
         unmixed = kinds != MIXED
         flows, kinds, tempi = flows[unmixed], kinds[unmixed], tempi[unmixed]
         data[f"X_{period}"] = flows.X

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The most abnormal flows, and why: by view where the detector has views, and by byte where it looks at bytes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from sklearn_docids._meta import takes_tables
+from sklearn_docids.capture.table import FlowTable
+from sklearn_docids.cli._text import format_flows
+from sklearn_docids.inspection import byte_reasons
+
+if TYPE_CHECKING:
+    from sklearn_docids.detectors import ViewReason
+    from sklearn_docids.inspection import ByteReason
+
+
+class Explained(NamedTuple):
+    """A flow and why it is abnormal."""
+
+    flow: str  # in a line
+    views: list[ViewReason] | None  # None: the detector has no views
+    bytes: list[ByteReason] | None  # None: the detector looks at no bytes
+
+
+def explained(
+    detector: Any, flows: FlowTable, n_flows: int, n_bytes: int, before: FlowTable | None = None
+) -> list[Explained]:
+    """Return the most abnormal flows of a table, scored among those of ``before`` if the past of a flow matters."""
+    views = None
+    if takes_tables(detector):
+        table = flows if before is None else FlowTable.concatenate([flows, before])
+        found = detector.stream().judge(table)
+        scores, views, detector = found.scores[: len(flows)], found.reasons, detector.detector_
+    else:
+        scores = detector.score_samples(flows.X)
+    lowest = np.argsort(scores, kind="stable")[:n_flows].tolist()
+    return [
+        Explained(
+            next(format_flows(flows[row], scores[row : row + 1])).strip(),
+            None if views is None else views(row),
+            None if detector is None else _bytes_of(detector, flows[row], n_bytes),
+        )
+        for row in lowest
+    ]
+
+
+def _bytes_of(detector: Any, flow: FlowTable, n_bytes: int) -> list[ByteReason]:
+    (reasons,) = byte_reasons(
+        detector, flow.X, n_listed=n_bytes, n_packets=flow.n_packets, link_type=int(flow.link_type[0]),
+        layout=flow.layout,
+    )  # fmt: skip
+    return reasons
