@@ -587,12 +587,17 @@ def given(detector: Any, flows: Any) -> Any:
     return flows.X if isinstance(flows, FlowTable) and not takes_tables(detector) else flows
 
 
-def in_context(detector: Any, method: str, normal: Any, flows: Any) -> np.ndarray:
-    """Return what a method of a detector says of flows; one that takes tables is given the normal ones with them."""
-    ask = getattr(detector, method)
+def _scores(detector: Any, normal: Any, flows: Any) -> np.ndarray:
+    """Return scores of flows; a detector that takes tables is given the normal ones with them."""
     if not takes_tables(detector):
-        return np.asarray(ask(given(detector, flows)))
-    return np.asarray(ask(FlowTable.concatenate([normal, flows])))[len(normal) :]
+        return np.asarray(detector.score_samples(given(detector, flows)), dtype=np.float64)
+    return np.asarray(detector.score_samples(FlowTable.concatenate([normal, flows])))[len(normal) :]
+
+
+def _flagged(detector: Any, flows: Any, scores: np.ndarray) -> np.ndarray:
+    if takes_tables(detector):  # what a flow is judged by is in its score, and is not there any more
+        return scores < detector.offset_
+    return np.asarray(detector.predict(given(detector, flows))) == -1
 
 
 def fit_clone(detector: Any, train: Any, *, reference: Any = None, seed: int = 0) -> Any:
@@ -642,7 +647,7 @@ def score_flows(detector: Any, normal: Any, attacks: Mapping[str, Any]) -> Score
     Parameters
     ----------
     detector : estimator
-        Fitted detector with ``score_samples`` and ``predict``.
+        Fitted detector with ``score_samples`` and ``predict``, or, if it takes tables, ``offset_``.
     normal : array-like of shape (n_flows, n_columns), or FlowTable
         Normal flows.
     attacks : mapping of str to array-like or FlowTable
@@ -662,15 +667,13 @@ def score_flows(detector: Any, normal: Any, attacks: Mapping[str, Any]) -> Score
     >>> score_flows(detector, np.array([[1.5]]), {"scan": np.array([[9.0]])}).attacks
     {'scan': array([-6.])}
     """
-    rows = given(detector, normal)
+    of_normal = np.asarray(detector.score_samples(given(detector, normal)), dtype=np.float64)
+    of_attacks = {name: _scores(detector, normal, flows) for name, flows in attacks.items()}
     return Scored(
-        np.asarray(detector.score_samples(rows), dtype=np.float64),
-        {
-            name: in_context(detector, "score_samples", normal, flows).astype(np.float64)
-            for name, flows in attacks.items()
-        },
-        np.asarray(detector.predict(rows)) == -1,
-        {name: in_context(detector, "predict", normal, flows) == -1 for name, flows in attacks.items()},
+        of_normal,
+        of_attacks,
+        _flagged(detector, normal, of_normal),
+        {name: _flagged(detector, flows, of_attacks[name]) for name, flows in attacks.items()},
     )
 
 
@@ -715,7 +718,7 @@ def score_groups(
     negatives = _group_scores(aggregator.aggregate(normal, normal_scores))
     positives = {}
     for name, flows in attacks.items():
-        scores = in_context(detector, "score_samples", normal, flows)
+        scores = _scores(detector, normal, flows)
         attacked = {_key(group) for group in aggregator.aggregate(flows, scores)}
         groups = aggregator.aggregate(FlowTable.concatenate([normal, flows]), np.concatenate([normal_scores, scores]))
         positives[name] = _group_scores([group for group in groups if _key(group) in attacked])

@@ -11,15 +11,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from captures import pcap, tcp, udp
+from office import burst, capture_of, office
 from scapy.layers.inet import ICMP, IP
 from sklearn.pipeline import Pipeline
 
 from sklearn_docids import AutoencoderDetector, FlowSampler, load_detector, save_detector
 from sklearn_docids.aggregation import FlowAggregator
 from sklearn_docids.capture import FlowTable
-from sklearn_docids.cli import _scoring, main
-from sklearn_docids.cli._text import format_groups
+from sklearn_docids.cli import _commands, _scoring, main
+from sklearn_docids.cli._text import MAX_REASON, format_groups, format_p_value, in_options, main_reason
 from sklearn_docids.datasets import make_traffic
+from sklearn_docids.datasets._testbed import REFERENCE
+from sklearn_docids.detectors import ViewReason
+from sklearn_docids.detectors._multiview import VIEWS
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +36,37 @@ def model(traffic, tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "model"
     reference = str(traffic.reference[0].parent)
     arguments = ["fit", str(traffic.train), "--reference", reference, "--model", str(path), "--max-epochs", "2"]
-    assert main([*arguments, "--fields", "portable", "--false-alarm-rate", "0.2"]) == 0
+    assert main([*arguments, "--views", "bytes", "--fields", "portable", "--false-alarm-rate", "0.2"]) == 0
     return path
+
+
+@pytest.fixture(scope="module")
+def captures(tmp_path_factory):
+    """Return captures of an office, of another day of it with a burst of guesses, and of the burst alone."""
+    folder = tmp_path_factory.mktemp("office")
+    strange = ([udp(9, 8443, b"=\x1b[31m", src="10.0.0.2", dst="10.0.9.9")], [1300.0])
+    days = {"train": office(150, 0), "test": [*office(80, 1, 400), *burst(40, 1200.0), strange]}
+    for name, dialogues in {**days, "burst": burst(40, 1200.0)}.items():
+        (folder / f"{name}.pcap").write_bytes(capture_of(dialogues))
+    return {path.stem: str(path) for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def views_model(captures, tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "views"
+    arguments = ["fit", captures["train"], "--views", "requests,novelty,content", "--model", str(path)]
+    assert main([*arguments, "--seed", "3"]) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def network_model(captures, traffic, tmp_path_factory):
+    """Return a model with a view of bytes."""
+    folder = tmp_path_factory.mktemp("model")
+    arguments = ["fit", captures["train"], "--reference", str(traffic.reference[0].parent), "--max-epochs", "1"]
+    arguments += ["--views", "novelty,bytes", "--checkpoint-folder", str(folder), "--false-alarm-rate", "0.05"]
+    assert main([*arguments, "--model", str(folder / "model")]) == 0
+    return folder / "model"
 
 
 def table_of(path):
@@ -71,6 +104,166 @@ def test_fit_stores_the_sampler_it_used(model):
     assert detector.sampler_.fields == "portable"
     assert (detector.n_iter_, detector.false_alarm_rate) == (2, 0.2)
     assert detector.reference_classes_[:3].tolist() == ["dns", "ftp", "http"]
+
+
+def test_fit_trains_the_views_that_are_named_on_rows_of_payload(views_model, network_model):
+    detector, with_bytes = load_detector(views_model), load_detector(network_model)
+    assert detector.view_names_ == ["requests", "novelty", "content"]
+    assert (detector.sampler_.layout, detector.false_alarm_rate, detector.random_state) == ("payload", 0.01, 3)
+    assert len(detector.calibration_scores_) == 150
+    assert (with_bytes.view_names_, with_bytes.false_alarm_rate) == (["novelty", "bytes"], 0.05)
+    assert with_bytes.detector_.n_iter_ == 1
+    assert _commands.VIEWS == VIEWS
+
+
+def test_fit_says_what_was_learned_and_how_the_threshold_was_set(captures, tmp_path, capsys):
+    model = str(tmp_path / "m")
+    assert main(["fit", captures["train"], "--views", "novelty", "--model", model]) == 0
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        f"150 flows learned, by novelty; model written to {model}",
+        "The threshold is that of 1 % false alarms; 150 flows have set it.",
+    ]
+
+
+def test_fit_without_a_reference_takes_the_bundled_one_and_says_so(captures, tmp_path, capsys):
+    fit = ["fit", captures["train"], "--views", "bytes", "--max-epochs", "1", "--model", str(tmp_path / "m")]
+    assert main([*fit, "--false-alarm-rate", "0.1"]) == 0
+    out = capsys.readouterr().out
+    assert "no --reference: the bundled one is used, 5900 flows of 22 services" in out
+    assert "120 flows learned, by bytes;" in out
+    assert "that of 10 % false alarms; 30 flows have set it" in out
+    services = sorted(path.name.split(".")[0] for path in REFERENCE.iterdir())
+    assert load_detector(tmp_path / "m").reference_classes_.tolist() == services
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--views novelty --max-epochs 3", "--max-epochs is for the network of bytes, a view that --views leaves out"),
+        ("--views novelty --checkpoint-folder .", "--checkpoint-folder is for the network of bytes"),
+        ("--views novelty --reference .", "--reference is what bytes are compared with"),
+        ("--score-method knn", "--score-method is for bytes as the only view: --views bytes"),
+        ("--false-alarm-rate 0.9", "--false-alarm-rate must be a float in the range (0.0, 0.5]"),
+        ("--views bytes --max-epochs 0", "--max-epochs must be"),
+        ("--views novelty --false-alarm-rate 0.001", "give more traffic, or --false-alarm-rate 0.007"),
+        ("--views bytes --false-alarm-rate 0.01", "takes at least 99 flows that set it, but of 150 flows 30 do"),
+    ],
+)
+def test_options_that_make_no_sense_together_are_refused(captures, tmp_path, capsys, options, message):
+    assert main(["fit", captures["train"], "--model", str(tmp_path / "m"), *options.split()]) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize("views", ["", "bytes,", "bytes,bytes", "bytes,payload"])
+def test_views_that_are_none_are_named(captures, views, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", captures["train"], "--model", "m", "--views", views])
+    assert stopped.value.code == 2
+    assert "is no list of different views, of bytes,statistics,requests,novelty,content" in capsys.readouterr().err
+
+
+def test_errors_name_options_and_not_parameters_but_leave_names_alone():
+    assert in_options("false_alarm_rate=0.01 needs 99 rows") == "--false-alarm-rate 0.01 needs 99 rows"
+    assert in_options("The 'window' parameter of FlowAggregator must be") == "--window must be"
+    assert in_options("give n_jobs=None, or random_state=3") == "give --jobs None, or --seed 3"
+    for name in ("'window=5.pcap'", "window=5.pcap: no capture", "a/window=5", "my_window=5"):
+        assert in_options(name) == name
+
+
+def test_score_says_why_a_flow_is_flagged(captures, views_model, tmp_path, capsys):
+    output = tmp_path / "scores.csv"
+    assert main(["score", captures["test"], "--model", str(views_model), "--output", str(output)]) == 0
+    rows = table_of(output)
+    detector = load_detector(views_model)
+    flows = detector.sampler_.flows(captures["test"])
+    judged = detector.stream().judge(flows)
+    by_port = dict(zip(flows.src_port.tolist(), range(len(flows)), strict=True))
+    for row in rows:
+        place = by_port[int(row["src_port"])]
+        assert float(row["score"]) == judged.scores[place]
+        flagged = judged.scores[place] < detector.offset_
+        assert row["verdict"] == ("abnormal" if flagged else "normal")
+        assert row["reason"] == (main_reason(judged.reasons(place)) if flagged else "")
+    reasons = {int(row["src_port"]): row["reason"] for row in rows}
+    assert reasons[30_039] == "content: 35.3 flows like this from 10.0.0.1 in 10 s; normal are at most 1.07"
+    assert reasons[9] == "novelty: udp/8443 was never a destination here"
+    out = capsys.readouterr().out
+    for level in ("channel", "host"):
+        aggregator = FlowAggregator(level, combine="most_abnormal", false_alarm_rate=None).fit(flows, judged.scores)
+        groups = aggregator.aggregate(flows, judged.scores)
+        listed = out.split(f"of {len(groups)} {level}s")[1].split("\n\n")[0].splitlines()[1:]
+        assert [line.split()[0] for line in listed] == [f"{group.score:.3f}" for group in groups[:10]]
+
+
+def test_flows_scored_in_pieces_are_one_stream(captures, views_model, monkeypatch, capsys):
+    monkeypatch.setattr(_scoring, "CHUNK_FLOWS", 30)
+    both = [captures["train"], captures["test"]]
+    printed = []
+    for _ in range(2):
+        assert main(["score", *both, "--model", str(views_model)]) == 0
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]
+    detector = load_detector(views_model)
+    stream = detector.stream()
+    pieces = list(_scoring.FlowStream(detector.sampler_, both))
+    assert len(pieces) > 2
+    expected = np.concatenate([stream.score_samples(flows) for flows in pieces])
+    rows = list(csv.DictReader(io.StringIO(printed[0])))
+    assert [float(row["score"]) for row in rows] == expected.tolist()
+
+
+def test_reasons_are_short_and_cannot_steer_a_terminal_or_a_spreadsheet(write, views_model, capsys):
+    message = b"\x1b]0;=1+1\x07\r\n\xff" * 4
+    capture = write(capture_of([([udp(9, 53, message, src="10.0.0.1", dst="10.0.1.1")], [1300.0])]))
+    for command in ("score", "explain"):
+        assert main([command, str(capture), "--model", str(views_model)]) == 0
+        out = capsys.readouterr().out
+        assert r"requests: the request begins '\x1b]0;'=1+1\x07" in out or command == "explain"
+        assert all(char.isprintable() or char == "\n" for char in out)
+    long = main_reason([ViewReason("v", 0.01, "x" * 1000)])
+    assert (len(long), long[:5], long[-4:]) == (MAX_REASON, "v: xx", "x...")
+    assert main_reason([]) == "several views: a little unusual in each, very unusual in none"
+
+
+def test_explain_says_what_each_view_finds_and_which_bytes(captures, views_model, network_model, capsys):
+    detector = load_detector(views_model)
+    flows = detector.sampler_.flows(captures["test"])
+    most = int(np.argmin(detector.score_samples(flows)))
+    assert main(["explain", captures["test"], "--model", str(views_model), "--flows", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"{flows.src_ip[most]}:{flows.src_port[most]} ->" in lines[0]
+    reasons = detector.explain(flows)[most]
+    assert len(reasons) > 1
+    for line, reason in zip(lines[2:], reasons, strict=False):
+        assert line.split() == [reason.view, format_p_value(reason.p_value), *reason.text.split()]
+    assert lines[2 + len(reasons) :][0] == ""
+    assert main(["explain", captures["test"], "--model", str(network_model), "--flows", "2", "--bytes", "3"]) == 0
+    out = capsys.readouterr().out
+    assert (out.count("what is unusual"), out.count("header field")) == (2, 2)
+    assert "payload length" in out
+    assert (format_p_value(0.0123), format_p_value(0.0)) == ("0.012", "<1e-06")
+
+
+def test_evaluate_scores_attacks_among_the_normal_flows_and_says_so(captures, views_model, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    (tmp_path / "attacks").mkdir()
+    (tmp_path / "attacks" / "burst.pcap").write_bytes(Path(captures["burst"]).read_bytes())
+    command = ["evaluate", "--model", str(views_model), "--normal", captures["train"]]
+    command += ["--attacks", str(tmp_path / "attacks"), "--train", captures["train"]]
+    page, table = tmp_path / "page.html", tmp_path / "e.csv"
+    assert main([*command, "--calibration", captures["test"], "--output", str(page), "--csv", str(table)]) == 0
+    assert _commands.CONTEXT in capsys.readouterr().out
+    text = page.read_text()
+    assert _commands.CONTEXT in text
+    assert "<td>content</td>" in text
+    assert "header field" not in text  # no view of bytes
+    rows = table_of(table)
+    assert {row["level"] for row in rows} == {"flow", "channel", "host"}
+    assert {row["detector"] for row in rows} > {"model", "IsolationForest"}
+    (of_model,) = [r for r in rows if (r["detector"], r["level"], r["attack"]) == ("model", "flow", "burst")]
+    assert (of_model["n_attack"], of_model["n_normal"]) == ("40", "150")
+    assert float(of_model["tpr"]) > 0.8
 
 
 def test_score_writes_a_row_per_flow(traffic, model, tmp_path, capsys):
@@ -292,7 +485,10 @@ def test_unusable_input_gives_one_line_and_status_one(model, traffic, tmp_path, 
         (["fit", "missing.pcap", "--reference", reference, "--model", str(tmp_path)], "is not a file name"),
         (["fit", "missing.pcap", "--reference", reference, "--model", ""], "is not a file name"),
         (["fit", "missing.pcap", "--reference", reference, "--model", "/dev/null"], "is not a file name"),
-        (["fit", "missing.pcap", "--reference", reference, "--model", "m", "--max-epochs", "0"], "max_epochs"),
+        (
+            ["fit", "missing.pcap", "--reference", reference, "--model", "m", "--max-epochs", "0"],
+            "--max-epochs must be",
+        ),
         (
             ["fit", "missing.pcap", "--reference", reference, "--model", "m", "--checkpoint-folder", str(text)],
             "--checkpoint-folder",
@@ -401,7 +597,8 @@ def short_demo(monkeypatch):
         kept = np.arange(0, len(testbed.y_test), 20)
         for name in ("X_test", "y_test", "attack", "flows_test"):
             testbed[name] = testbed[name][kept]
-        testbed.X_train = testbed.X_train[::20]
+        for name in ("X_train", "flows_train"):
+            testbed[name] = testbed[name][::20]
         return testbed
 
     monkeypatch.setattr(_demo, "MAX_EPOCHS", 1)
@@ -415,11 +612,13 @@ def test_demo_prints_figures_a_ranking_and_a_picture_that_follow_the_seed(short_
         assert main(["demo", "--seed", seed, "--output", str(tmp_path / str(run))]) == 0
         outputs.append(capsys.readouterr().out.split("Abnormal are")[1].split("Picture")[0])
     assert outputs[0] == outputs[1] != outputs[2]
-    for name in ("DOC-IDS", "Autoencoder", "IsolationForest", "OneClassSVM", "number of packets"):
+    for name in ("several views", "DOC-IDS", "IsolationForest", "OneClassSVM", "number of packets"):
         assert name in outputs[0].splitlines()[2]
     assert len([line for line in outputs[0].splitlines() if line.startswith("ROC-AUC ")]) == 13
-    assert "kept out of training;" in outputs[0]
-    assert len(outputs[0].split("most abnormal flows:\n")[1].strip().splitlines()) == 10
+    assert "was set with the 241 training flows" in outputs[0]
+    ranked = outputs[0].split("most abnormal flows:\n")[1].strip("\n").splitlines()
+    assert len(ranked) == 20
+    assert {line.split(":")[0].strip() for line in ranked[1::2]} <= {*VIEWS, "several views"}
     assert (tmp_path / "0" / "demo.png").read_bytes().startswith(b"\x89PNG")
 
 

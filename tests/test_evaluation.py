@@ -8,16 +8,19 @@ import warnings
 import numpy as np
 import pytest
 from captures import pcap, tcp
+from office import burst, capture_of, office
 from sklearn.base import BaseEstimator, clone
 from sklearn.ensemble import IsolationForest
 from sklearn.exceptions import UndefinedMetricWarning
 from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.svm import OneClassSVM
 
-from sklearn_docids import DOCFeatures, DOCIDSDetector, FlowSampler, ReferenceData, load_detector
+from sklearn_docids import DOCFeatures, DOCIDSDetector, FlowSampler, MultiViewDetector, ReferenceData, load_detector
 from sklearn_docids.aggregation import FlowAggregator
+from sklearn_docids.capture import FlowTable
 from sklearn_docids.cli import main
 from sklearn_docids.datasets import make_traffic
 from sklearn_docids.detectors import SeedEnsemble
@@ -31,6 +34,7 @@ from sklearn_docids.evaluation import (
     evaluate,
     fit_clone,
     score_flows,
+    score_groups,
 )
 from sklearn_docids.metrics import (
     alarm_counts,
@@ -499,6 +503,54 @@ def test_rows_go_to_csv_and_pandas(found, tmp_path):
 
 
 @pytest.fixture(scope="module")
+def tables(tmp_path_factory):
+    """Return flows to train on, normal ones, and a burst of guesses among them."""
+    folder = tmp_path_factory.mktemp("tables")
+    dialogues = {"train": office(150, 0), "normal": office(80, 1, 400), "burst": burst(40, 1200.0)}
+    for name, some in dialogues.items():
+        (folder / name).write_bytes(capture_of(some))
+    return [FlowSampler(layout="payload").flows(folder / name) for name in dialogues]
+
+
+@FEW
+def test_a_detector_of_tables_scores_each_attack_among_the_normal_flows(tables):
+    train, normal, attack = tables
+    settings = {"views": ("statistics", "content"), "false_alarm_rate": 0.1}
+    found = evaluate(
+        {"views": MultiViewDetector(**settings), "forest": IsolationForest(n_estimators=5)},
+        normal, {"burst": attack, "first": attack[:1]}, train=train, seeds=[3], n_resamples=0,
+    )  # fmt: skip
+    detector = MultiViewDetector(**settings, random_state=3).fit(train)
+    together = FlowTable.concatenate([normal, attack])
+    scored = found.scored["views", 3, "flow"]
+    np.testing.assert_array_equal(scored.normal, detector.score_samples(normal))
+    np.testing.assert_array_equal(scored.attacks["burst"], detector.score_samples(together)[len(normal) :])
+    np.testing.assert_array_equal(scored.flagged_attacks["burst"], detector.predict(together)[len(normal) :] == -1)
+    assert (scored.attacks["burst"] != detector.score_samples(attack)).any()  # the office asks the same server
+    assert scored.attacks["first"].shape == (1,)
+    rows = IsolationForest(n_estimators=5, random_state=3).fit(train.X).score_samples(normal.X)
+    np.testing.assert_array_equal(found.scored["forest", 3, "flow"].normal, rows)
+
+
+def test_groups_of_a_detector_of_tables_have_its_scores_among_the_normal_flows(tables):
+    train, normal, attack = tables
+    detector = MultiViewDetector(views=("content",), false_alarm_rate=0.1, random_state=0).fit(train)
+    aggregator = FlowAggregator("host", combine="most_abnormal", false_alarm_rate=None)
+    aggregator.fit(train, detector.score_samples(train))
+    together = FlowTable.concatenate([normal, attack])
+    scores = np.concatenate([detector.score_samples(normal), detector.score_samples(together)[len(normal) :]])
+    groups = aggregator.aggregate(together, scores)
+    expected = [group.score for group in groups if group.src_ip == "10.0.0.1"]
+    assert score_groups(detector, aggregator, normal, {"burst": attack}).attacks["burst"].tolist() == expected
+
+
+def test_a_search_over_a_detector_of_tables_takes_tables(tables):
+    search = GridSearchCV(MultiViewDetector(views=("novelty",), false_alarm_rate=0.1), {"power": [1.0]}, cv=2, n_jobs=1)
+    fitted = fit_clone(search.set_params(scoring=lambda detector, flows: 0.0), tables[0])
+    assert score_flows(fitted.best_estimator_, tables[1], {"burst": tables[2]}).attacks["burst"].shape == (40,)
+
+
+@pytest.fixture(scope="module")
 def traffic(tmp_path_factory):
     return make_traffic(tmp_path_factory.mktemp("t"), n_flows=60, n_reference=6, n_attacks=6, random_state=0)
 
@@ -507,8 +559,8 @@ def traffic(tmp_path_factory):
 def model(traffic, tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "model"
     reference = str(traffic.reference[0].parent)
-    fit = ["fit", str(traffic.train), "--reference", reference, "--model", str(path), "--max-epochs", "2"]
-    assert main(fit) == 0
+    fit = ["fit", str(traffic.train), "--reference", reference, "--model", str(path), "--views", "bytes"]
+    assert main([*fit, "--max-epochs", "2"]) == 0
     return path
 
 

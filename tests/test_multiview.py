@@ -173,6 +173,17 @@ def test_a_stream_of_flows_one_by_one_is_scored_as_the_table(tables, fitted):
     np.testing.assert_allclose(one_by_one, fitted.score_samples(test)[order], rtol=1e-12)
 
 
+def test_one_pass_over_a_stream_gives_scores_p_values_and_reasons(tables, fitted):
+    flows = tables[1]
+    stream = fitted.stream()
+    both = [stream.judge(flows[rows]) for rows in (slice(130), slice(130, None))]
+    scores, p_values = (np.concatenate([getattr(one, name) for one in both]) for name in ("scores", "p_values"))
+    np.testing.assert_allclose(scores, fitted.score_samples(flows), rtol=1e-12)
+    np.testing.assert_allclose(p_values, fitted.p_values(flows), rtol=1e-12)
+    found = [[reason.text for reason in one.reasons(row)] for one in both for row in range(len(one.scores))]
+    assert found == [[reason.text for reason in reasons] for reasons in fitted.explain(flows)]
+
+
 def test_the_order_of_rows_does_not_matter(tables, fitted):
     train, test = tables
     mixed = np.random.default_rng(0).permutation(len(test))

@@ -367,7 +367,8 @@ def _unfitted(args: argparse.Namespace) -> Any:
         detector = MultiViewDetector(views=args.views, false_alarm_rate=rate)
         network = detector._network()
         detector.set_params(detector=network)
-    network.set_params(checkpoint_folder=args.checkpoint_folder, max_epochs=args.max_epochs or "auto", verbose=1)
+    max_epochs = "auto" if args.max_epochs is None else args.max_epochs
+    network.set_params(checkpoint_folder=args.checkpoint_folder, max_epochs=max_epochs, verbose=1)
     network._validate_params()
     detector._validate_params()
     return detector.set_params(random_state=args.seed)
