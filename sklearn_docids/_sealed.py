@@ -45,6 +45,11 @@ def described(tensors: dict[str, torch.Tensor]) -> Expected:
     return {name: (DTYPES[value.dtype], list(value.shape)) for name, value in tensors.items()}
 
 
+def part(named: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """Return what has names with a prefix, by the rest of the names."""
+    return {name.removeprefix(prefix): value for name, value in named.items() if name.startswith(prefix)}
+
+
 def write(path: str, tensors: dict[str, torch.Tensor], config: dict[str, Any]) -> None:
     """Write a file that `opened` will take; one that is there already is replaced as a whole.
 

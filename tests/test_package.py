@@ -90,6 +90,13 @@ LAYERS = {
     ),
     "_scratch": "",
     "_sealed": "",
+    "_stored": "",
+    "_stored.multiview": (
+        "_sealed _stored.parameters _stored.trained _views.arrays _views.base _views.network _views.tails "
+        "capture.layouts detectors._docids detectors._multiview"
+    ),
+    "_stored.parameters": "_sealed",
+    "_stored.trained": "_sealed _stored.parameters detectors._profile detectors._trained",
     "_text": "",
     "_thresholds": "",
     "_training": "",
@@ -104,15 +111,16 @@ LAYERS = {
     ),
     "_version": "",
     "_views": "",
-    "_views.base": "capture.table",
+    "_views.arrays": "",
+    "_views.base": "_views.arrays capture.table",
     "_views.columns": "_meta _views.base capture.context capture.table",
-    "_views.content": "_views.base _views.payload _warn capture.context capture.layouts capture.table",
-    "_views.network": "_meta _views.base _views.payload capture.layouts capture.table",
-    "_views.novelty": "_views.base _views.payload capture.table",
+    "_views.content": "_views.arrays _views.base _views.payload _warn capture.context capture.layouts capture.table",
+    "_views.network": "_meta _views.arrays _views.base _views.payload capture.layouts capture.table",
+    "_views.novelty": "_views.arrays _views.base _views.payload capture.table",
     "_views.payload": "capture.layouts capture.table",
-    "_views.requests": "_views.base _views.payload capture.layouts capture.table",
-    "_views.statistics": "_views.base capture.kernels capture.table",
-    "_views.tails": "",
+    "_views.requests": "_views.arrays _views.base _views.payload capture.layouts capture.table",
+    "_views.statistics": "_views.arrays _views.base capture.kernels capture.table",
+    "_views.tails": "_views.arrays _views.payload",
     "_warn": "",
     "aggregation": "_bases _incidents _meta _thresholds _warn capture.table exceptions",
     "capture": "capture.table exceptions",
@@ -185,9 +193,9 @@ LAYERS = {
     "detectors._ensemble": "_bases _meta _thresholds _warn detectors._base",
     "detectors._frames": "capture.layouts",
     "detectors._multiview": (
-        "_bases _meta _thresholds _views.base _views.columns _views.content _views.network _views.novelty "
-        "_views.payload _views.requests _views.statistics _views.tails _warn capture.table detectors._docids "
-        "detectors._reference"
+        "_bases _meta _sampler _thresholds _views.base _views.columns _views.content _views.network "
+        "_views.novelty _views.payload _views.requests _views.statistics _views.tails _warn capture.table "
+        "detectors._docids detectors._reference"
     ),
     "detectors._profile": "_warn capture.layouts detectors._frames",
     "detectors._reference": "_warn detectors._base",
@@ -204,7 +212,10 @@ LAYERS = {
     "metrics": "_measures _warn",
     "model_selection": "_bases _meta",
     "paper": "_sampler detectors",
-    "persistence": "_sampler _sealed _version _warn detectors detectors._profile detectors._trained exceptions",
+    "persistence": (
+        "_sampler _sealed _stored.multiview _stored.parameters _stored.trained _version _warn detectors "
+        "detectors._multiview detectors._trained exceptions"
+    ),
     "plotting": "_measures",
 }
 LAYERS = {module: set(imported.split()) for module, imported in LAYERS.items()}

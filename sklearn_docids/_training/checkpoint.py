@@ -105,13 +105,13 @@ class CheckpointFile:
         return TrainingState(
             config["n_epochs"],
             config["history"],
-            _part(tensors, "network."),
-            _part(tensors, "optimizer."),
-            _part(tensors, "snapshot."),
+            _sealed.part(tensors, "network."),
+            _sealed.part(tensors, "optimizer."),
+            _sealed.part(tensors, "snapshot."),
             config["snapshot_step"],
             config["best_loss"] if has_best else math.inf,
             config["n_without"],
-            _part(tensors, "best.") if has_best else None,
+            _sealed.part(tensors, "best.") if has_best else None,
         )
 
     def write(self, state: TrainingState) -> None:
@@ -231,7 +231,3 @@ def described(callback: Callback) -> list[Any]:
     """Return what a callback is, as far as plain values tell."""
     plain = {name: value for name, value in vars(callback).items() if isinstance(value, str | int | float | None)}
     return [type(callback).__module__, type(callback).__qualname__, plain]
-
-
-def _part(tensors: Weights, prefix: str) -> Weights:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

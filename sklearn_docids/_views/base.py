@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from sklearn_docids._views.arrays import ArrayRule
 from sklearn_docids.capture.table import FlowTable
 
 # Normal flows that distances are measured to, evenly spaced in time where there are more.
@@ -63,6 +64,27 @@ class View(ABC):
             view.fit(flows[blocks != block], np.random.RandomState(seed))
             found[blocks == block] = view.observe(flows, view.new_memory()).abnormality[blocks == block]
         return found
+
+
+class StoredView(View):
+    """A view that a model file can hold."""
+
+    # By name, what the arrays of `state` may be.
+    rules: ClassVar[dict[str, ArrayRule]]
+
+    @abstractmethod
+    def state(self) -> dict[str, np.ndarray]:
+        """Return what the view has learned."""
+
+    @abstractmethod
+    def restore(self, arrays: dict[str, np.ndarray]) -> None:
+        """Take over the state of another view, of which each array follows its rule.
+
+        Raises
+        ------
+        ValueError
+            The arrays do not fit each other.
+        """
 
 
 def spaced(n_rows: int, most: int) -> np.ndarray:

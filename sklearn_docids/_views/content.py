@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from sklearn.cluster import KMeans
 
-from sklearn_docids._views.base import MAX_NEIGHBORS, Observation, View, spaced
+from sklearn_docids._views.arrays import ArrayRule, bytes_of, exactly, up_to, words_of
+from sklearn_docids._views.base import MAX_NEIGHBORS, Observation, StoredView, spaced
 from sklearn_docids._views.payload import Messages, first_messages, hashed
 from sklearn_docids._warn import warn_caller
 from sklearn_docids.capture.context import DampedCounts
@@ -28,6 +29,8 @@ FACTORS = np.array([7919, 104_729, 1_299_709])
 N_AT_ONCE = 4096
 N_SALT = 7
 SIDES = ("src", "dst")
+# No logarithm of a number of flows is larger.
+MOST_FLOWS = 50.0
 
 
 class Clustering(NamedTuple):
@@ -37,7 +40,7 @@ class Clustering(NamedTuple):
     most: np.ndarray  # float64 (2, n_clusters, n_half_lives): logarithms, of the source and of the destination
 
 
-class ContentView(View):
+class ContentView(StoredView):
     """Number of flows of the same host in the same cluster of content, to the most that was normal there.
 
     Clusters are of hashed trigrams of the first request and response. Flows count half after each of the half-lives, so
@@ -47,6 +50,17 @@ class ContentView(View):
     needs_payload = True
     centers: list[np.ndarray]
     clusterings: list[Clustering]
+    rules: ClassVar[dict[str, ArrayRule]] = {
+        "salt": ArrayRule("uint8", (exactly(N_SALT), exactly(8))),
+        "half_lives": ArrayRule("float64", (up_to(len(HALF_LIVES)),), 1e-3, 1e9),
+        "centers": ArrayRule("float64", (up_to(N_CLUSTERINGS), up_to(N_CLUSTERS), exactly(2 * N_PLACES)), -2, 2),
+        "most": ArrayRule(
+            "float64",
+            (up_to(N_CLUSTERINGS), exactly(len(SIDES)), up_to(N_CLUSTERS), up_to(len(HALF_LIVES))),
+            0,
+            MOST_FLOWS,
+        ),
+    }
 
     def prepare(self, flows: FlowTable, rng: np.random.RandomState) -> None:
         """Draw the words of the hash, and find the clusters."""
@@ -90,6 +104,25 @@ class ContentView(View):
             excesses.append((counts - most).max(axis=(0, 2)))
             everything.append((counts, most))
         return Observation(np.mean(excesses, axis=0), lambda row: self._reason(flows, row, everything))
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return the words of the hash, half-lives, and of all clusterings centers and counts."""
+        centers, most = zip(*self.clusterings, strict=True)
+        return {
+            "salt": bytes_of(self.salt),
+            "half_lives": np.array(self.half_lives),
+            "centers": np.stack(centers),
+            "most": np.stack(most),
+        }
+
+    def restore(self, arrays: dict[str, np.ndarray]) -> None:
+        """Take them over."""
+        centers, most, half_lives = arrays["centers"], arrays["most"], arrays["half_lives"]
+        if most.shape != (len(centers), len(SIDES), centers.shape[1], len(half_lives)):
+            raise ValueError("centers, most and half_lives are of different clusterings")
+        self.salt, self.half_lives = words_of(arrays["salt"]), half_lives.tolist()
+        self.centers = list(centers)
+        self.clusterings = [Clustering(*parts) for parts in zip(centers, most, strict=True)]
 
     def _counts(self, flows: FlowTable, clusters: np.ndarray, counters: list[DampedCounts]) -> np.ndarray:
         """Return logarithms of counts, this flow included: (2, n_flows, n_half_lives)."""

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from sklearn.neighbors import NearestNeighbors
 
 from sklearn_docids._meta import seeded_clone
-from sklearn_docids._views.base import MAX_NEIGHBORS, Observation, View, spaced
+from sklearn_docids._views.arrays import ANY_NUMBER, ArrayRule, up_to
+from sklearn_docids._views.base import MAX_NEIGHBORS, Observation, StoredView, spaced
 from sklearn_docids._views.payload import first_messages, quoted
 from sklearn_docids.capture.layouts import FORWARD
 from sklearn_docids.capture.table import FlowTable
@@ -18,11 +19,15 @@ from sklearn_docids.capture.table import FlowTable
 N_NEIGHBORS = 20
 
 
-class NetworkView(View):
+class NetworkView(StoredView):
     """Distance to the 20th nearest normal flow in the space of h_c."""
 
     places: np.ndarray  # float64 (n, n_classes): of normal flows
     beginnings: np.ndarray  # uint8 (n, n_bytes): of their first requests
+    rules: ClassVar[dict[str, ArrayRule]] = {
+        "places": ArrayRule("float64", (up_to(MAX_NEIGHBORS), ANY_NUMBER)),
+        "beginnings": ArrayRule("uint8", (up_to(MAX_NEIGHBORS), range(2**16))),
+    }
 
     def __init__(self, name: str, detector: Any, reference: Any):
         super().__init__(name)
@@ -37,15 +42,34 @@ class NetworkView(View):
     def fit(self, flows: FlowTable, rng: np.random.RandomState) -> None:
         """Learn where normal flows are."""
         some = flows[spaced(len(flows), MAX_NEIGHBORS)]
-        self.places = self.detector.class_scores(some.X)
+        self.places = self._places_of(some)
         self.beginnings = first_messages(some, FORWARD).data if some.layout == "payload" else some.X[:, :0]
 
     def observe(self, flows: FlowTable, memory: Any) -> Observation:
         """Return the distance."""
         # A tree finds the same for a flow whatever flows are asked about with it.
         neighbors = NearestNeighbors(n_neighbors=min(N_NEIGHBORS, len(self.places)), algorithm="kd_tree")
-        distances, nearest = neighbors.fit(self.places).kneighbors(self.detector.class_scores(flows.X))
+        distances, nearest = neighbors.fit(self.places).kneighbors(self._places_of(flows))
         return Observation(distances[:, -1], lambda row: self._reason(flows[row], distances[row, -1], nearest[row, 0]))
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return places and beginnings; the network is stored as that of any `DOCIDSDetector`."""
+        return {name: getattr(self, name) for name in self.rules}
+
+    def restore(self, arrays: dict[str, np.ndarray]) -> None:
+        """Take them over, if they are of the network at hand."""
+        self.places, self.beginnings = (arrays[name] for name in self.rules)
+        n_classes = self.detector.network_.settings["n_classes"]
+        if self.places.shape != (len(self.beginnings), n_classes):
+            raise ValueError("places and beginnings are not of the same flows, or of another network")
+
+    def _places_of(self, flows: FlowTable) -> np.ndarray:
+        places = self.detector.class_scores(flows.X)
+        if not np.isfinite(places).all():
+            raise ValueError(
+                f"the view {self.name!r}: class scores are not finite, its network's weights are of no use"
+            )
+        return np.asarray(places)
 
     def _reason(self, flow: FlowTable, distance: float, nearest: int) -> str:
         if flow.layout != "payload":

@@ -3,21 +3,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from sklearn_docids._views.base import Observation, View
+from sklearn_docids._views.arrays import ANY_NUMBER, ArrayRule, bytes_of, exactly, words_of
+from sklearn_docids._views.base import Observation, StoredView
 from sklearn_docids._views.payload import hashed, service_name, services
 from sklearn_docids.capture.table import FlowTable
 
 N_SALT = 11
+KEYS = ("channels", "destinations", "services")
 
 
-class NoveltyView(View):
+class NoveltyView(StoredView):
     """How many of (source, destination, service), (destination, service) and (service) are new."""
 
     seen: list[np.ndarray]  # of each of the three: sorted hashes
+    rules: ClassVar[dict[str, ArrayRule]] = {
+        "salt": ArrayRule("uint8", (exactly(N_SALT), exactly(8))),
+        **{name: ArrayRule("uint8", (ANY_NUMBER, exactly(8))) for name in KEYS},
+    }
 
     def prepare(self, flows: FlowTable, rng: np.random.RandomState) -> None:
         """Draw the words of the hash, which whoever sends packets must not know."""
@@ -31,6 +37,17 @@ class NoveltyView(View):
         """Return how many of the three are new; 3 where nobody ever asked for the service."""
         new = np.stack([~np.isin(keys, seen) for keys, seen in zip(self._keys(flows), self.seen, strict=True)])
         return Observation(new.sum(axis=0).astype(float), lambda row: _reason(flows, row, int(new[:, row].sum())))
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return the words of the hash, and the hashes."""
+        return {"salt": bytes_of(self.salt), **dict(zip(KEYS, map(bytes_of, self.seen), strict=True))}
+
+    def restore(self, arrays: dict[str, np.ndarray]) -> None:
+        """Take them over."""
+        self.salt, self.seen = words_of(arrays["salt"]), [words_of(arrays[name]) for name in KEYS]
+        for name, hashes in zip(KEYS, self.seen, strict=True):
+            if not (hashes[1:] > hashes[:-1]).all():
+                raise ValueError(f"{name} holds hashes that are not ascending and different")
 
     def _keys(self, flows: FlowTable) -> list[np.ndarray]:
         records, service = flows.rows.records, services(flows)

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from sklearn_docids._views.base import Observation, View
-from sklearn_docids._views.payload import first_messages, quoted, service_name, services
+from sklearn_docids._views.arrays import ArrayRule, check_whole_and_ascending, exactly, up_to
+from sklearn_docids._views.base import Observation, StoredView
+from sklearn_docids._views.payload import MAX_SERVICE, first_messages, quoted, service_name, services
 from sklearn_docids.capture.layouts import FORWARD
 from sklearn_docids.capture.table import FlowTable
 
@@ -20,12 +21,16 @@ MAX_SERVICES = 256
 OTHER = -1
 
 
-class RequestsView(View):
+class RequestsView(StoredView):
     """Share of the pairs of neighbouring bytes of a request that no request to its service ever had."""
 
     needs_payload = True
     groups_by_service = True
     seen: dict[int, np.ndarray]  # by service: a bit per pair
+    rules: ClassVar[dict[str, ArrayRule]] = {
+        "services": ArrayRule("float64", (up_to(MAX_SERVICES + 1),), OTHER, MAX_SERVICE),
+        "seen": ArrayRule("uint8", (up_to(MAX_SERVICES + 1), exactly(N_PAIRS // 8))),
+    }
 
     def fit(self, flows: FlowTable, rng: np.random.RandomState) -> None:
         """Learn the pairs of bytes in requests to each service."""
@@ -52,6 +57,18 @@ class RequestsView(View):
                 is_new[rows] &= bits == 0
         shares = is_new.sum(axis=1) / np.maximum(1, is_pair.sum(axis=1))
         return Observation(shares, lambda row: _reason(flows, row, is_new[row], is_pair[row]))
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return services, and the pairs of each."""
+        return {"services": np.array(list(self.seen), np.float64), "seen": np.stack(list(self.seen.values()))}
+
+    def restore(self, arrays: dict[str, np.ndarray]) -> None:
+        """Take them over."""
+        services = arrays["services"]
+        check_whole_and_ascending("services", services)
+        if len(services) != len(arrays["seen"]):
+            raise ValueError("services and seen are of different services")
+        self.seen = dict(zip(services.astype(np.int64).tolist(), arrays["seen"], strict=True))
 
 
 def _pairs(flows: FlowTable) -> tuple[np.ndarray, np.ndarray]:

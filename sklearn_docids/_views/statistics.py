@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from sklearn.neighbors import NearestNeighbors
 
-from sklearn_docids._views.base import MAX_NEIGHBORS, Observation, View, spaced
+from sklearn_docids._views.arrays import ArrayRule, exactly, up_to
+from sklearn_docids._views.base import MAX_NEIGHBORS, Observation, StoredView, spaced
 from sklearn_docids.capture.kernels import RST
 from sklearn_docids.capture.table import FlowTable
 
@@ -17,14 +18,21 @@ COUNTS = (
 )  # fmt: skip
 NAMES = ("duration", *COUNTS, "no payload came back", "reset")
 N_NEIGHBORS = 5
+# No logarithm of a number of 64 bits is larger, and rounding makes no smaller spread of numbers up to it.
+LARGEST_STATISTIC, LEAST_SPREAD = 45.0, 1e-30
 
 
-class StatisticsView(View):
+class StatisticsView(StoredView):
     """Mean distance to the nearest normal flows by nine statistics, standardised."""
 
     mean: np.ndarray
     spread: np.ndarray
     places: np.ndarray  # float64 (n, 9)
+    rules: ClassVar[dict[str, ArrayRule]] = {
+        "mean": ArrayRule("float64", (exactly(len(NAMES)),), 0, LARGEST_STATISTIC),
+        "spread": ArrayRule("float64", (exactly(len(NAMES)),), LEAST_SPREAD, LARGEST_STATISTIC),
+        "places": ArrayRule("float64", (up_to(MAX_NEIGHBORS), exactly(len(NAMES)))),
+    }
 
     def fit(self, flows: FlowTable, rng: np.random.RandomState) -> None:
         """Learn which statistics are normal."""
@@ -42,6 +50,17 @@ class StatisticsView(View):
         return Observation(
             np.log1p(distances.mean(axis=1)), lambda row: self._reason(places[row], self.places[nearest[row]])
         )
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return mean, spread and places."""
+        return {name: getattr(self, name) for name in self.rules}
+
+    def restore(self, arrays: dict[str, np.ndarray]) -> None:
+        """Take them over, if they are places of statistics."""
+        self.mean, self.spread, self.places = (arrays[name] for name in self.rules)
+        values = self.places * self.spread + self.mean
+        if not ((values > -1) & (values < LARGEST_STATISTIC + 1)).all():
+            raise ValueError("its statistics are not those of flows")
 
     def _standardised(self, values: np.ndarray) -> np.ndarray:
         return (values - self.mean) / self.spread

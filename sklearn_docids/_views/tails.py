@@ -7,12 +7,25 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sklearn_docids._views.arrays import ANY_NUMBER, ArrayRule, check_whole_and_ascending, exactly, up_to
+from sklearn_docids._views.payload import MAX_SERVICE
+
 # Normal scores that are kept, evenly spaced among the sorted ones, the largest always.
 MAX_SCORES = 100_000
 # Share of the scores, and the least number of them, that tell how the tail falls off beyond the largest one.
 TAIL_SHARE, MIN_TAIL = 0.02, 5
 # A group of fewer normal flows than this is judged with all the others.
 MIN_GROUP = 50
+# In an array of tails: the name of the one of all flows.
+EVERYTHING = -1
+MAX_GROUPS = 2**17
+# Largest whole number up to which float64 has all of them; least scale with which no surprise is infinite.
+MOST_SCORES, LEAST_SCALE = 2**53, 1e-150
+TAIL_RULES = {
+    # Of each tail: group, number of scores kept, number of which they are a sample, scale.
+    "tails": ArrayRule("float64", (up_to(1 + MAX_GROUPS), exactly(4)), EVERYTHING),
+    "tail_scores": ArrayRule("float64", (ANY_NUMBER,)),
+}
 
 
 class Tail(NamedTuple):
@@ -66,3 +79,45 @@ class Tails(NamedTuple):
             for name in set(groups.tolist()) & set(self.of_group):
                 found[groups == name] = self.of_group[name].surprise(scores[groups == name])
         return found
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return all tails as arrays that follow `TAIL_RULES`."""
+        tails = {EVERYTHING: self.everything, **self.of_group}
+        rows = [(name, len(tail.scores), tail.n_scores, tail.scale) for name, tail in tails.items()]
+        return {
+            "tails": np.array(rows, np.float64),
+            "tail_scores": np.concatenate([tail.scores for tail in tails.values()]),
+        }
+
+    @classmethod
+    def restored(cls, arrays: dict[str, np.ndarray]) -> Tails:
+        """Return the tails of `state`.
+
+        Raises
+        ------
+        ValueError
+            These are no tails.
+        """
+        (names, n_kept, n_scores, scales), scores = arrays["tails"].T, arrays["tail_scores"]
+        check_whole_and_ascending("groups of tails", names)
+        _check_tails(names, n_kept, n_scores, scales, len(scores))
+        ends = np.cumsum(n_kept.astype(np.int64))
+        falls = np.flatnonzero(scores[1:] < scores[:-1]) + 1
+        if not np.isin(falls, ends).all():
+            raise ValueError("scores of a tail are not sorted")
+        parts = zip(np.split(scores, ends[:-1]), n_scores, scales, strict=True)
+        everything, *of_group = [Tail(kept, int(n), float(scale)) for kept, n, scale in parts]
+        return cls(everything, dict(zip(names[1:].astype(np.int64).tolist(), of_group, strict=True)))
+
+
+def _check_tails(
+    names: np.ndarray, n_kept: np.ndarray, n_scores: np.ndarray, scales: np.ndarray, n_in_all: int
+) -> None:
+    if names[0] != EVERYTHING or names[-1] > MAX_SERVICE:
+        raise ValueError("its tails are of unknown groups")
+    if (n_kept < 1).any() or (n_kept % 1).any() or n_kept.sum() != n_in_all:
+        raise ValueError("its tails keep another number of scores than there are")
+    if (n_scores < n_kept).any() or (n_scores % 1).any() or (n_scores > MOST_SCORES).any():
+        raise ValueError("its tails are of impossible numbers of scores")
+    if (scales < LEAST_SCALE).any():
+        raise ValueError("the scale of a tail is too small")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from numbers import Integral, Real
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 from joblib import Parallel, delayed
@@ -16,7 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 from sklearn_docids._bases import BaseEstimator, OutlierMixin
 from sklearn_docids._meta import forget_fit
 from sklearn_docids._thresholds import conformal_threshold, least_held_out
-from sklearn_docids._views.base import Observation, View, check_layout
+from sklearn_docids._views.base import Observation, StoredView, View, check_layout
 from sklearn_docids._views.columns import ColumnsView, check_columns
 from sklearn_docids._views.content import ContentView
 from sklearn_docids._views.network import NetworkView
@@ -30,8 +30,11 @@ from sklearn_docids.capture.table import FlowTable
 from sklearn_docids.detectors._docids import DOCIDSDetector
 from sklearn_docids.detectors._reference import Reference, ReferenceData, check_kind, unpacked
 
+if TYPE_CHECKING:
+    from sklearn_docids._sampler import FlowSampler
+
 BYTES = "bytes"
-SIMPLE_VIEWS: dict[str, type[View]] = {
+SIMPLE_VIEWS: dict[str, type[StoredView]] = {
     "statistics": StatisticsView,
     "requests": RequestsView,
     "novelty": NoveltyView,
@@ -129,6 +132,8 @@ class MultiViewDetector(OutlierMixin, BaseEstimator):
         Scores of the training flows that set the threshold, in order of time.
     detector_ : DOCIDSDetector or None
         The fitted network of ``"bytes"``.
+    sampler_ : FlowSampler or None
+        After `~sklearn_docids.load_detector`: the sampler stored with the model.
 
     See Also
     --------
@@ -163,8 +168,12 @@ class MultiViewDetector(OutlierMixin, BaseEstimator):
     view_names_: list[str]
     offset_: float
     calibration_scores_: np.ndarray
+    sampler_: FlowSampler | None
 
-    _fitted_names = ("view_names_", "offset_", "calibration_scores_", "_views", "_tails", "_power", "_n_columns")
+    _fitted_names = (
+        "view_names_", "offset_", "calibration_scores_", "sampler_", "_views", "_tails", "_power", "_n_columns",
+        "_layout",
+    )  # fmt: skip
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "views": ["array-like"],
         "detector": [HasMethods(["fit", "class_scores"]), None],
@@ -256,6 +265,7 @@ class MultiViewDetector(OutlierMixin, BaseEstimator):
         self._views, self._tails, self._power = views, tails, float(self.power)
         self._n_columns, self._layout = flows.X.shape[1], flows.layout
         self.view_names_ = [view.name for view in views]
+        self.sampler_ = None
         surprises = self._surprises([scores[judged] for scores in abnormality], groups)
         self.calibration_scores_ = self._combined(surprises)
         self.offset_ = conformal_threshold(self.calibration_scores_, self.false_alarm_rate)
