@@ -446,3 +446,12 @@ def test_the_views_of_a_flow_are_drawn_with_their_reasons(tables, fitted):
 def test_what_is_no_p_value_of_each_view_is_not_drawn(p_values):
     with pytest.raises(ValueError, match="p_values must be 2 numbers above 0 and at most 1"):
         ViewsDisplay.from_predictions(p_values, ["novelty", "content"])
+
+
+def test_a_statistic_that_never_varied_has_no_spread_of_rounding(tmp_path):
+    packets = [udp(10_000 + i, 53, b"same") for i in range(1000)]
+    (tmp_path / "a").write_bytes(pcap(packets, times=[float(i) for i in range(1000)]))
+    flows = FlowSampler(layout="payload").flows(tmp_path / "a")
+    view = StatisticsView("s")
+    view.fit(flows, np.random.RandomState(0))
+    np.testing.assert_array_equal(view.spread, 1.0)
