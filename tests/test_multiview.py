@@ -191,7 +191,7 @@ def test_reasons_say_what_is_abnormal(tables, fitted):
     ]
     guess = reasons[np.flatnonzero(is_burst(test))[-1]]
     texts = {reason.view: reason.text for reason in guess}
-    assert texts["content"] == "58 flows like this from 10.0.0.1 in 60 s; normal are at most 1"
+    assert texts["content"] == "58 flows like this from 10.0.0.1 in 60 s; normal are at most 1.0"
     assert texts["requests"].startswith("the request begins 'POST /login?~~%%': ")
     assert all(a.p_value <= b.p_value for of_flow in reasons for a, b in itertools.pairwise(of_flow))
     np.testing.assert_array_equal([len(of_flow) for of_flow in reasons], (fitted.p_values(test) <= 0.05).sum(axis=1))
