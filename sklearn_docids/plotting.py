@@ -31,7 +31,7 @@ __all__ = [
 
 NO_CV_RESULTS = "draw each fold with from_predictions: from_cv_results would take normal flows for the positive class"
 # Characters of a line of text that fits beside the bars of a figure of usual width.
-REASON_WIDTH = 80
+REASON_WIDTH = 125
 NORMAL_COLOUR, ATTACK_COLOUR = "#3b6ea8", "#c8553d"
 
 

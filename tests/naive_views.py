@@ -64,7 +64,7 @@ def statistics_distance(normal, flows):
     """Return the logarithm of 1 and the mean distance to the five nearest normal flows."""
     known = np.array([statistics(flow) for flow in each(normal)])
     mean, spread = known.mean(axis=0), known.std(axis=0)
-    spread[spread == 0] = 1
+    spread[spread < 1e-6] = 1
     found = []
     for flow in each(flows):
         distances = sorted(

@@ -91,3 +91,12 @@ def test_a_benchmark_knows_the_interface_that_it_measures(path, monkeypatch):
     else:
         return
     assert len({repr(estimator) for estimator in compared}) > 8
+
+
+def test_views_example_explains_and_draws_three_flows(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    options = ["--views", "requests", "novelty", "--output", str(tmp_path / "views.png")]
+    reasons = main_of("views_of_a_flow.py")(options)
+    assert [reason.view for reason in reasons["dns_tunnel"]] == ["requests"]
+    assert "were never in a request to udp/53" in capsys.readouterr().out
+    assert (tmp_path / "views.png").stat().st_size > 5000

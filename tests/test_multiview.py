@@ -202,7 +202,7 @@ def test_reasons_say_what_is_abnormal(tables, fitted):
     ]
     guess = reasons[np.flatnonzero(is_burst(test))[-1]]
     texts = {reason.view: reason.text for reason in guess}
-    assert texts["content"] == "58 flows like this from 10.0.0.1 in 60 s; normal are at most 1"
+    assert texts["content"] == "58 flows like this from 10.0.0.1 in 60 s; normal are at most 1.0"
     assert texts["requests"].startswith("the request begins 'POST /login?~~%%': ")
     assert all(a.p_value <= b.p_value for of_flow in reasons for a, b in itertools.pairwise(of_flow))
     np.testing.assert_array_equal([len(of_flow) for of_flow in reasons], (fitted.p_values(test) <= 0.05).sum(axis=1))
@@ -457,3 +457,12 @@ def test_the_views_of_a_flow_are_drawn_with_their_reasons(tables, fitted):
 def test_what_is_no_p_value_of_each_view_is_not_drawn(p_values):
     with pytest.raises(ValueError, match="p_values must be 2 numbers above 0 and at most 1"):
         ViewsDisplay.from_predictions(p_values, ["novelty", "content"])
+
+
+def test_a_statistic_that_never_varied_has_no_spread_of_rounding(tmp_path):
+    packets = [udp(10_000 + i, 53, b"same") for i in range(1000)]
+    (tmp_path / "a").write_bytes(pcap(packets, times=[float(i) for i in range(1000)]))
+    flows = FlowSampler(layout="payload").flows(tmp_path / "a")
+    view = StatisticsView("s")
+    view.fit(flows, np.random.RandomState(0))
+    np.testing.assert_array_equal(view.spread, 1.0)

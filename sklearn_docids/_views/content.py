@@ -141,9 +141,15 @@ class ContentView(StoredView):
         side, half_life = np.unravel_index((counts - most).argmax(), counts.shape)
         host = f"from {flows.src_ip[row]}" if side == 0 else f"to {flows.dst_ip[row]}"
         return (
-            f"{np.exp(counts[side, half_life]):.3g} flows like this {host} in {self.half_lives[half_life]:g} s; "
-            f"normal are at most {np.exp(most[side, half_life]):.3g}"
+            f"{_count(counts[side, half_life])} flows like this {host} in {self.half_lives[half_life]:g} s; "
+            f"normal are at most {_count(most[side, half_life])}"
         )
+
+
+def _count(logarithm: float) -> str:
+    """Return a damped count as text; below ten, a fraction of a flow still tells."""
+    count = float(np.exp(logarithm))
+    return f"{count:.0f}" if count >= 10 else f"{count:.1f}"
 
 
 def described(flows: FlowTable) -> np.ndarray:

@@ -18,6 +18,8 @@ COUNTS = (
 )  # fmt: skip
 NAMES = ("duration", *COUNTS, "no payload came back", "reset")
 N_NEIGHBORS = 5
+# One flow of a million that differs by 1 from all others makes a deviation of 1e-3.
+CONSTANT = 1e-6
 # No logarithm of a number of 64 bits is larger, and rounding makes no smaller spread of numbers up to it.
 LARGEST_STATISTIC, LEAST_SPREAD = 45.0, 1e-30
 
@@ -38,8 +40,8 @@ class StatisticsView(StoredView):
         """Learn which statistics are normal."""
         values = statistics_of(flows)
         self.mean, self.spread = values.mean(axis=0), values.std(axis=0)
-        # What never varied says more than nothing where it does vary.
-        self.spread[self.spread == 0] = 1.0
+        # What never varied says more than nothing where it does vary. Its deviation may be other than 0 by rounding.
+        self.spread[self.spread < CONSTANT] = 1.0
         self.places = self._standardised(values[spaced(len(values), MAX_NEIGHBORS)])
 
     def observe(self, flows: FlowTable, memory: Any) -> Observation:
