@@ -141,8 +141,8 @@ class ContentView(StoredView):
         side, half_life = np.unravel_index((counts - most).argmax(), counts.shape)
         host = f"from {flows.src_ip[row]}" if side == 0 else f"to {flows.dst_ip[row]}"
         return (
-            f"{_count(counts[side, half_life])} flows like this {host} in {self.half_lives[half_life]:g} s; "
-            f"normal are at most {_count(most[side, half_life])}"
+            f"{_count(float(counts[side, half_life]))} flows like this {host} in {self.half_lives[half_life]:g} s; "
+            f"normal are at most {_count(float(most[side, half_life]))}"
         )
 
 
