@@ -30,7 +30,15 @@ os.environ.setdefault("NUMBA_CACHE_DIR", str(numba_cache()))
 
 import pytest  # noqa: E402 - after the environment
 
+from sklearn_docids._views import network  # noqa: E402 - after the environment
+
 SHARED = ROOT.parent / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def few_flows_make_a_network(monkeypatch):
+    """Let the view of bytes learn from few flows: tests of other things are quick, whatever such a network detects."""
+    monkeypatch.setattr(network, "MIN_FLOWS", 2)
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from sklearn.utils.estimator_checks import (
 )
 
 from sklearn_docids import DOCIDSDetector, FlowSampler, MultiViewDetector
+from sklearn_docids._views import network
 from sklearn_docids._views.content import ContentView
 from sklearn_docids._views.novelty import NoveltyView
 from sklearn_docids._views.requests import RequestsView
@@ -371,6 +372,16 @@ def test_without_a_reference_the_bytes_are_left_out(tables):
     with pytest.warns(UserWarning, match="fit without a reference: the view 'bytes' is left out"):
         detector = MultiViewDetector(false_alarm_rate=0.02, random_state=0).fit(tables[0])
     assert detector.view_names_ == list(SIMPLE)
+
+
+def test_of_too_few_flows_for_a_network_the_bytes_are_left_out(tables, monkeypatch):
+    train, _ = tables
+    monkeypatch.setattr(network, "MIN_FLOWS", 301)
+    detector = MultiViewDetector(views=("bytes", "novelty"), false_alarm_rate=0.02, random_state=0)
+    with pytest.warns(UserWarning, match="the view 'bytes' is left out: its network would learn 300 flows by heart"):
+        detector.fit(train, reference=(train, train.dst_port))
+    assert detector.view_names_ == ["novelty"]
+    assert detector.detector_ is None
 
 
 def test_a_minute_of_training_counts_over_shorter_times_alone(tables):

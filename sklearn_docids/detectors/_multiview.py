@@ -16,6 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 from sklearn_docids._bases import BaseEstimator, OutlierMixin
 from sklearn_docids._meta import forget_fit
 from sklearn_docids._thresholds import conformal_threshold, least_held_out
+from sklearn_docids._views import network
 from sklearn_docids._views.base import Observation, StoredView, View, check_layout
 from sklearn_docids._views.columns import ColumnsView, check_columns
 from sklearn_docids._views.content import ContentView
@@ -225,7 +226,8 @@ class MultiViewDetector(OutlierMixin, BaseEstimator):
             Ignored.
         reference : ReferenceData, tuple (X_reference, y_reference) or None, default=None
             Labelled reference for ``"bytes"``: a table or rows, sampled like X. None: that view is left out, as
-            without a reference its features say little.
+            without a reference its features say little; so it is where X has fewer than 1,000 flows, with which its
+            network would flag far more new normal flows than it was asked for.
 
         Returns
         -------
@@ -249,7 +251,7 @@ class MultiViewDetector(OutlierMixin, BaseEstimator):
         check_kind(reference)
         flows = in_time_order(_checked_table(X))
         rng = check_random_state(self.random_state)
-        views = self._made_views(reference)
+        views = self._made_views(reference, len(flows))
         check_layout(flows, [view.name for view in views if view.needs_payload])
         blocks = self._blocks(len(flows))
         seeds = [int(seed) for seed in rng.randint(2**31 - 1, size=len(views))]
@@ -363,7 +365,7 @@ class MultiViewDetector(OutlierMixin, BaseEstimator):
         """
         return self.stream().explain(X)
 
-    def _made_views(self, reference: Reference | None) -> list[View]:
+    def _made_views(self, reference: Reference | None, n_flows: int) -> list[View]:
         """Return unfitted views; leave out what cannot be."""
         views: list[View] = []
         for view in self.views:
@@ -371,6 +373,11 @@ class MultiViewDetector(OutlierMixin, BaseEstimator):
                 warn_caller(
                     f"fit without a reference: the view {BYTES!r} is left out; give reference=(X_reference, "
                     "y_reference), or views without it"
+                )
+            elif view == BYTES and n_flows < network.MIN_FLOWS:
+                warn_caller(
+                    f"the view {BYTES!r} is left out: its network would learn {n_flows} flows by heart, and flag new "
+                    f"normal ones; give at least {network.MIN_FLOWS}, or views without it"
                 )
             elif view == BYTES:
                 views.append(NetworkView(BYTES, self._network(), _rows_of_reference(reference)))
