@@ -17,8 +17,8 @@ from sklearn_docids.capture.table import FlowTable
 
 # Chosen on the validation part of the testbed (docs/benchmarks.md).
 N_NEIGHBORS = 20
-# Fewer flows the network learns by heart, and new normal ones look abnormal: trained on 250, 500, 1000 and 4819 flows of
-# the testbed, the view alone flags 19, 16, 5 and 1 % of those of the validation part, where 1 % was asked for.
+# Fewer flows the network learns by heart, and new normal ones look abnormal: trained on 250, 500, 1000 and 4819 flows
+# of the testbed, the view alone flags 19, 16, 5 and 1 % of those of the validation part, where 1 % was asked for.
 MIN_FLOWS = 1000
 
 
