@@ -200,4 +200,10 @@ def test_same_interface_as_the_detector():
     assert public == {name for name in dir(ConvAutoencoderDetector) if not name.startswith("_")}
     of_the_detector = {name for name in dir(DOCIDSDetector) if not name.startswith("_")}
     assert public <= of_the_detector
-    assert of_the_detector - public <= {"to_onnx", "most_similar_templates", "templates_", "template_flows_"}
+    assert of_the_detector - public <= {
+        "class_scores",
+        "to_onnx",
+        "most_similar_templates",
+        "templates_",
+        "template_flows_",
+    }

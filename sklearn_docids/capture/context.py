@@ -114,6 +114,8 @@ class KeyTable:
     """At most ``max_keys`` keys and what is remembered of them. The keys are hashes that nobody outside can foresee."""
 
     def __init__(self, max_keys: int, fields: Sequence[tuple[Any, ...]]):
+        if max_keys < 1:
+            raise ValueError(f"max_keys must be 1 or more, got {max_keys}")
         self.max_keys = max_keys
         self.n_evicted = 0
         n_entries = min(max_keys, FIRST_KEYS)
@@ -189,18 +191,6 @@ def add_damped(first, keys, times, amounts, half_lives, words, table, result):
     return len(keys)
 
 
-@kernel
-def read_damped(keys, times, half_lives, words, table, result):
-    """Fill in what the sums of keys have decayed to."""
-    for i in range(len(keys)):
-        slot, _ = find_key(hash_key(keys[i], words), table)
-        if slot >= 0:
-            entry = table.entries[slot]
-            age = age_of(entry.latest, times[i])
-            for j in range(len(half_lives)):
-                result[i, j] = entry.sums[j] * np.exp2(-age / half_lives[j])
-
-
 class DampedCounts:
     """Sums over the events of a key that decay with time.
 
@@ -252,13 +242,6 @@ class DampedCounts:
                 return result
             self.table.forget()
 
-    def peek(self, keys: np.ndarray, times: np.ndarray) -> np.ndarray:
-        """Return what the sums of keys are at given times, (n, n_half_lives), and add nothing; 0 for unknown keys."""
-        keys, times, _ = _events(keys, times, None)
-        result = np.zeros((len(keys), len(self.half_lives)))
-        read_damped(keys, times, self.half_lives, self.words, self.table.arrays, result)
-        return result
-
 
 def _durations(seconds: Sequence[float]) -> np.ndarray:
     durations = np.array(seconds, np.float64)
@@ -301,8 +284,8 @@ _COUNTS = {
     "source_failed": "earlier flows of the source without payload from the destination, or with a RST",
 }
 _DISTINCT = {
-    "source_destinations": "distinct destination addresses of the source, each as old as its last flow",
-    "source_ports": "distinct destination ports of the source, at any destination, each as old as its last flow",
+    "source_destinations": "distinct destinations of the source, this one included, each as old as its last flow",
+    "source_ports": "distinct destination ports of the source, this one included, each as old as its last flow",
 }
 _INTERVALS = "of the seconds between the beginnings of successive flows of the channel; damped, half-life 600 s"
 CONTEXT_COLUMNS = {
@@ -413,7 +396,7 @@ def read_ahead(flows, order, first, context):
 def decays_of(age):
     """Return what a weight of 1 has become after so many seconds, for each of `HALF_LIVES`.
 
-    One power of 2 and products take a third of the time of four powers; the error grows to 1e-13 of the weight.
+    One power of 2 and products are quicker than four powers; the error grows to 1e-13 of the weight.
     """
     after_600 = np.exp2(age * (-1 / 600))
     after_60 = after_600**10
@@ -530,8 +513,13 @@ class FlowContext:
     max_keys : int, default=262_144
         Sources to remember; and so many channels, pairs of source and destination, and pairs of source and destination
         port. One more of a kind, and the half of them not used for longest is forgotten, in one sweep: as if their
-        flows had not been, but that a destination or port that is met again counts twice for a while. That bounds
-        memory to 85 MB by default; it grows as it is needed.
+        flows had not been, but that a forgotten destination or port of a known source counts twice for a while when it
+        is met again. Memory grows as it is needed, up to 85 MB by default, and 17 MB more during a sweep.
+
+    Raises
+    ------
+    ValueError
+        ``max_keys`` is less than 1.
 
     Examples
     --------
