@@ -336,7 +336,8 @@ def _fit(args: argparse.Namespace) -> None:
     with named(args.model):
         save_detector(detector, args.model, sampler=sampler.set_params(verbose=0))
     n_learned = len(X) - n_judged if args.views == PAPER and detector.false_alarm_rate is not None else len(X)
-    say(f"{n_learned} flows learned, by {' '.join(args.views)}; model written to {args.model}")
+    views = getattr(detector, "view_names_", args.views)  # some may have been left out
+    say(f"{n_learned} flows learned, by {' '.join(views)}; model written to {args.model}")
     say(_threshold_of(detector, n_judged))
 
 
