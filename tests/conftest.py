@@ -35,10 +35,12 @@ from sklearn_docids._views import network  # noqa: E402 - after the environment
 SHARED = ROOT.parent / "shared" / "data"
 
 
-@pytest.fixture(autouse=True)
-def few_flows_make_a_network(monkeypatch):
+@pytest.fixture(autouse=True, scope="session")
+def few_flows_make_a_network():
     """Let the view of bytes learn from few flows: tests of other things are quick, whatever such a network detects."""
-    monkeypatch.setattr(network, "MIN_FLOWS", 2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(network, "MIN_FLOWS", 2)
+        yield
 
 
 @pytest.fixture
