@@ -5,6 +5,9 @@ its period and scored in that table: the past of a flow never holds another kind
 flag a share of the normal flows of the same table, those of the attacked hosts among them, and for thresholds set by
 normal traffic without any attack.
 
+The captures of site A are every other minute of one exercise. An attack that was recorded at another time or in another
+network is moved into the normal period, so that it has a past; its hosts are new there all the same.
+
 Every fit leaves a file of scores in the results folder as it ends, and is not repeated: the command can be stopped and
 started again, and run for several studies at a time. ``--report`` prints tables of all of them.
 
@@ -48,6 +51,7 @@ RATE = 0.01
 MAX_FPRS = (0.01, 0.001)
 WINDOWS_S = (60, 300)
 N_BLOCKS = 4
+WAYS = ("as fitted", "calibrated there")
 ALL = "all views"
 ON_PACKETS, ON_PAYLOAD = "DOC-IDS, packet rows", "DOC-IDS, payload rows"
 PAYLOAD = FlowSampler(layout="payload")
@@ -466,18 +470,11 @@ def run(study, fit, seed, args):
     fitted = DETECTORS[name][0](seed).fit(train, data.reference)
     described["seconds"] = time.process_time() - began
     arrays = scored(fitted, data)
-    # How many false alarms there are elsewhere is asked of the test periods.
+    # The sites have no validation part.
     if name in (ALL, ON_PACKETS) and args.part == "test" and not share and args.data.is_dir():
-        for other in sorted({"testbed", *SITES} - {target}):
-            for variant, pair in fitted.flagged_elsewhere(load(other, "test", args.data).normal).items():
-                arrays |= {
-                    f"{variant}|elsewhere {way}|{other}": flagged for way, flagged in zip(WAYS, pair, strict=True)
-                }
+        arrays |= scored_elsewhere(fitted, target, args.data)
     write(path, described | {"offsets": fitted.offsets}, arrays)
     print(f"{study} {target} {name} {share} seed {seed}: {described['seconds']:.0f} CPU-s", flush=True)
-
-
-WAYS = ("as fitted", "calibrated there")
 
 
 def keyed(described):
@@ -507,6 +504,16 @@ def scored(fitted, data):
                 arrays[f"{name}|other channels {seconds}|{kind}"] = others
                 arrays[f"{name}|attacked channels {seconds}|{kind}"] = attacked
     return arrays
+
+
+def scored_elsewhere(fitted, target, folder):
+    """Return what is flagged of the normal flows of the other networks."""
+    return {
+        f"{name}|elsewhere {way}|{other}": flagged
+        for other in sorted({"testbed", *SITES} - {target})
+        for name, pair in fitted.flagged_elsewhere(load(other, "test", folder).normal).items()
+        for way, flagged in zip(WAYS, pair, strict=True)
+    }
 
 
 def in_windows(channels, times, seconds):
@@ -592,10 +599,13 @@ def read(results):
         with np.load(path) as file:
             arrays = {tuple(name.split("|")): file[name] for name in file.files if name != "described"}
             fits.append((json.loads(str(file["described"])), arrays))
-    order = list(DETECTORS)
-    return sorted(
-        fits, key=lambda fit: (order.index(fit[0].get("detector", ALL)), fit[0].get("contamination", 0), keyed(fit[0]))
-    )
+    return sorted(fits, key=place_in_tables)
+
+
+def place_in_tables(fit):
+    described, _ = fit
+    place = list(DETECTORS).index(described.get("detector", ALL))
+    return place, described.get("contamination", 0), described.get("seed", 0)
 
 
 def kinds_in(arrays):
@@ -751,17 +761,26 @@ def report_incidents(fits, args):
     for described, arrays in fits:
         target = described["target"]
         table = load(target, args.part, args.data).normal.payload
-        periods[target] = f"{np.ptp(table.time_first) / 1e9 / 3600:.2f} h, {len(set(table.src_ip))} hosts"
+        periods[target] = recorded_hours(table)
         for name in (name for name in names_in(arrays) if " alone" not in name):
             scores, threshold = arrays[name, "normal", ""], described["offsets"][name]
             of_levels = found.setdefault((target, name), {"flows": [], "channel": [], "host": []})
             of_levels["flows"].append(int(np.sum(scores < threshold)))
             for level in ("channel", "host"):
                 of_levels[level].append(len(find_incidents(table, scores, threshold, level=level)))
-    rows = [[target, periods[target], name, *map(counted, of.values())] for (target, name), of in found.items()]
+    rows = [
+        [target, f"{periods[target]:.2f}", name, *map(counted, of.values())]
+        for (target, name), of in sorted(found.items(), key=lambda item: item[0][0])
+    ]
     if rows:
-        header = ["normal traffic of", "time", "detector", "false alarms", "incidents by channel", "incidents by host"]
+        header = ["normal traffic of", "hours", "detector", "false alarms", "incidents by channel", "by host"]
         print(f"### Incidents of normal traffic, windows of an hour\n\n{table_of(header, rows)}\n")
+
+
+def recorded_hours(table):
+    """Return the time from the first flow to the last, without pauses of more than an hour in which none begins."""
+    pauses = np.diff(np.sort(table.time_first)) / 3.6e12
+    return float(pauses[pauses <= 1].sum())
 
 
 def counted(numbers):
