@@ -1,6 +1,7 @@
 import hashlib
 import os
 import shutil
+import signal
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -25,6 +26,9 @@ def numba_cache():
             shutil.rmtree(old, ignore_errors=True)
     return folder / version
 
+
+# A shell starts what runs in the background with Ctrl-C ignored: tests of it would wait for ever.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ.setdefault("NUMBA_CACHE_DIR", str(numba_cache()))
 
