@@ -320,7 +320,7 @@ def test_it_works_behind_a_sampler_and_in_a_search(tables, tmp_path):
     train, _ = tables
     (tmp_path / "a").write_bytes(capture_of(office(300, 4)))
     sampler = FlowSampler(layout="payload", output="flows")
-    pipeline = Pipeline([("sampler", sampler), ("detector", MultiViewDetector(views=("novelty",), random_state=0))])
+    pipeline = Pipeline([("sampler", sampler), ("detector", MultiViewDetector(views=("statistics",), random_state=0))])
     verdicts = pipeline.fit(tmp_path / "a").predict(tmp_path / "a")
     assert verdicts.shape == (300,)
 
@@ -377,11 +377,16 @@ def test_without_a_reference_the_bytes_are_left_out(tables):
 def test_of_too_few_flows_for_a_network_the_bytes_are_left_out(tables, monkeypatch):
     train, _ = tables
     monkeypatch.setattr(network, "MIN_FLOWS", 301)
-    detector = MultiViewDetector(views=("bytes", "novelty"), false_alarm_rate=0.02, random_state=0)
+    detector = MultiViewDetector(views=("bytes", "statistics"), false_alarm_rate=0.02, random_state=0)
     with pytest.warns(UserWarning, match="the view 'bytes' is left out: its network would learn 300 flows by heart"):
         detector.fit(train, reference=(train, train.dst_port))
-    assert detector.view_names_ == ["novelty"]
+    assert detector.view_names_ == ["statistics"]
     assert detector.detector_ is None
+
+
+def test_a_threshold_that_separates_nothing_is_said(tables):
+    with pytest.warns(UserWarning, match="the threshold separates nothing: all 300 scores that set it are 0"):
+        MultiViewDetector(views=("novelty",), false_alarm_rate=0.02, random_state=0).fit(tables[0])
 
 
 def test_a_minute_of_training_counts_over_shorter_times_alone(tables):

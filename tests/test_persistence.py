@@ -628,10 +628,10 @@ def test_views_of_rows_of_packets_are_saved(tmp_path, captures):
 def test_views_left_out_for_want_of_a_reference_stay_out(tmp_path, tables):
     train, test = tables
     with pytest.warns(UserWarning, match="left out"):
-        detector = MultiViewDetector(views=["bytes", "novelty"], false_alarm_rate=0.05, random_state=0).fit(train)
+        detector = MultiViewDetector(views=["bytes", "statistics"], false_alarm_rate=0.05, random_state=0).fit(train)
     save_detector(detector, tmp_path / "m")
     loaded = load_detector(tmp_path / "m")
-    assert (loaded.views, loaded.view_names_, loaded.detector) == (("bytes", "novelty"), ["novelty"], None)
+    assert (loaded.views, loaded.view_names_, loaded.detector) == (("bytes", "statistics"), ["statistics"], None)
     np.testing.assert_array_equal(loaded.score_samples(test), detector.score_samples(test))
 
 
@@ -820,7 +820,7 @@ def places_of(value, place=()):
 def test_whatever_stands_in_a_field_is_refused_or_scores(tmp_path, tables):
     """Of a small file, each field in turn has a strange value: an error says so, or the detector scores."""
     test, n_refused = tables[1][:5], 0
-    save_detector(fitted_views(tables[0], ("novelty",)), tmp_path / "small", VIEW_SAMPLER)
+    save_detector(fitted_views(tables[0], ("novelty", "statistics")), tmp_path / "small", VIEW_SAMPLER)
     for place in places_of(config_of(tmp_path / "small"))[1:]:
         for value in UNUSABLE:
 

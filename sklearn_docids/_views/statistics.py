@@ -30,6 +30,7 @@ class StatisticsView(StoredView):
     mean: np.ndarray
     spread: np.ndarray
     places: np.ndarray  # float64 (n, 9)
+    neighbors: NearestNeighbors  # among the places
     rules: ClassVar[dict[str, ArrayRule]] = {
         "mean": ArrayRule("float64", (exactly(len(NAMES)),), 0, LARGEST_STATISTIC),
         "spread": ArrayRule("float64", (exactly(len(NAMES)),), LEAST_SPREAD, LARGEST_STATISTIC),
@@ -42,13 +43,12 @@ class StatisticsView(StoredView):
         self.mean, self.spread = values.mean(axis=0), values.std(axis=0)
         # What never varied says more than nothing where it does vary. Its deviation may be other than 0 by rounding.
         self.spread[self.spread < CONSTANT] = 1.0
-        self.places = self._standardised(values[spaced(len(values), MAX_NEIGHBORS)])
+        self._place(self._standardised(values[spaced(len(values), MAX_NEIGHBORS)]))
 
     def observe(self, flows: FlowTable, memory: Any) -> Observation:
         """Return the logarithm of 1 and the distance."""
         places = self._standardised(statistics_of(flows))
-        neighbors = NearestNeighbors(n_neighbors=min(N_NEIGHBORS, len(self.places))).fit(self.places)
-        distances, nearest = neighbors.kneighbors(places)
+        distances, nearest = self.neighbors.kneighbors(places)
         return Observation(
             np.log1p(distances.mean(axis=1)), lambda row: self._reason(places[row], self.places[nearest[row]])
         )
@@ -63,6 +63,12 @@ class StatisticsView(StoredView):
         values = self.places * self.spread + self.mean
         if not ((values > -1) & (values < LARGEST_STATISTIC + 1)).all():
             raise ValueError("its statistics are not those of flows")
+        self._place(self.places)
+
+    def _place(self, places: np.ndarray) -> None:
+        """Take over normal flows; the tree of them is made once, as a stream asks for few flows at a time."""
+        self.places = places
+        self.neighbors = NearestNeighbors(n_neighbors=min(N_NEIGHBORS, len(places))).fit(places)
 
     def _standardised(self, values: np.ndarray) -> np.ndarray:
         return (values - self.mean) / self.spread

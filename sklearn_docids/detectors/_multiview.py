@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from sklearn_docids._bases import BaseEstimator, OutlierMixin
 from sklearn_docids._meta import forget_fit
-from sklearn_docids._thresholds import conformal_threshold, least_held_out
+from sklearn_docids._thresholds import conformal_threshold, doubt_of, least_held_out
 from sklearn_docids._views import network
 from sklearn_docids._views.base import Observation, StoredView, View, check_layout
 from sklearn_docids._views.columns import ColumnsView, check_columns
@@ -244,7 +244,7 @@ class MultiViewDetector(OutlierMixin, BaseEstimator):
         Warns
         -----
         UserWarning
-            A view is left out, or knows less than it could.
+            A view is left out, or knows less than it could; or the threshold separates nothing.
         """
         forget_fit(self)
         self._validate_params()
@@ -256,7 +256,7 @@ class MultiViewDetector(OutlierMixin, BaseEstimator):
         blocks = self._blocks(len(flows))
         seeds = [int(seed) for seed in rng.randint(2**31 - 1, size=len(views))]
         arguments = [(view, flows, blocks, seed) for view, seed in zip(views, seeds, strict=True)]
-        # Nothing is set before all of it is known: a fit that fails leaves no half of a detector.
+        # Nothing is set while views learn: a fit that fails leaves no half of a detector.
         abnormality = Parallel(n_jobs=self.n_jobs, prefer="threads")(delayed(_learn)(*some) for some in arguments)
         judged = blocks >= 0
         groups = services(flows)[judged]
@@ -271,6 +271,9 @@ class MultiViewDetector(OutlierMixin, BaseEstimator):
         surprises = self._surprises([scores[judged] for scores in abnormality], groups)
         self.calibration_scores_ = self._combined(surprises)
         self.offset_ = conformal_threshold(self.calibration_scores_, self.false_alarm_rate)
+        doubt = doubt_of(self.calibration_scores_)
+        if doubt:
+            warn_caller(doubt)
         return self
 
     @property
