@@ -545,7 +545,9 @@ def test_groups_of_a_detector_of_tables_have_its_scores_among_the_normal_flows(t
 
 
 def test_a_search_over_a_detector_of_tables_takes_tables(tables):
-    search = GridSearchCV(MultiViewDetector(views=("novelty",), false_alarm_rate=0.1), {"power": [1.0]}, cv=2, n_jobs=1)
+    search = GridSearchCV(
+        MultiViewDetector(views=("statistics",), false_alarm_rate=0.1), {"power": [1.0]}, cv=2, n_jobs=1
+    )
     fitted = fit_clone(search.set_params(scoring=lambda detector, flows: 0.0), tables[0])
     assert score_flows(fitted.best_estimator_, tables[1], {"burst": tables[2]}).attacks["burst"].shape == (40,)
 
