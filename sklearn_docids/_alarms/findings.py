@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""All that was found in captures: what `docids score` prints and `docids report` shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from sklearn_docids._alarms.alarm import Alarm
+
+HOUR_NS = 3600 * 10**9
+
+
+@dataclass
+class HostFindings:
+    """Of the flows of one source."""
+
+    n_flows: int = 0
+    n_flagged: int = 0
+    score: float = 0.0  # the lowest
+
+
+@dataclass
+class Findings:
+    """What became of the packets and flows of captures, and the alarms."""
+
+    model: str  # name of the file
+    captures: Sequence[str]
+    threshold: float
+    false_alarm_rate: float | None
+    calibration_scores: np.ndarray  # of normal flows; empty where the model has none
+    counters: Sequence[Mapping[str, int]] = ()
+    ignored: Sequence[Mapping[str, int]] = ()
+    n_flows: int = 0
+    n_flagged: int = 0
+    n_midstream: int = 0  # of those flagged
+    hidden: dict[str, int] = field(default_factory=dict)  # flagged flows that each rule of the allow-list hid
+    time_first: int | None = None  # ns since 1970
+    time_last: int | None = None
+    alarms: list[Alarm] = field(default_factory=list)  # the most abnormal first; not all of them if there are many
+    n_alarms: int = 0
+    flows_by_hour: dict[int, int] = field(default_factory=dict)  # beginning of the hour, ns since 1970
+    alarms_by_hour: dict[int, int] = field(default_factory=dict)
+    hosts: dict[str, HostFindings] = field(default_factory=dict)  # those with flagged flows, the most abnormal first
+    scores: np.ndarray = field(default_factory=lambda: np.zeros(0))  # of all flows, or an even sample of them
+    drift: str = ""  # what the test for drift says
