@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Flows of a stream that has no end: those that are open, and those that have just been decided."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from bisect import bisect_right
+from dataclasses import dataclass
+
+import numpy as np
+
+from sklearn_docids.capture import kernels
+from sklearn_docids.capture.flows import FlowAssembler, FlowRows, FlowRules
+from sklearn_docids.capture.hashing import N_KEYS
+from sklearn_docids.capture.headers import PACKET_FATES
+from sklearn_docids.capture.table import FlowTable, joined
+
+# Idle flows are looked for so often, where that takes less than a twentieth of the time.
+LOOK_EVERY_S = 0.25
+MOST_OF_TIME = 0.05
+# The smallest table of open flows.
+LEAST_TABLE = 8192
+
+
+class LiveAssembler(FlowAssembler):
+    """The flows of a stream without an end, whose idle flows come out within a fraction of a second.
+
+    Files that a rotating capture writes are one stream to it.
+    """
+
+    def __init__(self, rules: FlowRules) -> None:
+        self.done: list[FlowRows] = []
+        self.names: list[tuple[int, str]] = []  # number of the first flow of each file, and its name
+        self._next_look = 0.0
+        super().__init__(rules, lambda rows: self.done.append(rows.copy()))
+
+    def begin_file(self, name: str) -> None:
+        """Say from which file the next packets are."""
+        if self.names and not self.rules.rotated:
+            self._cut()
+        self.names.append((self.n_rows, name))
+        self._forget_names()
+
+    def _forget_names(self) -> None:
+        """Forget names of files that no flow to come has begun in."""
+        oldest = int(self.rows.records["row"][self._slots()].min(initial=self.names[-1][0]))
+        del self.names[: bisect_right([first for first, _ in self.names], oldest) - 1]
+
+    def flush_idle(self) -> None:
+        """Hand on the flows that are finished or have idled out."""
+        begun = time.monotonic()
+        if begun < self._next_look:
+            super().flush_idle()
+            return
+        self._next_sweep = min(self._next_sweep, int(self._cursor["clock"][0]))
+        super().flush_idle()
+        took = time.monotonic() - begun
+        self._next_look = begun + took + max(LOOK_EVERY_S, took / MOST_OF_TIME)
+
+    def _slots(self) -> np.ndarray:
+        """Return the slots of the flows that have not been handed on."""
+        names = self._table["name"]
+        slots = (names[names != 0] & np.uint64(0xFFFFFFFF)).astype(np.int64) - 1
+        return slots[~self._given_out[slots]]
+
+    @property
+    def fates(self) -> dict[str, int]:
+        """Packets so far, by what became of them."""
+        return {name: int(n) for name, n in zip(PACKET_FATES, self._fates, strict=True)}
+
+    @property
+    def clock(self) -> int:
+        """Time of the stream, ns since 1970."""
+        return int(self._cursor["latest"][0])
+
+    def snapshot(self) -> Snapshot:
+        """Return what is known of the flows that are open or remembered; finished ones have been handed on."""
+        self.flush()
+        entries = self._table[self._table["name"] != 0]
+        slots = (entries["name"] & np.uint64(0xFFFFFFFF)).astype(np.int64) - 1
+        hashes = entries["name"] >> np.uint64(32) << np.uint64(32)
+        entries["name"] = hashes | np.arange(1, len(entries) + 1, dtype=np.uint64)
+        n_digests = min(int(self._cursor["n_digests"][0]), len(self._digests))
+        return Snapshot(
+            self.rows[slots], entries, self._given_out[slots],
+            self._tunnels[slots] if self.rules.innermost else np.zeros(0, np.uint64),
+            self._cursor.copy(), self._keys, self._digests[:n_digests].copy(), self._digest_times[:n_digests].copy(),
+        )  # fmt: skip
+
+    def restore(self, found: Snapshot) -> None:
+        """Go on where an assembler of the same rules was when the snapshot was taken."""
+        n = len(found.entries)
+        if n >= len(self.rows):
+            self._add_slots(n + 1)
+        for name in ("records", "X", "kept_bytes", "payload_lengths"):
+            getattr(self.rows, name)[:n] = getattr(found.rows, name)
+        self._given_out[:n] = found.given_out
+        self._tunnels[: len(found.tunnels)] = found.tunnels
+        self._keys = found.keys
+        self._digests[: len(found.digests)] = found.digests
+        self._digest_times[: len(found.digests)] = found.digest_times
+        self._free = np.arange(len(self.rows))[::-1].copy()
+        self._cursor[:] = found.cursor
+        self._cursor["n_free"] = len(self.rows) - n
+        for name in ("n_staged", "candidate", "n_kinds", "n_evicted"):
+            self._cursor[name] = 0
+        self._next_sweep = 0
+        self._table = found.entries
+        self._forget_storage()
+        self._sweep(max(LEAST_TABLE, 2 ** int(np.ceil(np.log2(4 * n + 1)))))
+
+
+@dataclass
+class Snapshot:
+    """All that a `LiveAssembler` knows, its open flows in slots from 0 on."""
+
+    rows: FlowRows
+    entries: np.ndarray  # ENTRY_DTYPE
+    given_out: np.ndarray  # bool
+    tunnels: np.ndarray  # uint64; empty unless tunnels are entered
+    cursor: np.ndarray  # CURSOR_DTYPE, one
+    keys: np.ndarray  # uint64
+    digests: np.ndarray  # uint64
+    digest_times: np.ndarray  # int64
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return all arrays by name."""
+        rows = self.rows
+        return {
+            "records": rows.records, "X": rows.X, "kept_bytes": rows.kept_bytes,
+            "payload_lengths": rows.payload_lengths, "entries": self.entries, "given_out": self.given_out,
+            "tunnels": self.tunnels, "cursor": self.cursor, "keys": self.keys, "digests": self.digests,
+            "digest_times": self.digest_times,
+        }  # fmt: skip
+
+    @classmethod
+    def of(cls, arrays: dict[str, np.ndarray], rules: FlowRules) -> Snapshot:
+        """Return the snapshot that arrays make, if compiled code, which checks no bounds, can go on with it.
+
+        Raises
+        ------
+        ValueError
+            They do not fit each other or the rules.
+        """
+        names = ("records", "X", "kept_bytes", "payload_lengths")
+        rows = FlowRows(*(arrays.pop(name) for name in names), rules.layout)
+        found = cls(rows, **arrays)
+        n = len(found.entries)
+        slots = found.entries["name"] & np.uint64(0xFFFFFFFF)
+        fits = (
+            rows.kept_bytes.shape == (n, rules.n_packets)
+            and rows.X.shape == (n, rules.n_packets * rules.n_bytes)
+            and np.array_equal(slots, np.arange(1, n + 1))
+            and len(found.given_out) == n <= 2**31
+            and len(found.tunnels) == (n if rules.innermost else 0)
+            and (len(found.cursor), len(found.keys)) == (1, N_KEYS)
+            and len(found.digests) == len(found.digest_times) <= rules.duplicate_window
+            and 0 <= found.cursor["n_digests"][0]
+        )
+        if not fits:
+            raise ValueError("its parts do not fit together")
+        rows.check()
+        return found
+
+
+def fingerprint(rules: FlowRules) -> str:
+    """Return a name of the rules: a snapshot is of use under the same ones alone."""
+    return hashlib.sha256(f"{rules!r} {kernels.FLOW_DTYPE} {kernels.CURSOR_DTYPE}".encode()).hexdigest()[:16]
+
+
+def decided_at(records: np.ndarray, rules: FlowRules) -> np.ndarray:
+    """Return when the fate of flows was decided, ns since 1970: with their last packet, or when they had idled out."""
+    idle_timeout = int(rules.settings()["idle_timeout"][0])
+    return records["time_last"] + np.where(records["end"] == kernels.IDLE, idle_timeout, 0)
+
+
+def table_of(parts: list[FlowRows], names: list[tuple[int, str]]) -> FlowTable:
+    """Return one table of flows, each with the name of the file in which it began."""
+    rows = joined(parts)
+    firsts = [first for first, _ in names]
+    capture = np.maximum(np.searchsorted(firsts, rows.records["row"], side="right") - 1, 0)
+    return FlowTable(rows, capture, [name for _, name in names], [])
