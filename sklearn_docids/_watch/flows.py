@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import time
 from bisect import bisect_right
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,7 @@ from sklearn_docids.capture.table import FlowTable, joined
 # Idle flows are looked for so often, where that takes less than a twentieth of the time.
 LOOK_EVERY_S = 0.25
 MOST_OF_TIME = 0.05
+ROWS = ("records", "X", "kept_bytes", "payload_lengths")
 # The smallest table of open flows.
 LEAST_TABLE = 8192
 
@@ -126,13 +128,8 @@ class Snapshot:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return all arrays by name."""
-        rows = self.rows
-        return {
-            "records": rows.records, "X": rows.X, "kept_bytes": rows.kept_bytes,
-            "payload_lengths": rows.payload_lengths, "entries": self.entries, "given_out": self.given_out,
-            "tunnels": self.tunnels, "cursor": self.cursor, "keys": self.keys, "digests": self.digests,
-            "digest_times": self.digest_times,
-        }  # fmt: skip
+        of_rows = {name: getattr(self.rows, name) for name in ROWS}
+        return of_rows | {name: value for name, value in vars(self).items() if name != "rows"}
 
     @classmethod
     def of(cls, arrays: dict[str, np.ndarray], rules: FlowRules) -> Snapshot:
@@ -143,9 +140,8 @@ class Snapshot:
         ValueError
             They do not fit each other or the rules.
         """
-        names = ("records", "X", "kept_bytes", "payload_lengths")
-        rows = FlowRows(*(arrays.pop(name) for name in names), rules.layout)
-        found = cls(rows, **arrays)
+        rows = rows_of(arrays, rules)
+        found = cls(rows, **{name: array for name, array in arrays.items() if name not in ROWS})
         n = len(found.entries)
         slots = found.entries["name"] & np.uint64(0xFFFFFFFF)
         fits = (
@@ -156,12 +152,18 @@ class Snapshot:
             and len(found.tunnels) == (n if rules.innermost else 0)
             and (len(found.cursor), len(found.keys)) == (1, N_KEYS)
             and len(found.digests) == len(found.digest_times) <= rules.duplicate_window
-            and 0 <= found.cursor["n_digests"][0]
+            and found.cursor["n_digests"][0] >= 0
         )
         if not fits:
             raise ValueError("its parts do not fit together")
         rows.check()
         return found
+
+
+def rows_of(arrays: Mapping[str, np.ndarray], rules: FlowRules) -> FlowRows:
+    """Return flows whose parts are among arrays."""
+    records, X, kept_bytes, payload_lengths = (arrays[name] for name in ROWS)
+    return FlowRows(records, X, kept_bytes, payload_lengths, rules.layout)
 
 
 def fingerprint(rules: FlowRules) -> str:

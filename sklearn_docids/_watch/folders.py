@@ -65,19 +65,17 @@ class FolderSource:
         signals: Signals,
         *,
         settle: float,
-        taken: Mapping[str, Taken],
         note: Callable[[str], object],
-        window: int = 0,
     ):
         self.name = path
-        self.taken: dict[str, Taken] = dict(taken)
+        self.window: int = 0  # of records that are put in order of time
+        self.taken: dict[str, Taken] = {}
         self.n_files: int = 0
         self.n_damaged: int = 0
         self.n_lost: int = 0
         self._signals = signals
         self._settle = settle
         self._note = note
-        self._window = window
         self._waiting: dict[str, tuple[Stamp, float]] = {}  # how each looks, and since when
         self._firsts: dict[str, int] = {}
 
@@ -147,9 +145,8 @@ class FolderSource:
         unfinished = {name for name, taken in self.taken.items() if taken.stamp == UNFINISHED}
         for name in (self._waiting.keys() | unfinished) - stamps.keys():
             self._lost(name)
-        for known in (self.taken, self._firsts):
-            for name in [name for name in known if name not in stamps]:
-                del known[name]  # type: ignore[attr-defined]
+        self.taken = {name: taken for name, taken in self.taken.items() if name in stamps}
+        self._firsts = {name: first for name, first in self._firsts.items() if name in stamps}
 
     def _lost(self, name: str) -> None:
         self.n_lost += 1
@@ -213,7 +210,7 @@ class FolderSource:
 
     def _blocks(self, name: str, descriptor: int, n_before: int) -> Iterator[Block]:
         n_read = 0
-        for block in blocks_of(LiveStream(descriptor, self._path(name), self._signals), self._window):
+        for block in blocks_of(LiveStream(descriptor, self._path(name), self._signals), self.window):
             n_new = min(max(n_read + len(block.records) - n_before, 0), len(block.records))
             n_read += len(block.records)
             # Counted first: whoever asks how far we are has taken the block.

@@ -218,7 +218,7 @@ class Sniffer:
 
     def drops(self) -> dict[str, int]:
         """Return what the kernel and we have dropped."""
-        with suppress(OSError, AttributeError):  # the kernel counts anew after each look
+        with suppress(OSError, AttributeError, ValueError):  # the kernel counts anew after each look
             counts = self._socket.ins.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8)
             self._drops["kernel_drops"] += struct.unpack("II", counts)[1]
         return dict(self._drops)
@@ -235,8 +235,11 @@ class Sniffer:
         """Wait until it has stopped."""
         self.end()
         self._thread.join(ENDS_WITHIN_S)
-        self._socket.close()
-        os.close(self.descriptor)
+        if self.descriptor >= 0:
+            self.drops()
+            self._socket.close()
+            os.close(self.descriptor)
+            self.descriptor = -1
 
     def _link_type(self) -> int:
         from scapy.config import conf
@@ -280,8 +283,8 @@ class Sniffer:
 class InterfaceSource(StreamSource):
     """Packets of an interface, until it or its helper is gone."""
 
-    def __init__(self, interface: str, helper: Helper, signals: Signals, *, window: int = 0):
-        super().__init__(helper.descriptor, interface, signals, window=window)
+    def __init__(self, interface: str, helper: Helper, signals: Signals):
+        super().__init__(helper.descriptor, interface, signals)
         self._helper = helper
 
     def events(self) -> Iterator[Event]:
@@ -292,10 +295,8 @@ class InterfaceSource(StreamSource):
         OSError
             The helper has ended by itself, as the interface is gone or somebody has killed it.
         """
-        try:
+        with suppress(CaptureError):  # cut where the helper has ended
             yield from super().events()
-        except CaptureError:  # cut where the helper has ended
-            pass
         self._helper.end()
         if not self._signals.stop:
             self._helper.close()

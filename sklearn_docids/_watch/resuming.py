@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from sklearn_docids._watch.flows import LiveAssembler, Snapshot, fingerprint, table_of
+from sklearn_docids._watch.flows import ROWS, LiveAssembler, Snapshot, fingerprint, rows_of, table_of
 from sklearn_docids._watch.folders import FolderSource, taken_of
 from sklearn_docids._watch.states import read_state, write_state
 from sklearn_docids._watch.verdicts import Judge
 from sklearn_docids.capture.flows import FlowRows
 
-ROWS = ("records", "X", "kept_bytes", "payload_lengths")
 JUDGED = "judged_"
 
 
@@ -65,7 +64,7 @@ def _go_on(
     path: str, config: dict[str, Any], arrays: dict[str, np.ndarray], assembler: LiveAssembler, judge: Judge
 ) -> int:
     rules = assembler.rules
-    judged = FlowRows(*(arrays.pop(JUDGED + name) for name in ROWS), rules.layout)
+    judged = rows_of({name: arrays.pop(JUDGED + name) for name in ROWS}, rules)
     try:
         judged.check()
         snapshot = Snapshot.of(arrays, rules)

@@ -80,8 +80,8 @@ class LiveStream:
 
 def is_readable(descriptor: int, signals: Signals) -> bool:
     """Wait for a tick, or until a descriptor can be read or a signal comes; return whether it can."""
-    ready = select.select([descriptor, signals], [], [], TICK_S)[0]
-    if signals in ready:
+    ready = select.select([descriptor, signals.fileno()], [], [], TICK_S)[0]
+    if signals.fileno() in ready:
         signals.slept()
     return descriptor in ready
 
@@ -131,11 +131,11 @@ def blocks_of(stream: LiveStream, window: int) -> Iterator[Block]:
 class StreamSource:
     """Packets of a pipe, a device or a file, to its end."""
 
-    def __init__(self, descriptor: int, name: str, signals: Signals, *, window: int = 0):
+    def __init__(self, descriptor: int, name: str, signals: Signals):
         self.name = name
+        self.window: int = 0  # of records that are put in order of time
         self.descriptor = descriptor
         self._signals = signals
-        self._window = window
         widened(descriptor)
 
     def events(self) -> Iterator[Event]:
@@ -152,7 +152,7 @@ class StreamSource:
                 return
             yield None
         try:
-            yield from blocks_of(LiveStream(self.descriptor, self.name, self._signals, self._end_writer), self._window)
+            yield from blocks_of(LiveStream(self.descriptor, self.name, self._signals, self._end_writer), self.window)
         except CaptureError:
             if not self._signals.stop:  # then it is we who have cut it
                 raise
@@ -163,8 +163,9 @@ class StreamSource:
 
     def close(self) -> None:
         """Close the descriptor, unless it is standard input."""
-        if self.descriptor:
+        if self.descriptor > 0:
             os.close(self.descriptor)
+        self.descriptor = -1
 
     def _end_writer(self) -> None:
         """Tell who writes to end: nobody we could tell."""

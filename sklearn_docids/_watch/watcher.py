@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
-from sklearn_docids._alarms.alarm import FlaggedFlow
+from sklearn_docids._warn import collected
+from sklearn_docids._watch.alarms import AlarmDesk
 from sklearn_docids._watch.counting import Delays
 from sklearn_docids._watch.flows import LiveAssembler, decided_at, table_of
 from sklearn_docids._watch.folders import FolderSource
@@ -29,6 +31,8 @@ BATCH_FLOWS, BATCH_S = 4096, 0.2
 LAST_VERDICTS_S = 2.5
 # A state is written so often, where that takes less than a twentieth of the time.
 STATE_EVERY_S, MOST_OF_TIME = 5.0, 0.05
+# So many different warnings are repeated to people.
+MOST_SAID = 1000
 # Packets are of now if they are not further from the clock of the machine.
 NOW_NS = 10 * 10**9
 
@@ -46,28 +50,6 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Let go of it."""
-
-
-class Outlet(Protocol):
-    """Where alarms and counters go."""
-
-    def add_packets(self, data: np.ndarray, records: np.ndarray) -> None:
-        """Take packets, of which those of alarms may be asked for later."""
-
-    def take(self, scores: np.ndarray, flagged: list[FlaggedFlow]) -> None:
-        """Take verdicts; write alarms."""
-
-    def counters(self) -> dict[str, int]:
-        """Return what became of flagged flows."""
-
-    def write_stats(self, counters: Mapping[str, int]) -> None:
-        """Write counters."""
-
-    def sync(self) -> None:
-        """Wait until all is on the disk."""
-
-    def reload(self) -> None:
-        """Open files anew, and read lists anew."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +71,7 @@ class Watcher:
         self,
         source: Source,
         judge: Judge,
-        outlet: Outlet,
+        desk: AlarmDesk,
         signals: Signals,
         plan: Plan,
         *,
@@ -98,7 +80,7 @@ class Watcher:
     ):
         self._source = source
         self._judge = judge
-        self._outlet = outlet
+        self._desk = desk
         self._signals = signals
         self._plan = plan
         self._note = note
@@ -109,7 +91,8 @@ class Watcher:
         now = time.monotonic()
         self._next_verdicts, self._next_stats, self._next_state = now, now + plan.stats_every, now + STATE_EVERY_S
         self._has_news = False
-        self._is_live = not isinstance(source, FolderSource)
+        self._said: set[str] = set()
+        self._folder = source if isinstance(source, FolderSource) else None
 
     def run(self) -> None:
         """Watch.
@@ -122,17 +105,18 @@ class Watcher:
             What comes is no capture, or damaged; what came before is judged and written.
         """
         try:
-            self._resume()
-            failure = self._watch()
-            self._finish()
+            try:
+                self._resume()
+                failure = self._watch()
+                self._finish()
+            finally:
+                self._source.close()
+            self._write_stats()
         except BrokenPipeError:
             raise
         except OSError:
             self._note(self.summary())
             raise
-        finally:
-            self._source.close()
-        self._write_stats()
         self._note(self.summary())
         if failure:
             raise failure
@@ -151,7 +135,7 @@ class Watcher:
             "flows_begun": n_begun, "flows_resumed": counts["resumed"], "flows_scored": counts["scored"],
             "flows_dropped": counts["dropped"], "flows_open": n_open,
             "flows_evicted": counts["evicted"] + self._assembler.counters["flows_evicted"],
-            **self._outlet.counters(),
+            **self._desk.counters(),
         }  # fmt: skip
 
     def summary(self) -> str:
@@ -185,10 +169,11 @@ class Watcher:
 
     def _take(self, event: Event) -> None:
         if isinstance(event, File):
+            self._give_verdicts()  # on flows of files that may be forgotten now
             self._assembler.begin_file(event.name)
         elif isinstance(event, Block):
             self._has_news = True
-            self._outlet.add_packets(event.data, event.records)
+            self._desk.add_packets(event.data, event.records)
             self._assembler.add(event.data, event.records)
             self._assembler.wait(event.silence)
             self._assembler.flush_idle()
@@ -201,7 +186,10 @@ class Watcher:
             self._next_verdicts = now + BATCH_S
         if self._signals.taken("reload"):
             self._begin_anew()
-        if self._signals.taken("report") or now >= self._next_stats:
+        if self._signals.taken("report"):
+            self._write_stats()
+            self._note(self.summary())
+        elif now >= self._next_stats:
             self._write_stats()
             self._next_stats = now + self._plan.stats_every
         if self._plan.state and now >= self._next_state:
@@ -219,24 +207,34 @@ class Watcher:
             flows = flows[~flows.midstream]
         self._counts["dropped"] += n_all - len(flows)
         if len(flows):
-            scores, flagged = self._judge.judge(flows)
+            with collected() as found:
+                scored = self._judge.judge(flows)
             self._counts["scored"] += len(flows)
-            self._outlet.take(scores, flagged)
+            self._desk.take(scored)
             self._measure(flows.rows.records)
+            for text in [*(message for message, _ in found), self._desk.drift]:
+                self._note_once(text)
+
+    def _note_once(self, text: str) -> None:
+        """Say what was not said before, but for its numbers."""
+        kind = re.sub(r"[\d.,]+", "", text)
+        if text and kind not in self._said and len(self._said) < MOST_SAID:
+            self._said.add(kind)
+            self._note(text)
 
     def _measure(self, records: np.ndarray) -> None:
         """Note how long verdicts took, if packets are of now."""
         now = time.time_ns()
-        if self._is_live and abs(now - self._assembler.clock) < NOW_NS:
+        if not self._folder and abs(now - self._assembler.clock) < NOW_NS:
             self._delays.add(now - decided_at(records, self._assembler.rules))
 
     def _write_stats(self) -> None:
         self._give_verdicts()
-        self._outlet.write_stats({**self.counters(), **self._delays.taken()})
+        self._desk.write_stats({**self.counters(), **self._delays.taken()}, time.time_ns())
 
     def _resume(self) -> None:
-        if self._plan.state and isinstance(self._source, FolderSource):
-            self._counts["resumed"], text = resume(self._plan.state, self._source, self._assembler, self._judge)
+        if self._plan.state and self._folder:
+            self._counts["resumed"], text = resume(self._plan.state, self._folder, self._assembler, self._judge)
             self._counts["rows_before"] = self._assembler.n_rows
             if text:
                 self._note(text)
@@ -244,16 +242,23 @@ class Watcher:
     def _write_state(self) -> None:
         """Write the state of a folder, where there is anything new."""
         begun = time.monotonic()
-        in_order = not self._assembler.rules.reorder_window  # otherwise some packets are held back within a file
-        if isinstance(self._source, FolderSource) and self._plan.state and self._has_news:
-            if in_order or self._source.between_files:
-                self._assembler.flush()
-                self._give_verdicts()
-                self._outlet.sync()
-                save(self._plan.state, self._source, self._assembler, self._judge)
-                self._has_news = False
+        if self._has_news and not self._holds_packets_back():
+            self._save()
         took = time.monotonic() - begun
         self._next_state = begun + took + max(STATE_EVERY_S, took / MOST_OF_TIME)
+
+    def _holds_packets_back(self) -> bool:
+        """Whether packets that were read are not in flows yet, as they are to be put in order."""
+        folder = self._folder
+        return bool(self._assembler.rules.reorder_window) and folder is not None and not folder.between_files
+
+    def _save(self) -> None:
+        if self._plan.state and self._folder:
+            self._assembler.flush()
+            self._give_verdicts()
+            self._desk.sync()
+            save(self._plan.state, self._folder, self._assembler, self._judge)
+            self._has_news = False
 
     def _finish(self) -> None:
         """Judge what is open, of a folder later: its flows go on with the next start."""
@@ -261,7 +266,7 @@ class Watcher:
             self._write_state()
         else:
             self._end_flows(time.monotonic() + LAST_VERDICTS_S if self._signals.stop else float("inf"))
-        self._outlet.sync()
+        self._desk.sync()
 
     def _end_flows(self, deadline: float) -> None:
         """Judge the flows that are open, as many as there is time for."""
@@ -274,7 +279,7 @@ class Watcher:
     def _begin_anew(self) -> None:
         """Reload the model and all that outputs have; flows that are open go on if they are the new model's, too."""
         self._give_verdicts()
-        self._outlet.reload()
+        self._desk.reopen()
         judge = self._reload(self._judge)
         rules = self._rules(judge)
         if rules != self._assembler.rules:
