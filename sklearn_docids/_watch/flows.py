@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import time
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -17,8 +18,10 @@ from sklearn_docids.capture.hashing import N_KEYS
 from sklearn_docids.capture.headers import PACKET_FATES
 from sklearn_docids.capture.table import FlowTable, joined
 
-# Idle flows are looked for so often, where that takes less than a twentieth of the time.
-LOOK_EVERY_S = 0.25
+# Flows that have ended are looked for so often, where that takes less than a twentieth of the time.
+LOOK_EVERY_S = 0.2
+# A closed connection has ended when nothing came for so long: the last ACK and what overtook the FIN belong to it.
+LINGER_NS = 3 * 10**8
 MOST_OF_TIME = 0.05
 ROWS = ("records", "X", "kept_bytes", "payload_lengths")
 # The smallest table of open flows.
@@ -26,9 +29,10 @@ LEAST_TABLE = 8192
 
 
 class LiveAssembler(FlowAssembler):
-    """The flows of a stream without an end, whose idle flows come out within a fraction of a second.
+    """The flows of a stream without an end, which come out within a fraction of a second of their own.
 
-    Files that a rotating capture writes are one stream to it.
+    A connection that was closed ends after 0.3 s of silence. Should it go on, as behind a forged RST, it comes
+    out once more. Files that a rotating capture writes are one stream.
     """
 
     def __init__(self, rules: FlowRules) -> None:
@@ -36,6 +40,7 @@ class LiveAssembler(FlowAssembler):
         self.names: list[tuple[int, str]] = []  # number of the first flow of each file, and its name
         self._next_look = 0.0
         super().__init__(rules, lambda rows: self.done.append(rows.copy()))
+        self._shown = np.full((len(self.rows), 2), -1)  # of closed flows that came out: number, and payload then
 
     def begin_file(self, name: str) -> None:
         """Say from which file the next packets are."""
@@ -46,25 +51,53 @@ class LiveAssembler(FlowAssembler):
 
     def _forget_names(self) -> None:
         """Forget names of files that no flow to come has begun in."""
-        oldest = int(self.rows.records["row"][self._slots()].min(initial=self.names[-1][0]))
+        oldest = int(self.rows.records["row"][self._open_slots()].min(initial=self.names[-1][0]))
         del self.names[: bisect_right([first for first, _ in self.names], oldest) - 1]
 
     def flush_idle(self) -> None:
-        """Hand on the flows that are finished or have idled out."""
+        """Hand on the flows that have ended."""
         begun = time.monotonic()
-        if begun < self._next_look:
-            super().flush_idle()
-            return
-        self._next_sweep = min(self._next_sweep, int(self._cursor["clock"][0]))
+        if begun >= self._next_look:
+            self._end_closed()
+            self._next_sweep = min(self._next_sweep, int(self._cursor["clock"][0]))
         super().flush_idle()
-        took = time.monotonic() - begun
-        self._next_look = begun + took + max(LOOK_EVERY_S, took / MOST_OF_TIME)
+        if begun >= self._next_look:
+            took = time.monotonic() - begun
+            self._next_look = begun + took + max(LOOK_EVERY_S, took / MOST_OF_TIME)
 
-    def _slots(self) -> np.ndarray:
-        """Return the slots of the flows that have not been handed on."""
-        names = self._table["name"]
-        slots = (names[names != 0] & np.uint64(0xFFFFFFFF)).astype(np.int64) - 1
-        return slots[~self._given_out[slots]]
+    def _end_closed(self) -> None:
+        """End the connections that were closed and are silent."""
+        entries = self._table[self._table["name"] != 0]
+        slots, records = slots_of(entries), self.rows.records
+        is_closed = records["end"][slots] == kernels.CLOSED
+        slots, silence = slots[is_closed], self._cursor["clock"][0] - entries["last_active"][is_closed]
+        payload = records["payload_forward"][slots] + records["payload_backward"][slots]
+        now = np.stack([records["row"][slots], payload], axis=1)
+        goes_on = (now[:, 0] == self._shown[slots, 0]) & (payload > self._shown[slots, 1])
+        self._given_out[slots[goes_on]] = False
+        ending = (silence >= LINGER_NS) & ~self._given_out[slots]
+        self._shown[slots[ending]] = now[ending]
+        deque(self._end(slots[ending], kernels.IDLE), maxlen=0)
+
+    def _resize(self, n_slots: int) -> None:
+        super()._resize(n_slots)
+        self._shown = np.concatenate([self._shown, np.full((n_slots - len(self._shown), 2), -1)])
+
+    def _open_slots(self) -> np.ndarray:
+        """Return the slots of the flows that have not come out."""
+        slots, rules = slots_of(self._table[self._table["name"] != 0]), self._settings[0]
+        is_out = self._given_out[slots]
+        if rules["emit_early"]:
+            records = self.rows.records[slots]
+            numbers = records["packets_forward"].astype(np.int64) + records["packets_backward"]
+            is_full = self.rows.payload_lengths[slots, -1] != 0
+            is_out |= (numbers >= rules["n_packets"]) & ((numbers >= rules["n_looked_at"]) | is_full)
+        return slots[~is_out]
+
+    @property
+    def n_open(self) -> int:
+        """Number of flows that have not come out."""
+        return len(self._open_slots())
 
     @property
     def fates(self) -> dict[str, int]:
@@ -80,12 +113,12 @@ class LiveAssembler(FlowAssembler):
         """Return what is known of the flows that are open or remembered; finished ones have been handed on."""
         self.flush()
         entries = self._table[self._table["name"] != 0]
-        slots = (entries["name"] & np.uint64(0xFFFFFFFF)).astype(np.int64) - 1
+        slots = slots_of(entries)
         hashes = entries["name"] >> np.uint64(32) << np.uint64(32)
         entries["name"] = hashes | np.arange(1, len(entries) + 1, dtype=np.uint64)
         n_digests = min(int(self._cursor["n_digests"][0]), len(self._digests))
         return Snapshot(
-            self.rows[slots], entries, self._given_out[slots],
+            self.rows[slots], entries, self._given_out[slots], self._shown[slots],
             self._tunnels[slots] if self.rules.innermost else np.zeros(0, np.uint64),
             self._cursor.copy(), self._keys, self._digests[:n_digests].copy(), self._digest_times[:n_digests].copy(),
         )  # fmt: skip
@@ -98,6 +131,7 @@ class LiveAssembler(FlowAssembler):
         for name in ("records", "X", "kept_bytes", "payload_lengths"):
             getattr(self.rows, name)[:n] = getattr(found.rows, name)
         self._given_out[:n] = found.given_out
+        self._shown[:n] = found.shown
         self._tunnels[: len(found.tunnels)] = found.tunnels
         self._keys = found.keys
         self._digests[: len(found.digests)] = found.digests
@@ -120,6 +154,7 @@ class Snapshot:
     rows: FlowRows
     entries: np.ndarray  # ENTRY_DTYPE
     given_out: np.ndarray  # bool
+    shown: np.ndarray  # int64 (n, 2)
     tunnels: np.ndarray  # uint64; empty unless tunnels are entered
     cursor: np.ndarray  # CURSOR_DTYPE, one
     keys: np.ndarray  # uint64
@@ -149,6 +184,7 @@ class Snapshot:
             and rows.X.shape == (n, rules.n_packets * rules.n_bytes)
             and np.array_equal(slots, np.arange(1, n + 1))
             and len(found.given_out) == n <= 2**31
+            and found.shown.shape == (n, 2)
             and len(found.tunnels) == (n if rules.innermost else 0)
             and (len(found.cursor), len(found.keys)) == (1, N_KEYS)
             and len(found.digests) == len(found.digest_times) <= rules.duplicate_window
@@ -158,6 +194,11 @@ class Snapshot:
             raise ValueError("its parts do not fit together")
         rows.check()
         return found
+
+
+def slots_of(entries: np.ndarray) -> np.ndarray:
+    """Return the slots of flows by their entries in the table."""
+    return (entries["name"] & np.uint64(0xFFFFFFFF)).astype(np.int64) - 1
 
 
 def rows_of(arrays: Mapping[str, np.ndarray], rules: FlowRules) -> FlowRows:

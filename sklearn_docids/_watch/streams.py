@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sklearn_docids._warn import warn_caller
 from sklearn_docids._watch.signals import Signals
 from sklearn_docids.capture.containers import Capture
 from sklearn_docids.capture.reordering import reordered
-from sklearn_docids.exceptions import CaptureError
+from sklearn_docids.exceptions import CaptureError, CaptureWarning
 
 # A source says so often, at least, that nothing has come.
 TICK_S = 0.1
@@ -136,6 +137,7 @@ class StreamSource:
         self.window: int = 0  # of records that are put in order of time
         self.descriptor = descriptor
         self._signals = signals
+        self._is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
         widened(descriptor)
 
     def events(self) -> Iterator[Event]:
@@ -144,7 +146,12 @@ class StreamSource:
         Raises
         ------
         CaptureError
-            It is no capture, or damaged; what came before the damage has been yielded.
+            It is no capture, or a stream that is damaged; what came before the damage has been yielded.
+
+        Warns
+        -----
+        CaptureWarning
+            It is a file that is damaged.
         """
         yield File(self.name)
         while not is_readable(self.descriptor, self._signals):
@@ -153,9 +160,12 @@ class StreamSource:
             yield None
         try:
             yield from blocks_of(LiveStream(self.descriptor, self.name, self._signals, self._end_writer), self.window)
-        except CaptureError:
-            if not self._signals.stop:  # then it is we who have cut it
+        except CaptureError as error:
+            if self._signals.stop:  # it is we who have cut it
+                return
+            if error.record is None or not self._is_file:
                 raise
+            warn_caller(f"{error}; the {error.record - 1} records before it are kept", CaptureWarning)
 
     def drops(self) -> dict[str, int]:
         """Return counts of packets that were lost on their way to us, as far as anybody can tell: none."""

@@ -26,11 +26,11 @@ from sklearn_docids.capture.table import FlowTable
 from sklearn_docids.exceptions import CaptureError
 
 # Flows are judged together when so many wait, or one has waited for so long.
-BATCH_FLOWS, BATCH_S = 4096, 0.2
+BATCH_FLOWS, BATCH_S = 4096, 0.1
 # Flows that are open when we are told to stop are judged for so long.
 LAST_VERDICTS_S = 2.5
-# A state is written so often, where that takes less than a twentieth of the time.
-STATE_EVERY_S, MOST_OF_TIME = 5.0, 0.05
+# Of the time, for states.
+MOST_OF_TIME = 0.05
 # So many different warnings are repeated to people.
 MOST_SAID = 1000
 # Packets are of now if they are not further from the clock of the machine.
@@ -59,6 +59,7 @@ class Plan:
     early: bool = False  # a verdict with the packet that completes the row, instead of at the end of the flow
     stats_every: float = 60.0  # s
     state: str | None = None  # file, for a folder
+    state_every: float = 5.0  # s, where that takes less than a twentieth of the time
 
 
 class Watcher:
@@ -89,8 +90,10 @@ class Watcher:
         self._counts: Counter[str] = Counter()
         self._assembler = LiveAssembler(self._rules(judge))
         now = time.monotonic()
-        self._next_verdicts, self._next_stats, self._next_state = now, now + plan.stats_every, now + STATE_EVERY_S
+        self._next_verdicts, self._next_stats, self._next_state = now, now + plan.stats_every, now + plan.state_every
         self._has_news = False
+        self._n_unjudged = 0  # flows that were open in the end, and for which there was no time
+        self._is_over = False
         self._said: set[str] = set()
         self._folder = source if isinstance(source, FolderSource) else None
 
@@ -124,16 +127,18 @@ class Watcher:
     def counters(self) -> dict[str, int]:
         """Return what became of packets, flows and flagged flows; sums hold exactly.
 
-        ``packets`` is the sum of the fates; ``flows_begun + flows_resumed = flows_scored + flows_dropped +
-        flows_open``; ``flagged = hidden +`` the flows of incidents.
+        ``packets`` is the sum of the fates; ``flows_begun + flows_resumed + flows_again = flows_scored +
+        flows_dropped + flows_open``, where a flow that went on after it was closed is one ``again``; ``flagged =
+        hidden +`` the flows of incidents.
         """
         counts, fates = self._counts, self._fates()
         n_begun = counts["begun"] + self._n_begun()
-        n_open = n_begun + counts["resumed"] - counts["scored"] - counts["dropped"]
+        n_open = self._n_unjudged + self._assembler.n_open
+        n_again = counts["scored"] + counts["dropped"] + n_open - n_begun - counts["resumed"]
         return {
             "packets": sum(fates.values()), **fates, **self._source.drops(),
-            "flows_begun": n_begun, "flows_resumed": counts["resumed"], "flows_scored": counts["scored"],
-            "flows_dropped": counts["dropped"], "flows_open": n_open,
+            "flows_begun": n_begun, "flows_resumed": counts["resumed"], "flows_again": n_again,
+            "flows_scored": counts["scored"], "flows_dropped": counts["dropped"], "flows_open": n_open,
             "flows_evicted": counts["evicted"] + self._assembler.counters["flows_evicted"],
             **self._desk.counters(),
         }  # fmt: skip
@@ -225,7 +230,7 @@ class Watcher:
     def _measure(self, records: np.ndarray) -> None:
         """Note how long verdicts took, if packets are of now."""
         now = time.time_ns()
-        if not self._folder and abs(now - self._assembler.clock) < NOW_NS:
+        if not self._folder and not self._is_over and abs(now - self._assembler.clock) < NOW_NS:
             self._delays.add(now - decided_at(records, self._assembler.rules))
 
     def _write_stats(self) -> None:
@@ -245,7 +250,7 @@ class Watcher:
         if self._has_news and not self._holds_packets_back():
             self._save()
         took = time.monotonic() - begun
-        self._next_state = begun + took + max(STATE_EVERY_S, took / MOST_OF_TIME)
+        self._next_state = begun + took + max(self._plan.state_every, took / MOST_OF_TIME)
 
     def _holds_packets_back(self) -> bool:
         """Whether packets that were read are not in flows yet, as they are to be put in order."""
@@ -270,11 +275,15 @@ class Watcher:
 
     def _end_flows(self, deadline: float) -> None:
         """Judge the flows that are open, as many as there is time for."""
-        for _ in self._assembler.finish():
-            self._give_verdicts()
-            if time.monotonic() >= deadline:
-                return
         self._give_verdicts()
+        self._is_over = True  # it is not the traffic that ends these
+        for _ in self._assembler.finish():
+            if time.monotonic() < deadline:
+                self._give_verdicts()
+        if time.monotonic() < deadline:
+            self._give_verdicts()
+        self._n_unjudged, self._assembler.done = sum(map(len, self._assembler.done)), []
+        self._is_over = False
 
     def _begin_anew(self) -> None:
         """Reload the model and all that outputs have; flows that are open go on if they are the new model's, too."""
