@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sklearn_docids.capture import kernels
-from sklearn_docids.capture.flows import FlowAssembler, FlowRows, FlowRules
+from sklearn_docids.capture.flows import NEVER, FlowAssembler, FlowRows, FlowRules
 from sklearn_docids.capture.hashing import N_KEYS
 from sklearn_docids.capture.headers import PACKET_FATES
 from sklearn_docids.capture.table import FlowTable, joined
@@ -39,6 +39,7 @@ class LiveAssembler(FlowAssembler):
         self.done: list[FlowRows] = []
         self.names: list[tuple[int, str]] = []  # number of the first flow of each file, and its name
         self._next_look = 0.0
+        self._looked_at = -NEVER
         super().__init__(rules, lambda rows: self.done.append(rows.copy()))
         self._shown = np.full((len(self.rows), 2), -1)  # of closed flows that came out: number, and payload then
 
@@ -58,26 +59,39 @@ class LiveAssembler(FlowAssembler):
         """Hand on the flows that have ended."""
         begun = time.monotonic()
         if begun >= self._next_look:
-            self._end_closed()
-            self._next_sweep = min(self._next_sweep, int(self._cursor["clock"][0]))
-        super().flush_idle()
-        if begun >= self._next_look:
+            self._end_silent()
             took = time.monotonic() - begun
             self._next_look = begun + took + max(LOOK_EVERY_S, took / MOST_OF_TIME)
+        super().flush_idle()
 
-    def _end_closed(self) -> None:
-        """End the connections that were closed and are silent."""
-        entries = self._table[self._table["name"] != 0]
-        slots, records = slots_of(entries), self.rows.records
-        is_closed = records["end"][slots] == kernels.CLOSED
-        slots, silence = slots[is_closed], self._cursor["clock"][0] - entries["last_active"][is_closed]
-        payload = records["payload_forward"][slots] + records["payload_backward"][slots]
-        now = np.stack([records["row"][slots], payload], axis=1)
-        goes_on = (now[:, 0] == self._shown[slots, 0]) & (payload > self._shown[slots, 1])
-        self._given_out[slots[goes_on]] = False
-        ending = (silence >= LINGER_NS) & ~self._given_out[slots]
-        self._shown[slots[ending]] = now[ending]
-        deque(self._end(slots[ending], kernels.IDLE), maxlen=0)
+    def _end_silent(self) -> None:
+        """End what has been silent for long enough since the last look: closed connections sooner than others."""
+        clock = int(self._cursor["clock"][0])
+        before = self._looked_at if self._looked_at <= clock else -NEVER  # else, the clock was set back
+        self._looked_at = clock
+        closed = self._silent(before - LINGER_NS, clock - LINGER_NS)
+        self._give_out(closed[self._is_closed(closed)])
+        idle_timeout = int(self._settings["idle_timeout"][0]) + 1
+        self._give_out(self._silent(before - idle_timeout, clock - idle_timeout))
+
+    def _silent(self, after: int, until: int) -> np.ndarray:
+        """Return the slots of flows whose last packet came in a span of time."""
+        last_active = self._table["last_active"]
+        found = np.flatnonzero((last_active > after) & (last_active <= until))
+        return slots_of(self._table[found[self._table["name"][found] != 0]])
+
+    def _is_closed(self, slots: np.ndarray) -> np.ndarray:
+        """Whether flows were closed; those that went on since they came out are to come out once more."""
+        records = self.rows.records[slots]
+        now = np.stack([records["row"], records["payload_forward"] + records["payload_backward"]], axis=1)
+        is_closed = records["end"] == kernels.CLOSED
+        goes_on = (now[:, 0] == self._shown[slots, 0]) & (now[:, 1] > self._shown[slots, 1])
+        self._given_out[slots[is_closed & goes_on]] = False
+        self._shown[slots[is_closed]] = now[is_closed]
+        return np.asarray(is_closed)
+
+    def _give_out(self, slots: np.ndarray) -> None:
+        deque(self._end(slots, kernels.IDLE), maxlen=0)
 
     def _resize(self, n_slots: int) -> None:
         super()._resize(n_slots)

@@ -176,12 +176,13 @@ class Watcher:
         if isinstance(event, File):
             self._give_verdicts()  # on flows of files that may be forgotten now
             self._assembler.begin_file(event.name)
-        elif isinstance(event, Block):
+            return
+        if isinstance(event, Block):
             self._has_news = True
             self._desk.add_packets(event.data, event.records)
             self._assembler.add(event.data, event.records)
             self._assembler.wait(event.silence)
-            self._assembler.flush_idle()
+        self._assembler.flush_idle()
 
     def _look_around(self) -> None:
         """Do what is due."""
@@ -211,6 +212,7 @@ class Watcher:
         if self._judge.detector.sampler_.midstream == "drop":
             flows = flows[~flows.midstream]
         self._counts["dropped"] += n_all - len(flows)
+        self._has_news = True
         if len(flows):
             with collected() as found:
                 scored = self._judge.judge(flows)
