@@ -244,14 +244,14 @@ def folder_run(paths: list[Path], model: str, folder: Path, n_kills: int, seed: 
     while not done:
         with subprocess.Popen(command, stdout=subprocess.DEVNULL) as watching:
             n_starts += 1
-            kill_at = time.monotonic() + rng.uniform(2.5, 5.0) if n_starts <= n_kills else float("inf")
+            kill_at = time.monotonic() + rng.uniform(2.0, 6.0) if n_starts <= n_kills else float("inf")
             while time.monotonic() < kill_at and not done:
-                if waiting and len(waiting) > (n_kills - n_starts):
+                if waiting and len(waiting) > 2 * (n_kills - n_starts):
                     path = waiting.pop(0)
                     os.link(path, spool / f".{path.name}")
                     os.rename(spool / f".{path.name}", spool / path.name)
                     os.utime(spool / path.name)
-                time.sleep(rng.uniform(0.05, 0.4))
+                time.sleep(rng.uniform(0.2, 0.8))
                 done = not waiting and n_starts > n_kills and is_read(state, len(paths))
             watching.send_signal(signal.SIGTERM if done else signal.SIGKILL)
     lines = record.read_text().splitlines()
@@ -262,7 +262,7 @@ def kills_table(model: str, capture: str, n_kills: int, folder: Path) -> list[tu
     """Compare a run with kills with one without."""
     source = folder / "files"
     source.mkdir()
-    paths = write_files(capture, source, max(2 * n_kills, 20), 1.0)
+    paths = write_files(capture, source, 2 * n_kills + 20, 2.0)
     plain, _ = folder_run(paths, model, folder / "plain", 0, 0)
     killed, n_starts = folder_run(paths, model, folder / "killed", n_kills, 1)
     names = [{line.rpartition(" ")[0] for line in lines} for lines in (plain, killed)]

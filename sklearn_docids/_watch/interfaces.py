@@ -196,7 +196,7 @@ class Sniffer:
     """scapy's socket, read in a thread; where we do not keep up with it, packets are dropped and counted."""
 
     def __init__(self, interface: str, capture_filter: str | None, snapshot_length: int | None):
-        from scapy.config import conf
+        from scapy.all import conf  # what only looks like a variable is set where all of scapy is loaded
         from scapy.error import Scapy_Exception
 
         try:
@@ -206,6 +206,8 @@ class Sniffer:
                 f"nothing can be captured on {interface}: neither tcpdump nor dumpcap is installed, and this process "
                 f"may not: {printable(error)}; install tcpdump, or run as root"
             ) from None
+        with suppress(OSError, AttributeError):  # the system may grant less, and some have no such socket
+            self._socket.ins.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, KERNEL_MIB * 2**20)
         self._limit = snapshot_length or 262_144
         self.descriptor, self._out = os.pipe()
         os.set_blocking(self._out, False)

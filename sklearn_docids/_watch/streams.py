@@ -65,13 +65,14 @@ class LiveStream:
     def readinto(self, buffer: Any) -> int:
         """Read what is there, at least a byte; 0 at the end."""
         while True:
-            if self._signals.stop and not self._still_comes():
+            if self._signals.stop and not self.still_comes():
                 return 0
             if is_readable(self._descriptor, self._signals):
                 with suppress(BlockingIOError):
                     return os.readv(self._descriptor, [buffer])
 
-    def _still_comes(self) -> bool:
+    def still_comes(self) -> bool:
+        """Whether something is on its way that was sent before the signal to stop."""
         if self._deadline is None:
             self._deadline = time.monotonic() + GRACE_S
             if self._end_writer:
@@ -158,8 +159,12 @@ class StreamSource:
             if self._signals.stop:
                 return
             yield None
+        stream = LiveStream(self.descriptor, self.name, self._signals, self._end_writer)
         try:
-            yield from blocks_of(LiveStream(self.descriptor, self.name, self._signals, self._end_writer), self.window)
+            for block in blocks_of(stream, self.window):
+                yield block
+                if self._signals.stop and not stream.still_comes():
+                    return
         except CaptureError as error:
             if self._signals.stop:  # it is we who have cut it
                 return
