@@ -127,6 +127,8 @@ class LiveAssembler(FlowAssembler):
         """Return what is known of the flows that are open or remembered; finished ones have been handed on."""
         self.flush()
         entries = self._table[self._table["name"] != 0]
+        # Those that are open come first: of the others, bytes are needed no more.
+        entries = entries[np.argsort(self._given_out[slots_of(entries)], kind="stable")]
         slots = slots_of(entries)
         hashes = entries["name"] >> np.uint64(32) << np.uint64(32)
         entries["name"] = hashes | np.arange(1, len(entries) + 1, dtype=np.uint64)
@@ -159,6 +161,7 @@ class LiveAssembler(FlowAssembler):
         self._table = found.entries
         self._forget_storage()
         self._sweep(max(LEAST_TABLE, 2 ** int(np.ceil(np.log2(4 * n + 1)))))
+        self.flush()
 
 
 @dataclass
@@ -176,8 +179,9 @@ class Snapshot:
     digest_times: np.ndarray  # int64
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Return all arrays by name."""
+        """Return all arrays by name; ``X`` has the open flows alone."""
         of_rows = {name: getattr(self.rows, name) for name in ROWS}
+        of_rows["X"] = of_rows["X"][: int((~self.given_out).sum())]
         return of_rows | {name: value for name, value in vars(self).items() if name != "rows"}
 
     @classmethod
@@ -189,7 +193,11 @@ class Snapshot:
         ValueError
             They do not fit each other or the rules.
         """
-        rows = rows_of(arrays, rules)
+        X, given_out = arrays["X"], arrays["given_out"]
+        n_closed = int(given_out.sum())
+        if given_out[: len(given_out) - n_closed].any() or X.ndim != 2 or len(X) != len(given_out) - n_closed:
+            raise ValueError("its parts do not fit together")
+        rows = rows_of({**arrays, "X": np.concatenate([X, np.zeros((n_closed, X.shape[1]), np.uint8)])}, rules)
         found = cls(rows, **{name: array for name, array in arrays.items() if name not in ROWS})
         n = len(found.entries)
         slots = found.entries["name"] & np.uint64(0xFFFFFFFF)

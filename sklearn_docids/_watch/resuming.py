@@ -74,4 +74,4 @@ def _go_on(
     assembler.names = [(int(first), str(name)) for first, name in config["names"]]
     if len(judged):
         judge.remember(table_of([judged], assembler.names))
-    return assembler.n_open
+    return assembler.n_open + sum(map(len, assembler.done))

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from sklearn_docids.cli._evaluate import seconds
 from sklearn_docids.cli._explain import positive
 from sklearn_docids.cli._inputs import add_midstream, add_model, check_model, loaded_detector
-from sklearn_docids.cli._outputs import check_spared, check_writable
+from sklearn_docids.cli._outputs import check_spared, check_writable, named
 from sklearn_docids.cli._score import add_alarm_options, drift_test
 from sklearn_docids.cli._text import note
 
@@ -163,7 +163,7 @@ def _source(args: argparse.Namespace, kind: str, signals: Signals) -> Any:
         helper = interfaces.started(args.source, args.filter, args.snaplen)
         return interfaces.InterfaceSource(args.source, helper, signals)
     if args.source == "-":
-        return streams.StreamSource(sys.stdin.fileno(), "standard input", signals)
+        return streams.StreamSource(os.dup(sys.stdin.fileno()), "standard input", signals)
     return streams.StreamSource(streams.opened(args.source), args.source, signals)
 
 
@@ -178,6 +178,7 @@ def _watch(args: argparse.Namespace, kind: str, signals: Signals, source: Any) -
     source.window = detector.sampler_.reorder_window
     plan = Plan(early=args.verdict == "early", stats_every=args.stats, state=args.state)
     with ExitStack() as stack:
+        stack.enter_context(named(args.output))
         desk = stack.enter_context(_desk(args, kind, detector))
         judge = Judge(detector, allow_list)
         note(args, f"watching {args.source}, with the model {args.model}")
