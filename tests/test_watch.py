@@ -566,8 +566,7 @@ def passed(assembler, packets, times):
     """Give an assembler packets, and let it look for flows that have ended."""
     for data, records in Capture(io.BytesIO(pcap(packets, times=times)), "x").blocks():
         assembler.add(data, records)
-    assembler._next_look = 0.0
-    assembler.flush_idle()
+    assembler.flush_ended()
     return sum(map(len, assembler.done))
 
 

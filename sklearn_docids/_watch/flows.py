@@ -19,7 +19,7 @@ from sklearn_docids.capture.headers import PACKET_FATES
 from sklearn_docids.capture.table import FlowTable, joined
 
 # Flows that have ended are looked for so often, where that takes less than a twentieth of the time.
-LOOK_EVERY_S = 0.2
+LOOK_EVERY_S, LOOK_AT_LEAST_EVERY_S = 0.2, 2.0
 # A closed connection has ended when nothing came for so long: the last ACK and what overtook the FIN belong to it.
 LINGER_NS = 3 * 10**8
 MOST_OF_TIME = 0.05
@@ -61,8 +61,14 @@ class LiveAssembler(FlowAssembler):
         if begun >= self._next_look:
             self._end_silent()
             took = time.monotonic() - begun
-            self._next_look = begun + took + max(LOOK_EVERY_S, took / MOST_OF_TIME)
+            # One slow look, as after a pause, must not put off the next ones for long.
+            self._next_look = begun + took + min(max(LOOK_EVERY_S, took / MOST_OF_TIME), LOOK_AT_LEAST_EVERY_S)
         super().flush_idle()
+
+    def flush_ended(self) -> None:
+        """Hand on all flows that have ended by now, as nobody will look for them soon."""
+        self._next_look = 0.0
+        self.flush_idle()
 
     def _end_silent(self) -> None:
         """End what has been silent for long enough since the last look: closed connections sooner than others."""

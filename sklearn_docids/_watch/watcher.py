@@ -28,7 +28,7 @@ from sklearn_docids.exceptions import CaptureError
 # Flows are judged together when so many wait, or one has waited for so long.
 BATCH_FLOWS, BATCH_S = 4096, 0.1
 # Flows that are open when we are told to stop are judged for so long.
-LAST_VERDICTS_S = 2.5
+LAST_VERDICTS_S = 1.5
 # Of the time, for states.
 MOST_OF_TIME = 0.05
 # So many different warnings are repeated to people.
@@ -269,6 +269,8 @@ class Watcher:
 
     def _finish(self) -> None:
         """Judge what is open, of a folder later: its flows go on with the next start."""
+        self._assembler.flush_ended()
+        self._give_verdicts()
         if self._plan.state:
             self._write_state()
         else:
