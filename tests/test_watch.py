@@ -590,6 +590,12 @@ def test_an_idle_flow_comes_out_when_it_has_idled_out_and_not_an_eighth_of_the_t
     assert decided_at(assembler.done[0].records, RULES).tolist() == [1120 * 10**9]
 
 
+def test_without_a_timeout_no_flow_idles_out():
+    assembler = LiveAssembler(FlowSampler(idle_timeout=None)._rules())
+    assert passed(assembler, [udp(sport=1), udp(sport=2)], [1000.0, 10.0**9]) == 0
+    assert assembler.n_open == 2
+
+
 def test_nothing_hides_behind_a_forged_end():
     assembler = LiveAssembler(RULES)
     packets, times = connection(closed=False)

@@ -151,6 +151,7 @@ class FolderSource:
     def _lost(self, name: str) -> None:
         self.n_lost += 1
         self._waiting.pop(name, None)
+        self.taken.pop(name, None)
         self._note(f"{self._path(name)} was removed before it could be read: give the capture more files")
 
     def _is_new(self, name: str, stamp: Stamp) -> bool:
