@@ -44,6 +44,7 @@ class Findings:
     alarms: list[Alarm] = field(default_factory=list)  # incidents as they ended, the most abnormal ones first
     n_incidents: int = 0
     n_alarms: int = 0  # an incident that grows comes up again
+    n_over_budget: int = 0  # alarms that did not come up
     flows_by_hour: dict[int, int] = field(default_factory=dict)  # beginning of the hour, ns since 1970
     alarms_by_hour: dict[int, int] = field(default_factory=dict)
     hosts: dict[str, HostFindings] = field(default_factory=dict)  # those with flagged flows, the most abnormal first

@@ -14,7 +14,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from sklearn_docids.cli._inputs import add_captures, check_read, expanded, reading
+from sklearn_docids.cli._inputs import add_captures, check_read, expanded, note_captures, reading
 from sklearn_docids.cli._options import NETWORK, SAMPLER, SEVERAL_VIEWS, add_parameters, given
 from sklearn_docids.cli._outputs import check_spared, check_writable, named
 from sklearn_docids.cli._text import note, print_json
@@ -91,6 +91,7 @@ def run(args: argparse.Namespace) -> None:
     reference = _reference(args, sampler) if "bytes" in args.views else None
     with reading(captures, "reading", quiet=args.quiet) as sources:
         X, _, _ = sampler.sample(sources)
+    note_captures(args, captures, sampler.counters_)
     check_read(sampler.counters_, captures)
     n_judged = _set_rate(detector, args, len(X))
     try:

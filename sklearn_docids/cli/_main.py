@@ -128,7 +128,7 @@ class _Parser(argparse.ArgumentParser):
                 self.error(f"there is no option {name}" + "".join(f": did you mean {option}?" for option in nearest))
 
     def error(self, message: str) -> NoReturn:
-        if message.startswith("unrecognized arguments") and self.checks_options:
+        if message.startswith("unrecognized arguments"):
             message += "; an option takes one value, and may be given again"
         super().error(printable(message))
 

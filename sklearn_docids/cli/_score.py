@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from sklearn_docids.cli._evaluate import seconds
@@ -27,6 +27,7 @@ from sklearn_docids.cli._inputs import (
     check_read,
     expanded,
     loaded_detector,
+    note_captures,
     reading,
 )
 from sklearn_docids.cli._outputs import check_spared, check_writable, replacing
@@ -88,6 +89,7 @@ def run(args: argparse.Namespace) -> None:
     captures = expanded(args.captures)
     check_outputs(args, captures)
     findings, _ = found_in(args, captures)
+    note_captures(args, captures, findings.counters)
     check_read(findings.counters, captures)
     if args.output is not None:
         note(args, f"{findings.n_flows} flows scored, {args.output} written")
@@ -125,12 +127,11 @@ def found_in(args: argparse.Namespace, captures: Sequence[str]) -> tuple[Finding
     stream = detector.sampler_
     flagged: list[Any] = []
     with ExitStack() as stack:
-        outputs = [stack.enter_context(output) for output in _outputs(args, connections)]
+        write = stack.enter_context(_output(args, detector, connections))
         sources = stack.enter_context(reading(captures, "scoring", quiet=args.quiet))
         for flows in pieces(stream, sources):
             scored, alarms = collector.add(flows)
-            for output in outputs:
-                output(scored, alarms)
+            write(scored, alarms)
             if args.write_pcap is not None:
                 flagged.append(scored.flows[scored.verdicts == "abnormal"])
         findings = collector.finish()
@@ -165,14 +166,13 @@ def _collector(args: argparse.Namespace, captures: Sequence[str], detector: Any,
 
     from sklearn_docids._alarms.collect import Collector, Scorer
     from sklearn_docids._alarms.findings import Findings
-    from sklearn_docids._alarms.incidents import IncidentTracker
 
     normal = getattr(detector, "calibration_scores_", ())
     findings = Findings(
         args.model, captures, float(detector.offset_), getattr(detector, "false_alarm_rate", None), np.asarray(normal)
     )
-    tracker = IncidentTracker(level=args.level, window=args.window, per_day=args.alarms_per_day)
-    return Collector(findings, Scorer(detector, allow_list), tracker, drift_test(detector))
+    settings = {"level": args.level, "window": args.window, "per_day": args.alarms_per_day}
+    return Collector(findings, Scorer(detector, allow_list), settings, drift_test(detector))
 
 
 def drift_test(detector: Any) -> Any:
@@ -184,19 +184,19 @@ def drift_test(detector: Any) -> Any:
 
 
 @contextmanager
-def _table(args: argparse.Namespace) -> Iterator[Any]:
+def _table(args: argparse.Namespace, *, has_reasons: bool) -> Iterator[Any]:
     """Give a function that writes the table of flows."""
     kind = format_of("--output", args.output)
     with ExitStack() as stack:
         if args.output == "-":
-            table: FlowWriter = CsvTable(sys.stdout)
+            table: FlowWriter = CsvTable(sys.stdout, has_reasons=has_reasons)
         else:
             part = stack.enter_context(replacing(args.output))
             if kind == PARQUET:
                 table = ParquetTable(part)
             else:
                 file = stack.enter_context(open(part, "w", newline="", encoding="utf-8"))
-                table = CsvTable(file) if kind == CSV else JsonLines(file)
+                table = CsvTable(file, has_reasons=has_reasons) if kind == CSV else JsonLines(file)
         yield lambda scored, alarms: table.add(scored.abnormal() if args.only_abnormal else scored)
         table.close()
 
@@ -215,10 +215,15 @@ def _alarm_lines(args: argparse.Namespace, connections: Any) -> Iterator[Any]:
         yield write
 
 
-def _outputs(args: argparse.Namespace, connections: Any) -> list[Any]:
+def _output(args: argparse.Namespace, detector: Any, connections: Any) -> AbstractContextManager[Any]:
+    """Give what writes the file that --output asks for."""
+    from sklearn_docids._meta import takes_tables
+
     if args.output is None:
-        return []
-    return [_alarm_lines(args, connections) if format_of("--output", args.output) == EVE else _table(args)]
+        return nullcontext(lambda scored, alarms: None)
+    if format_of("--output", args.output) == EVE:
+        return _alarm_lines(args, connections)
+    return _table(args, has_reasons=takes_tables(detector))
 
 
 def pieces(sampler: Any, sources: Sequence[Any]) -> Iterator[FlowTable]:

@@ -38,9 +38,10 @@ def _summary(found: Findings) -> Iterator[str]:
     tails = f"; {found.n_midstream} of them midstream" if found.n_midstream else ""
     yield f"{found.n_flows} flows{span}: {found.n_flagged} abnormal{share}{asked}{tails}"
     for rule, number in found.hidden.items():
-        yield f"{number} more abnormal flows are hidden by the rule {rule}"
+        yield f"{number} more abnormal flows are hidden by {rule}"
     again = f", which come up as {found.n_alarms} alarms" if found.n_alarms != found.n_incidents else ""
-    yield f"{found.n_incidents} incidents{again}"
+    beyond = f"; {found.n_over_budget} more are beyond the budget" if found.n_over_budget else ""
+    yield f"{found.n_incidents} incidents{again}{beyond}"
     if doubt := doubt_of(found):
         yield doubt
     if found.drift:
@@ -53,8 +54,8 @@ def doubt_of(found: Findings) -> str:
     if found.n_flows < LEAST_FLOWS or n_all <= MAX_SHARE * found.n_flows:
         return ""
     return (
-        f"{n_all / found.n_flows:.0%} of the flows are abnormal to this model: it belongs to another network, or "
-        "learned too little; docids calibrate sets a threshold with normal traffic of this one, docids fit learns it"
+        f"{n_all / found.n_flows:.0%} of the flows are abnormal to this model: a scan or a flood does that, and so "
+        "does a model of another network, which docids calibrate fits to this one, or one that learned too little"
     )
 
 
@@ -86,6 +87,7 @@ def plain(found: Findings) -> dict[str, Any]:
         "hidden": found.hidden,
         "incidents": found.n_incidents,
         "alarms": found.n_alarms,
+        "over_budget": found.n_over_budget,
         "doubt": doubt_of(found),
         "drift": found.drift,
         "most_abnormal": [_plain_incident(incident) for incident in found.alarms],
