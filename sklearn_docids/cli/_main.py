@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from sklearn_docids._text import printable
 from sklearn_docids._version import __version__
+from sklearn_docids._warn import missing
 from sklearn_docids.cli._config import take_config
 from sklearn_docids.cli._options import in_options
 
@@ -134,6 +135,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _failed(error: Exception) -> int:
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        error = missing("this", error.name.partition(".")[0])
     # Only standard output has no name.
     place = "standard output: " if isinstance(error, OSError) and error.errno and error.filename is None else ""
     print(f"docids: error: {place}{in_options(printable(error))}", file=sys.stderr)

@@ -109,7 +109,7 @@ def _draw(path: Path, scores: dict[str, np.ndarray], y_test: np.ndarray, thresho
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        print("\nNo picture: matplotlib is not installed (pip install 'sklearn-docids[plot]').")
+        print("\nNo picture: matplotlib is not installed (pip install matplotlib).")
         return
     from sklearn_docids.plotting import RocDisplay, ScoreHistogramDisplay
 
