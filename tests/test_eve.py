@@ -24,8 +24,8 @@ from sklearn_docids.detectors import ViewReason
 TIME = 1_700_000_000_123_456_789
 REASONS = (ViewReason("novelty", 2e-4, "tcp/8443 was never a destination here"), ViewReason("requests", 0.01, "odd"))
 HOSTILE_TEXTS = (
-    "a\nb", "a\r\x00\x1b[2Jb", "\u2028\u2029\x85", '"},"alert":{}', "\\", "\udcff\udc80.pcap", "\ud800", "=cmd|' /C'!A1",
-    "é漢\U0001f600", "</script><b>", "x" * 5000, "",
+    "a\nb", "a\r\x00\x1b[2Jb", "\u2028\u2029\x85", '"},"alert":{}', "\\", "\udcff\udc80.pcap", "\ud800",
+    "=cmd|' /C'!A1", "é漢\U0001f600", "</script><b>", "x" * 500, "",
 )  # fmt: skip
 EDGES = (0, -1, 1, -(2**63), 2**63 - 1, TIME, 253_402_300_799 * 10**6)
 
@@ -121,8 +121,8 @@ def hostile_alarm(rng):
     host = str(rng.choice(["0.0.0.0", "255.255.255.255", "::", "fd00::ffff:ffff:ffff:ffff", "::ffff:1.2.3.4"]))
     count = int(rng.choice([0, 1, 2**32 - 1]))
     flagged = flagged_flow(
-        number(), number(), tuple(ViewReason(text(), number(), text()) for _ in range(rng.integers(4))), text(), number(),
-        rng.integers(0, 256, rng.integers(0, 60), dtype=np.uint8).tobytes(), src=host, dst=host,
+        number(), number(), tuple(ViewReason(text(), number(), text()) for _ in range(rng.integers(4))), text(),
+        number(), rng.integers(0, 256, rng.integers(0, 60), dtype=np.uint8).tobytes(), src=host, dst=host,
         src_port=int(rng.choice([0, 65_535])), dst_port=int(rng.choice([0, 53])), protocol=int(rng.choice([6, 17])),
         time_first=first, time_last=last, packets_forward=count, packets_backward=int(rng.choice([0, count])),
         bytes_forward=int(rng.choice([0, 2**63 - 1])), tcp_flags_forward=int(rng.integers(256)),
@@ -137,10 +137,10 @@ def null_if_unusual(number):
     return number if math.isfinite(number) else None
 
 
-def test_ten_thousand_hostile_alerts_are_valid_lines_with_their_numbers():
+def test_hostile_alerts_are_valid_lines_with_their_numbers():
     rng = np.random.default_rng(17)
-    n_checked, identifiers = 0, Counter()
-    for number in range(10_000):
+    identifiers = Counter()
+    for number in range(2000):
         alarm, names = hostile_alarm(rng)
         text = alert_line(alarm, zeek_uid=str(number), **names)
         assert text.isascii()
@@ -161,9 +161,7 @@ def test_ten_thousand_hostile_alerts_are_valid_lines_with_their_numbers():
             eve.printable(reason.view): null_if_unusual(reason.p_value) for reason in flagged.reasons
         }
         identifiers[line["alert"]["signature_id"], line["alert"]["severity"]] += 1
-        n_checked += 1
-    assert n_checked == 10_000
-    assert len(identifiers) == 12
+    assert len(identifiers) == 4 * 3
 
 
 def test_a_library_finds_the_lines_valid_too():
