@@ -19,7 +19,7 @@ HOUR_NS = 3600 * 10**9
 class HostFindings:
     """Of the flows of one source."""
 
-    n_flows: int = 0
+    n_flows: int = 0  # since the first one that was flagged
     n_flagged: int = 0
     score: float = 0.0  # the lowest
 
@@ -41,8 +41,10 @@ class Findings:
     hidden: dict[str, int] = field(default_factory=dict)  # flagged flows that each rule of the allow-list hid
     time_first: int | None = None  # ns since 1970
     time_last: int | None = None
-    alarms: list[Alarm] = field(default_factory=list)  # the most abnormal first; not all of them if there are many
-    n_alarms: int = 0
+    alarms: list[Alarm] = field(default_factory=list)  # incidents as they ended, the most abnormal ones first
+    n_incidents: int = 0
+    n_alarms: int = 0  # an incident that grows comes up again
+    n_over_budget: int = 0  # alarms that did not come up
     flows_by_hour: dict[int, int] = field(default_factory=dict)  # beginning of the hour, ns since 1970
     alarms_by_hour: dict[int, int] = field(default_factory=dict)
     hosts: dict[str, HostFindings] = field(default_factory=dict)  # those with flagged flows, the most abnormal first

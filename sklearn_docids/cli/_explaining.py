@@ -26,9 +26,17 @@ class Explained(NamedTuple):
 
 
 def explained(
-    detector: Any, flows: FlowTable, n_flows: int, n_bytes: int, before: FlowTable | None = None
+    detector: Any,
+    flows: FlowTable,
+    n_flows: int,
+    n_bytes: int,
+    before: FlowTable | None = None,
+    wanted: str | None = None,
 ) -> list[Explained]:
-    """Return the most abnormal flows of a table, scored among those of ``before`` if the past of a flow matters."""
+    """Return the most abnormal flows of a table, scored among those of ``before`` if the past of a flow matters.
+
+    ``wanted`` names those to choose from.
+    """
     views = None
     if takes_tables(detector):
         table = flows if before is None else FlowTable.concatenate([flows, before])
@@ -36,7 +44,8 @@ def explained(
         scores, views, detector = found.scores[: len(flows)], found.reasons, detector.detector_
     else:
         scores = detector.score_samples(flows.X)
-    lowest = np.argsort(scores, kind="stable")[:n_flows].tolist()
+    rows = np.arange(len(flows)) if wanted is None else _rows_named(flows, wanted)
+    lowest = rows[np.argsort(scores[rows], kind="stable")[:n_flows]].tolist()
     return [
         Explained(
             next(format_flows(flows[row], scores[row : row + 1])).strip(),
@@ -45,6 +54,26 @@ def explained(
         )
         for row in lowest
     ]
+
+
+def _rows_named(flows: FlowTable, name: str) -> np.ndarray:
+    """Return the rows of flows by their community ID, or ``10.0.0.7:50000->10.0.0.9:22``.
+
+    Raises
+    ------
+    ValueError
+        There are none.
+    """
+    ends = [
+        f"{source}:{source_port}->{destination}:{port}"
+        for source, source_port, destination, port in zip(
+            flows.src_ip, flows.src_port, flows.dst_ip, flows.dst_port, strict=True
+        )
+    ]
+    rows = np.flatnonzero((flows.community_id == name) | (np.array(ends) == name.replace(" ", "")))
+    if not len(rows):
+        raise ValueError(f"--flow {name}: none of the {len(flows)} flows is called so")
+    return rows
 
 
 def _bytes_of(detector: Any, flow: FlowTable, n_bytes: int) -> list[ByteReason]:

@@ -3,45 +3,27 @@
 
 from __future__ import annotations
 
-import csv
-import re
+import argparse
+import json
+import math
+import sys
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sklearn_docids._text import csv_cell, printable
+from sklearn_docids._text import printable
 
 if TYPE_CHECKING:
-    from sklearn_docids.aggregation import FlowGroup
     from sklearn_docids.capture.table import FlowTable
     from sklearn_docids.detectors import ViewReason
     from sklearn_docids.inspection import ByteReason
 
-SCORE_COLUMNS = (
-    "capture", "time_first", "time_last", "src_ip", "src_port", "dst_ip", "dst_port", "protocol", "begin", "end",
-    "score", "verdict",
-)  # fmt: skip
 PROTOCOL_NAMES = {6: "tcp", 17: "udp"}
 # Characters of a reason in a table, which has a line per flow.
 MAX_REASON = 200
 # Beyond the scores of calibration, a p-value is an extrapolation: how small it is says nothing.
 LEAST_P_VALUE = 1e-6
-# What parameters that errors and warnings name are called on the command line.
-OPTIONS = {
-    "checkpoint_folder": "--checkpoint-folder",
-    "duplicate_window": "--duplicate-window",
-    "false_alarm_rate": "--false-alarm-rate",
-    "max_epochs": "--max-epochs",
-    "n_jobs": "--jobs",
-    "random_state": "--seed",
-    "score_method": "--score-method",
-    "window": "--window",
-}
-NAMES = "|".join(OPTIONS)
-VALUE = r"(?:'[^']*'|None|[-+.\de]+)(?=[\s,;:)]|$)"
-# No file is called so, unless it has a space or an end behind a number.
-PARAMETER = re.compile(rf"(?:(?<=\s)|^)(?:The '(?P<named>{NAMES})' parameter of \w+|(?P<given>{NAMES})=(?={VALUE}))")
 
 
 def say(*lines: object) -> None:
@@ -49,37 +31,24 @@ def say(*lines: object) -> None:
     print(*(printable(line).rstrip() for line in lines), sep="\n", flush=True)
 
 
-def in_options(text: str) -> str:
-    """Return text with options of the command line in place of parameters of Python."""
-
-    def option(found: re.Match[str]) -> str:
-        return OPTIONS[found["named"]] if found["named"] else f"{OPTIONS[found['given']]} "
-
-    return PARAMETER.sub(option, text)
+def note(args: argparse.Namespace, *lines: object) -> None:
+    """Print lines about the work on standard error, unless they are unwanted."""
+    if not args.quiet:
+        for line in lines:
+            print(f"docids: {printable(line)}", file=sys.stderr)
 
 
-class ScoreTable:
-    """A CSV table with a line per flow: times (UTC), five-tuple, begin, end, score (low is abnormal), verdict.
+def print_json(found: Any) -> None:
+    """Print an object as JSON, which has no number that is none: null stands for it."""
+    print(json.dumps(_finite(found), indent=2), flush=True)
 
-    Where reasons are given, it has a column of them.
-    """
 
-    def __init__(self, file: TextIO, offset: float, *, has_reasons: bool):
-        self._table = csv.writer(file, lineterminator="\n")
-        self._table.writerow((*SCORE_COLUMNS, "reason") if has_reasons else SCORE_COLUMNS)
-        self._offset = offset
-
-    def add(self, flows: FlowTable, scores: np.ndarray, reasons: Sequence[str] | None) -> None:
-        """Write lines of scored flows."""
-        names = np.array([csv_cell(name) for name in flows.captures], dtype=object)
-        verdicts = np.where(scores < self._offset, "abnormal", "normal")
-        columns: tuple[Sequence[object] | np.ndarray, ...] = (
-            names[flows.capture], _times(flows.time_first), _times(flows.time_last), flows.src_ip, flows.src_port,
-            flows.dst_ip, flows.dst_port, _protocols(flows), flows.begin, flows.end, scores.tolist(), verdicts,
-        )  # fmt: skip
-        if reasons is not None:
-            columns += ([csv_cell(reason) for reason in reasons],)
-        self._table.writerows(zip(*columns, strict=True))
+def _finite(found: Any) -> Any:
+    if isinstance(found, dict):
+        return {str(name): _finite(value) for name, value in found.items()}
+    if isinstance(found, list | tuple):
+        return [_finite(value) for value in found]
+    return None if isinstance(found, float) and not math.isfinite(found) else found
 
 
 def format_flows(flows: FlowTable, scores: np.ndarray) -> Iterator[str]:
@@ -91,18 +60,6 @@ def format_flows(flows: FlowTable, scores: np.ndarray) -> Iterator[str]:
     rows = zip(scores, _times(flows.time_first), _protocols(flows), sources, destinations, marks, strict=True)
     for score, time, protocol, source, destination, mark in rows:
         yield f"{score:12.6f}  {time}  {protocol}  {source:{width[0]}} -> {destination:{width[1]}}{mark}"
-
-
-def format_groups(groups: Sequence[FlowGroup], offset: float) -> Iterator[str]:
-    """Yield a line per channel or host: score, beginning, who, flows; a star where it is beyond the threshold."""
-    for group in groups:
-        (time,) = _times(np.array([group.time_first]))
-        who = group.src_ip
-        if group.dst_ip is not None:
-            who += f" -> {group.dst_ip}:{group.dst_port}/{PROTOCOL_NAMES[group.protocol or 0]}"
-        channels = f" in {group.n_channels} channels" if group.dst_ip is None else ""
-        star = "*" if group.score < offset else " "
-        yield f"{group.score:12.3f}{star} {time}  {who}  {group.n_flows} flows{channels}"
 
 
 def main_reason(reasons: Sequence[ViewReason]) -> str:
@@ -134,8 +91,14 @@ def format_reasons(reasons: Sequence[ByteReason]) -> Iterator[str]:
     yield f"{'packet':>8}{'byte':>6}  {'header field':26}{'value':>6}{'normal':>8}  part in the score"
     for reason in reasons:
         normal = "-" if reason.nearest_value is None else str(reason.nearest_value)
-        place = f"{reason.packet:>8}{reason.byte:>6}  {reason.field:26}"
+        # Packets are counted from 1, as other tools do.
+        place = f"{reason.packet + 1:>8}{reason.byte:>6}  {reason.field:26}"
         yield f"{place}{reason.value:>6}{normal:>8}  {reason.attribution:+.4g}"
+
+
+def time_text(nanoseconds: int) -> str:
+    """Return an ISO 8601 time to the second."""
+    return str(np.datetime_as_string(np.datetime64(nanoseconds, "ns"), unit="s")) + "Z"
 
 
 def _times(times: np.ndarray) -> np.ndarray:
