@@ -12,7 +12,10 @@ FORMULA_START = re.compile(r"(^|;)(\s*)(?=[=+\-@＝＋－＠])")
 
 def printable(text: object) -> str:
     """Return text as one line: whatever could steer a terminal, end a line or not be encoded is spelled out."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in str(text))
+    text = str(text)
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def csv_cell(name: str) -> str:

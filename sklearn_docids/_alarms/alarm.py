@@ -34,6 +34,7 @@ class Alarm:
     n_flows: int
     n_channels: int
     most_abnormal: FlaggedFlow
+    n_reported: int = 1  # how often it has come up, this time included; 0: it never has
 
     @property
     def who(self) -> str:
