@@ -204,14 +204,15 @@ def _table(args: argparse.Namespace, *, has_reasons: bool) -> Iterator[Any]:
 @contextmanager
 def _alarm_lines(args: argparse.Namespace, connections: Any) -> Iterator[Any]:
     """Give a function that writes alarms as EVE."""
-    from sklearn_docids._alarms.eve import alert_line
+    from sklearn_docids._alarms.eve import AlarmWriter
 
-    def write(scored: Scored, alarms: Sequence[Alarm]) -> None:
-        for alarm in alarms:
-            uid = None if connections is None else connections.uid(alarm.most_abnormal.flow)
-            file.write(alert_line(alarm, sensor=None, interface=None, model=args.model, zeek_uid=uid) + "\n")
+    with replacing(args.output) as part, AlarmWriter(part, "eve", model=args.model, zeek=connections) as lines:
 
-    with replacing(args.output) as part, open(part, "w", encoding="utf-8") as file:
+        def write(scored: Scored, alarms: Sequence[Alarm]) -> None:
+            for alarm in alarms:
+                lines.write(alarm)
+            lines.flush()
+
         yield write
 
 

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from sklearn_docids._alarms.collect import Scored
 
 CSV, JSON_LINES, PARQUET, EVE = "CSV", "JSON lines", "Parquet", "EVE"
-# The end of a name says what a file is; the longest one counts.
+# The end of a name says what a file is; Suricata calls its own eve.json.
 SUFFIXES = {
-    ".csv": CSV, ".jsonl": JSON_LINES, ".ndjson": JSON_LINES, ".parquet": PARQUET, ".eve.json": EVE, ".eve": EVE,
+    ".csv": CSV, ".jsonl": JSON_LINES, ".ndjson": JSON_LINES, ".parquet": PARQUET, ".json": EVE, ".eve": EVE,
 }  # fmt: skip
 SIZES = ("packets_forward", "packets_backward", "bytes_forward", "bytes_backward")
 COLUMNS = (
