@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from sklearn_docids._text import printable
-from sklearn_docids.cli._fit import rate
 from sklearn_docids.cli._inputs import (
     CAPTURE_HELP,
     add_midstream,
@@ -25,6 +24,7 @@ from sklearn_docids.cli._inputs import (
 )
 from sklearn_docids.cli._outputs import check_spared, check_writable, replacing
 from sklearn_docids.cli._text import note, print_json, say
+from sklearn_docids.cli._values import rate, seconds
 
 CONTEXT = (
     "The flows of each attack were scored among the normal flows, in order of time, as what came before a flow is part "
@@ -58,14 +58,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print every measure as JSON, instead of tables")
     parser.add_argument("--force", action="store_true", help="write over an existing model; never over an input")
     add_midstream(parser)
-
-
-def seconds(text: str) -> float:
-    """Return a time, longer than nothing."""
-    value = float(text)
-    if not 1e-9 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is no number of seconds above 0")
-    return value
 
 
 def run(args: argparse.Namespace) -> None:

@@ -18,11 +18,12 @@ from sklearn_docids.cli._inputs import add_captures, check_read, expanded, note_
 from sklearn_docids.cli._options import NETWORK, SAMPLER, SEVERAL_VIEWS, add_parameters, given
 from sklearn_docids.cli._outputs import check_spared, check_writable, named
 from sklearn_docids.cli._text import note, print_json
+from sklearn_docids.cli._values import add_seed, rate
 
 # Views of a flow; and the one that is the paper's detector where it stands alone.
 VIEWS = ("bytes", "statistics", "requests", "novelty", "content")
 PAPER = ("bytes",)
-FALSE_ALARM_RATE, MAX_RATE = 0.01, 0.5
+FALSE_ALARM_RATE = 0.01
 # With fewer flows than this nothing can be held out in blocks of time.
 FEWEST_FLOWS = 20
 
@@ -52,25 +53,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_parameters(parser, "how views are calibrated and joined", SEVERAL_VIEWS)
     # The command sets the threshold by --false-alarm-rate.
     add_parameters(parser, "the network of bytes", NETWORK, left_out=("contamination",))
-
-
-def add_seed(parser: argparse.ArgumentParser) -> None:
-    """Add the seed."""
-    parser.add_argument("--seed", type=_seed, default=0, metavar="N", help="seed of all that is drawn (default 0)")
-
-
-def rate(text: str) -> float:
-    """Return a rate of false alarms."""
-    value = float(text)
-    if not 0 < value <= MAX_RATE:
-        raise argparse.ArgumentTypeError(f"{text} is no rate above 0 and up to {MAX_RATE:g}")
-    return value
-
-
-def _seed(text: str) -> int:
-    if not text.isdecimal() or int(text) >= 2**32:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to {2**32 - 1}")
-    return int(text)
 
 
 def _views(text: str) -> tuple[str, ...]:

@@ -18,8 +18,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from sklearn_docids.cli._evaluate import seconds
-from sklearn_docids.cli._explain import positive
 from sklearn_docids.cli._inputs import (
     add_captures,
     add_midstream,
@@ -34,6 +32,7 @@ from sklearn_docids.cli._outputs import check_spared, check_writable, replacing
 from sklearn_docids.cli._summary import plain, print_findings
 from sklearn_docids.cli._tables import CSV, EVE, PARQUET, CsvTable, FlowWriter, JsonLines, ParquetTable, format_of
 from sklearn_docids.cli._text import note, print_json
+from sklearn_docids.cli._values import positive, seconds
 
 if TYPE_CHECKING:
     from sklearn_docids._alarms.alarm import Alarm
