@@ -40,6 +40,7 @@ RECORD_DTYPE = np.dtype(
         ("captured_length", np.int64),
         ("time", np.int64),  # ns since 1970
         ("link_type", np.int32),
+        ("original_length", np.uint32),  # as the container states it, be that less than was captured
     ],
     align=True,
 )
@@ -86,12 +87,12 @@ def file_u32(data, at, big_endian):
 
 
 @part
-def captured_length(data, position, big_endian, lengths):
-    """Return the captured length of a classic record."""
+def record_lengths(data, position, big_endian, lengths):
+    """Return (captured, original length) of a classic record."""
     first, second = file_u32(data, position + 8, big_endian), file_u32(data, position + 12, big_endian)
     if lengths == CAPTURED_FIRST:
-        return first
-    return second if lengths == CAPTURED_LAST else min(first, second)
+        return first, second
+    return (second, first) if lengths == CAPTURED_LAST else (min(first, second), max(first, second))
 
 
 @kernel
@@ -127,7 +128,7 @@ def index_pcap(data, position, stop, records, state):
         state.n_zero = n_zero
         if position + header_length > stop:
             return n, position, NEED_BYTES, header_length
-        captured = captured_length(data, position, big_endian, lengths)
+        captured, original = record_lengths(data, position, big_endian, lengths)
         if captured > MAX_RECORD:
             return n, position, BAD_LENGTH, captured
         if captured == 0 and begins_capture(data, position):
@@ -151,7 +152,7 @@ def index_pcap(data, position, stop, records, state):
         state.n_headers = 0
         record = records[n]
         record.start = position + header_length
-        record.captured_length = captured
+        record.captured_length, record.original_length = captured, original
         record.time = seconds * 1_000_000_000 + fraction * state.tick
         record.link_type = state.link_type
         n += 1
@@ -316,8 +317,9 @@ def read_packet_block(data, position, kind, length, record, interfaces, state):
         return BAD_INTERFACE, number
     interface = interfaces[number]
     room = length - header - 4
+    original = file_u32(data, position + (8 if simple else 24), state.big_endian)
     if simple:
-        captured = min(file_u32(data, position + 8, state.big_endian), room)
+        captured = min(original, room)
         if interface.snap_length:
             captured = min(captured, interface.snap_length)
     else:
@@ -327,7 +329,7 @@ def read_packet_block(data, position, kind, length, record, interfaces, state):
         high, low = file_u32(data, position + 12, state.big_endian), file_u32(data, position + 16, state.big_endian)
         state.time = pcapng_time(high, low, interface)
     record.start = position + header
-    record.captured_length = captured
+    record.captured_length, record.original_length = captured, original
     record.time = state.time
     record.link_type = interface.link_type
     return ENTERED, length
