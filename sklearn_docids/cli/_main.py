@@ -27,6 +27,7 @@ COMMANDS = {
     "score": "find what is abnormal in captures: incidents, the most abnormal first, with reasons",
     "explain": "show what makes the most abnormal flows of captures abnormal",
     "evaluate": "measure how well a trained detector finds attacks in captures",
+    "allow": "make a rule of an alarm, which hides others like it, and apply rules to stored alarms",
     "sample": "write the flow bytes of captures as an array",
 }
 FAILED, UNUSABLE, INTERRUPTED, READER_GONE = 1, 2, 130, 141

@@ -113,8 +113,10 @@ def check_outputs(args: argparse.Namespace, captures: Sequence[str]) -> None:
             raise ValueError("--json and --output - both want standard output")
     if sys.stdout is None and (args.output in (None, "-")):
         raise ValueError("standard output is closed: --output names a file")
-    if getattr(args, "write_pcap", None) is not None and "-" in captures:
-        raise ValueError("--write-pcap reads captures a second time: standard input cannot be, docids watch keeps them")
+    if getattr(args, "write_pcap", None) is not None:
+        from sklearn_docids._alarms.packets import check_read_again
+
+        check_read_again(captures)
 
 
 def found_in(args: argparse.Namespace, captures: Sequence[str]) -> tuple[Findings, Any]:
@@ -131,11 +133,12 @@ def found_in(args: argparse.Namespace, captures: Sequence[str]) -> tuple[Finding
         for flows in pieces(stream, sources):
             scored, alarms = collector.add(flows)
             write(scored, alarms)
-            if args.write_pcap is not None:
+            if getattr(args, "write_pcap", None) is not None:
                 flagged.append(scored.flows[scored.verdicts == "abnormal"])
         findings = collector.finish()
         findings.counters, findings.ignored = stream.counters_, stream.ignored_
-    _write_packets(args, captures, flagged)
+    if flagged:
+        _write_packets(args, captures, _joined(flagged), stream)
     if getattr(args, "html", None) is not None:
         from sklearn_docids._report.page import write_page
 
@@ -248,10 +251,8 @@ def _joined(parts: Sequence[FlowTable]) -> FlowTable:
     return FlowTable(rows, capture, parts[-1].captures, [])
 
 
-def _write_packets(args: argparse.Namespace, captures: Sequence[str], flagged: Sequence[FlowTable]) -> None:
-    if getattr(args, "write_pcap", None) is None:
-        return
+def _write_packets(args: argparse.Namespace, captures: Sequence[str], flagged: FlowTable, sampler: Any) -> None:
     from sklearn_docids._alarms.packets import write_packets
 
-    n_packets = write_packets(captures, _joined(flagged), args.write_pcap) if flagged else 0
-    note(args, f"{n_packets} packets of abnormal flows written to {args.write_pcap}")
+    n_packets = write_packets(captures, flagged, args.write_pcap, sampler=sampler)
+    note(args, f"{n_packets} packets of {len(flagged)} abnormal flows written to {args.write_pcap}")
