@@ -8,6 +8,7 @@ import difflib
 import os
 import re
 import sys
+import textwrap
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
@@ -93,7 +94,8 @@ def _parsed(arguments: list[str]) -> tuple[ModuleType, argparse.Namespace]:
 
 
 def _add_command(commands: Any, name: str, summary: str, module: ModuleType) -> None:
-    description = (module.__doc__ or "").split("\n\n", 1)[-1]
+    paragraphs = (module.__doc__ or "").split("\n\n")
+    description = "\n\n".join(textwrap.fill(" ".join(text.split()), 79) for text in paragraphs[1:] or paragraphs)
     parser = commands.add_parser(
         name, help=summary, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
