@@ -7,6 +7,7 @@ import argparse
 import difflib
 import os
 import re
+import shlex
 import sys
 import warnings
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ COMMANDS = {
     "score": "find what is abnormal in captures: incidents, the most abnormal first, with reasons",
     "explain": "show what makes the most abnormal flows of captures abnormal",
     "evaluate": "measure how well a trained detector finds attacks in captures",
+    "report": "write a page for people of what is abnormal in captures",
     "sample": "write the flow bytes of captures as an array",
 }
 FAILED, UNUSABLE, INTERRUPTED, READER_GONE = 1, 2, 130, 141
@@ -88,6 +90,7 @@ def _parsed(arguments: list[str]) -> tuple[ModuleType, argparse.Namespace]:
         else:
             commands.add_parser(name, help=summary, add_help=False)
     args = parser.parse_args(arguments)
+    args.given = shlex.join(["docids", *arguments])
     return module, args
 
 
