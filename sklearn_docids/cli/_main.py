@@ -7,6 +7,7 @@ import argparse
 import difflib
 import os
 import re
+import shlex
 import sys
 import textwrap
 import warnings
@@ -26,9 +27,10 @@ COMMANDS = {
     "demo": "train and score on the bundled testbed, in about two minutes",
     "fit": "train a detector on captures of normal traffic",
     "score": "find what is abnormal in captures: incidents, the most abnormal first, with reasons",
+    "report": "write a page for people of what is abnormal in captures",
     "explain": "show what makes the most abnormal flows of captures abnormal",
-    "evaluate": "measure how well a trained detector finds attacks in captures",
     "allow": "make a rule of an alarm, which hides others like it, and apply rules to stored alarms",
+    "evaluate": "measure how well a trained detector finds attacks in captures",
     "sample": "write the flow bytes of captures as an array",
 }
 FAILED, UNUSABLE, INTERRUPTED, READER_GONE = 1, 2, 130, 141
@@ -90,6 +92,7 @@ def _parsed(arguments: list[str]) -> tuple[ModuleType, argparse.Namespace]:
         else:
             commands.add_parser(name, help=summary, add_help=False)
     args = parser.parse_args(arguments)
+    args.given = shlex.join(["docids", *arguments])
     return module, args
 
 

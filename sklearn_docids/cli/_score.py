@@ -143,7 +143,7 @@ def found_in(args: argparse.Namespace, captures: Sequence[str]) -> tuple[Finding
         from sklearn_docids._report.page import write_page
 
         with replacing(args.html) as part:
-            write_page(part, findings, detector)
+            write_page(part, findings, detector, command=args.given)
     return findings, detector
 
 

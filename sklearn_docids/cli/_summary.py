@@ -6,15 +6,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from sklearn_docids._alarms.findings import doubt_of
 from sklearn_docids.cli._inputs import read_line
 from sklearn_docids.cli._text import format_p_value, say, time_text
 
 if TYPE_CHECKING:
     from sklearn_docids._alarms.alarm import Alarm
     from sklearn_docids._alarms.findings import Findings
-
-# A share of flagged flows beyond these tells of another network, or of a model that fits nothing.
-MAX_SHARE, LEAST_FLOWS = 0.2, 100
 
 
 def print_findings(found: Findings, n_listed: int) -> None:
@@ -46,17 +44,6 @@ def _summary(found: Findings) -> Iterator[str]:
         yield doubt
     if found.drift:
         yield found.drift
-
-
-def doubt_of(found: Findings) -> str:
-    """Return why so many flagged flows say more about the model than about the traffic; empty if they are few."""
-    n_all = found.n_flagged + sum(found.hidden.values())
-    if found.n_flows < LEAST_FLOWS or n_all <= MAX_SHARE * found.n_flows:
-        return ""
-    return (
-        f"{n_all / found.n_flows:.0%} of the flows are abnormal to this model: a scan or a flood does that, and so "
-        "does a model of another network, which docids calibrate fits to this one, or one that learned too little"
-    )
 
 
 def _incident(incident: Alarm) -> Iterator[str]:
