@@ -1,6 +1,7 @@
 """Options from signatures, config files, mistyped options, folders and patterns of captures."""
 
 import inspect
+import re
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ from captures import pcap, udp
 from office import capture_of, office
 
 from sklearn_docids import DOCIDSDetector, FlowSampler, MultiViewDetector, load_detector
-from sklearn_docids.cli import main
+from sklearn_docids.cli import _inputs, main
 from sklearn_docids.cli._inputs import expanded
 from sklearn_docids.cli._main import COMMANDS
 from sklearn_docids.cli._options import NETWORK, NO_OPTIONS, SAMPLER, SEVERAL_VIEWS, _value, in_options, parameters_of
@@ -170,7 +171,10 @@ def test_what_can_be_refused_is_refused_before_the_work(day, tmp_path, capsys, m
         (["fit", "-", "-", "--model", model], "- is standard input, which can be read once"),
         (["score", day, "--model", day], "is a capture: are the arguments swapped?"),
         (["score", day, "--model", str(file)], "is not a usable DOC-IDS model"),
-        (["score", day, "--model", str(file), "--output", "x.txt"], "the end of the name says what to write, .csv, .jsonl"),
+        (
+            ["score", day, "--model", str(file), "--output", "x.txt"],
+            "the end of the name says what to write, .csv, .jsonl",
+        ),
         (["evaluate", "--model", str(file), "--normal", day, "--attacks", day], "--attacks"),
         (
             ["evaluate", "--model", str(file), "--normal", day, "--attacks", str(tmp_path), "--window", "60"],
@@ -204,3 +208,40 @@ def test_errors_name_options_and_not_parameters_but_leave_names_alone():
     assert in_options("give n_jobs=None, or random_state=3") == "give --jobs None, or --seed 3"
     for name in ("'window=5.pcap'", "window=5.pcap: no capture", "a/window=5", "my_window=5"):
         assert in_options(name) == name
+
+
+def interrupted_training(monkeypatch):
+    """Press Ctrl-C in the third step of training."""
+    from sklearn_docids.cli._training_bar import TrainingBar
+
+    def press(self, net, *args, **kwargs):
+        self.n_steps = getattr(self, "n_steps", 0) + 1
+        if self.n_steps == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(TrainingBar, "on_batch_end", press)
+
+
+def test_ctrl_c_in_training_keeps_a_usable_network_or_says_that_there_is_no_model(day, tmp_path, capsys, monkeypatch):
+    interrupted_training(monkeypatch)
+    model = tmp_path / "m"
+    fit = ["fit", day, "--model", str(model), "--false-alarm-rate", "0.1", "--max-epochs", "4"]
+    assert main([*fit, "--views", "bytes"]) == 130
+    assert f"docids: interrupted: the model learned so far is written to {model}" in capsys.readouterr().err
+    assert load_detector(model).n_iter_ == 2  # of 4
+    model.unlink()
+    assert main([*fit, "--views", "bytes,statistics"]) == 130
+    error = capsys.readouterr().err
+    assert "docids: interrupted: no model was written; --checkpoint-folder would keep the state" in error
+    assert not model.exists()
+
+
+def test_progress_has_rate_and_time_left_on_standard_error_unless_it_is_unwanted(day, capsys, monkeypatch):
+    monkeypatch.setattr(_inputs, "SHOWN_AFTER", 0.0)
+    monkeypatch.setattr(_inputs, "SECONDS_BETWEEN_LINES", 0.0)
+    for quiet, shown in ((False, True), (True, False)):
+        with _inputs.reading([day], "reading", quiet=quiet) as sources:
+            FlowSampler().flows(sources)
+        streams = capsys.readouterr()
+        assert streams.out == ""
+        assert bool(re.search(r"reading: +\d+%.*B/s\]", streams.err)) == shown
