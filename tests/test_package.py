@@ -72,6 +72,22 @@ def test_reading_captures_loads_no_scapy(write):
 LAYERS = {
     "": "_sampler _version detectors exceptions persistence",
     "__main__": "cli",
+    "_alarms": "",
+    "_alarms.alarm": "capture.table detectors",
+    "_alarms.allow": "_alarms.names _warn capture.table",
+    "_alarms.collect": "_alarms.alarm _alarms.allow _alarms.findings _alarms.incidents _meta capture.table detectors",
+    "_alarms.eve": "_alarms.alarm _alarms.zeek _text _views.payload capture.kernels capture.layouts capture.table",
+    "_alarms.findings": "_alarms.alarm",
+    "_alarms.incidents": "_alarms.alarm _incidents capture.kernels",
+    "_alarms.names": "capture.layouts capture.table",
+    "_alarms.packets": (
+        "_alarms.pcapng _alarms.selection _sampler _scratch _warn capture.containers capture.flows "
+        "capture.records capture.table exceptions"
+    ),
+    "_alarms.pcapng": "capture._native capture.records",
+    "_alarms.selection": "capture._native capture.flows capture.hashing capture.headers capture.kernels",
+    "_alarms.stored": "_alarms.allow _alarms.names",
+    "_alarms.zeek": "capture.table",
     "_bases": "",
     "_incidents": "_thresholds _warn capture.table",
     "_measures": "_thresholds",
@@ -80,10 +96,21 @@ LAYERS = {
     "_network.autoencoders": "_network.table1 _network.tensors",
     "_network.folding": "_network.table1",
     "_network.losses": "",
-    "_network.onnx": "_network.scoring",
+    "_network.onnx": "_network.scoring _warn",
     "_network.scoring": "_network.autoencoders _network.folding _network.table1 _network.tensors",
     "_network.table1": "_network.losses _network.tensors",
     "_network.tensors": "",
+    "_report": "",
+    "_report.bytemap": "_meta _views.payload capture.layouts capture.table inspection",
+    "_report.charts": "",
+    "_report.evaluation": (
+        "_alarms.alarm _report.page _report.render _text capture.counting capture.table evaluation plotting"
+    ),
+    "_report.page": (
+        "_alarms.alarm _alarms.findings _report.bytemap _report.charts _report.render _text capture.counting "
+        "capture.table"
+    ),
+    "_report.render": "_text _version",
     "_sampler": (
         "_bases _text _warn capture.containers capture.counting capture.fields capture.flows capture.layouts "
         "capture.table capture.writing exceptions"
@@ -126,7 +153,7 @@ LAYERS = {
     "capture": "capture.table exceptions",
     "capture._native": "_warn",
     "capture.community_id": "",
-    "capture.compression": "",
+    "capture.compression": "_warn",
     "capture.containers": "capture.compression capture.headers capture.kinds capture.records exceptions",
     "capture.context": "capture._native capture.hashing capture.kernels",
     "capture.counting": "",
@@ -147,24 +174,42 @@ LAYERS = {
     "capture.reordering": "_warn capture.records exceptions",
     "capture.rewriting": "capture._native capture.headers capture.layouts",
     "capture.table": (
-        "_scratch capture.community_id capture.context capture.flows capture.folders capture.headers capture.kernels"
+        "_scratch _warn capture.community_id capture.context capture.flows capture.folders capture.headers "
+        "capture.kernels"
     ),
     "capture.tunnels": "capture._native capture.hashing capture.headers capture.layouts",
     "capture.writing": "_scratch capture.containers capture.flows capture.folders capture.kernels capture.table",
-    "cli": "cli._commands",
-    "cli._commands": (
-        "_meta _sampler _text _thresholds _version aggregation capture.counting capture.table cli._demo "
-        "cli._explaining cli._html cli._outputs cli._scoring cli._text datasets datasets._folder "
-        "datasets._testbed detectors evaluation persistence"
+    "cli": "cli._main",
+    "cli._allow": "_alarms.allow _alarms.names _alarms.stored _text cli._outputs",
+    "cli._config": "",
+    "cli._demo": "cli._testbed cli._values",
+    "cli._evaluate": (
+        "_meta _report.evaluation _text aggregation cli._explaining cli._inputs cli._outputs cli._text "
+        "cli._values datasets._folder detectors evaluation"
     ),
-    "cli._demo": "_sampler capture.table cli._outputs cli._text datasets detectors metrics plotting",
-    "cli._explaining": "_meta capture.table cli._text detectors inspection",
-    "cli._html": "cli._explaining cli._text evaluation inspection plotting",
+    "cli._explain": "cli._explaining cli._inputs cli._text cli._values",
+    "cli._explaining": "_alarms.alarm _meta capture.table cli._text detectors inspection",
+    "cli._fit": (
+        "_sampler _thresholds cli._inputs cli._options cli._outputs cli._text cli._training_bar cli._values "
+        "datasets datasets._testbed detectors persistence"
+    ),
+    "cli._inputs": "capture.counting capture.flows cli._outputs cli._text persistence",
+    "cli._main": "_text _version _warn cli._config cli._options",
+    "cli._options": "",
     "cli._outputs": "capture.containers exceptions",
-    "cli._scoring": (
-        "_meta _sampler aggregation capture.containers capture.flows capture.kernels capture.table cli._text"
+    "cli._report": "cli._inputs cli._outputs cli._score cli._text",
+    "cli._sample": "_sampler cli._inputs cli._options cli._outputs cli._text",
+    "cli._score": (
+        "_alarms.alarm _alarms.allow _alarms.collect _alarms.eve _alarms.findings _alarms.packets _alarms.zeek "
+        "_meta _report.page capture.table cli._inputs cli._outputs cli._summary cli._tables cli._text cli._values "
+        "monitoring"
     ),
-    "cli._text": "_text aggregation capture.table detectors inspection",
+    "cli._summary": "_alarms.alarm _alarms.findings cli._inputs cli._text",
+    "cli._tables": "_alarms.collect _text cli._text",
+    "cli._testbed": "_sampler aggregation capture.table cli._outputs cli._text datasets detectors metrics plotting",
+    "cli._text": "_text capture.table detectors inspection",
+    "cli._training_bar": "_training.pairs cli._inputs",
+    "cli._values": "",
     "datasets": "datasets._bos datasets._cic datasets._folder datasets._synthetic datasets._testbed datasets._ustc",
     "datasets._bos": "_sampler datasets._cache datasets._files paper",
     "datasets._cache": "_sampler _scratch _version _warn capture capture.fields capture.folders capture.table",
@@ -220,7 +265,7 @@ LAYERS = {
         "_sampler _sealed _stored.multiview _stored.parameters _stored.trained _version _warn detectors "
         "detectors._multiview detectors._trained exceptions"
     ),
-    "plotting": "_measures",
+    "plotting": "_measures _warn",
 }
 LAYERS = {module: set(imported.split()) for module, imported in LAYERS.items()}
 

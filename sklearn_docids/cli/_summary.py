@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from sklearn_docids._alarms.findings import doubt_of
+from sklearn_docids._text import format_p_value
 from sklearn_docids.cli._inputs import read_line
-from sklearn_docids.cli._text import format_p_value, say, time_text
+from sklearn_docids.cli._text import say, time_text
 
 if TYPE_CHECKING:
     from sklearn_docids._alarms.alarm import Alarm
