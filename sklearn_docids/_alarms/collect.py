@@ -29,7 +29,7 @@ NORMAL, ABNORMAL, HIDDEN = "normal", "abnormal", "hidden"
 class Drift(Protocol):
     """A test of whether scores are still those of the traffic that set the threshold."""
 
-    def update(self, scores: np.ndarray) -> Any:
+    def update(self, scores: np.ndarray, flows: FlowTable) -> Any:
         """Take the scores of more flows."""
 
     def describe(self) -> str:
@@ -128,7 +128,9 @@ class Collector:
         self._count(scored)
         self._keep_scores(scored.scores)
         if self._drift is not None:
-            self._drift.update(scored.scores)
+            # What a rule hides is known, and says nothing of the rest.
+            rows = np.flatnonzero(scored.verdicts != HIDDEN)
+            self._drift.update(scored.scores[rows], flows[rows])
         flagged = scored.flagged()
         self._count_hosts(scored)
         alarms = self._tracker.update(flagged)
@@ -155,7 +157,7 @@ class Collector:
         found.hosts = dict(sorted(found.hosts.items(), key=lambda each: each[1].score))
         found.scores = np.concatenate([*self._scores, np.zeros(0)])
         found.hidden = dict(self._scorer.hidden)
-        found.drift = "" if self._drift is None else self._drift.describe()
+        found.drift = self._drift.describe() if self._drift is not None and found.n_flows else ""
         return found
 
     def _count(self, scored: Scored) -> None:

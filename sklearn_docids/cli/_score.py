@@ -171,18 +171,18 @@ def _collector(args: argparse.Namespace, captures: Sequence[str], detector: Any,
 
     normal = getattr(detector, "calibration_scores_", ())
     findings = Findings(
-        args.model, captures, float(detector.offset_), getattr(detector, "false_alarm_rate", None), np.asarray(normal)
+        args.model, captures, float(detector.offset_), getattr(detector, "false_alarm_rate_", None), np.asarray(normal)
     )
     settings = {"level": args.level, "window": args.window, "per_day": args.alarms_per_day}
     return Collector(findings, Scorer(detector, allow_list), settings, drift_test(detector))
 
 
 def drift_test(detector: Any) -> Any:
-    """Return a test for drift; None for a model without scores of normal traffic."""
+    """Return a test for drift; None for a model that knows nothing of the channels of its calibration."""
     from sklearn_docids.monitoring import DriftMonitor
 
-    normal = getattr(detector, "calibration_scores_", None)
-    return None if normal is None else DriftMonitor(normal, random_state=0)
+    normal = getattr(detector, "thinned_scores_", ())
+    return DriftMonitor(normal, random_state=0) if len(normal) else None
 
 
 @contextmanager
