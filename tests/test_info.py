@@ -77,7 +77,7 @@ def test_it_says_what_a_model_learned_from_and_what_its_threshold_is_worth(capsy
         "2 services: tcp/80 (150), udp/53 (150)",
     ]
     assert found["threshold"] == [
-        f"{fitted[0].offset_:.6g}: 5 % false alarms, from 300 flows that were held out",
+        f"{fitted[0].offset_:.6g}: 5 % false alarms, from 300 normal flows",
         "of new flows like these, it flags 2.83 % to 7.71 % in 95 of 100 cases",
         "0.05 % needs 56 min (1699 flows) more of such traffic",
     ]
@@ -217,9 +217,7 @@ def test_a_model_is_calibrated_in_place_and_back(capsys, model, captures):
     assert (after.offset_, after.false_alarm_rate_, after.active_calibration_) == (expected.offset_, 0.1, 1)
     assert after.provenance_ == before.provenance_
     assert output.out.splitlines()[0] == f"threshold before: {before.offset_:.6g}"
-    assert output.out.splitlines()[2] == (
-        f"threshold: {after.offset_:.6g}: 10 % false alarms, from 200 flows that were held out"
-    )
+    assert output.out.splitlines()[2] == (f"threshold: {after.offset_:.6g}: 10 % false alarms, from 200 normal flows")
     assert output.err == f"docids: calibration 1 is in use; written to {model}\n"
     run(_calibrate, model, "--restore", "0")
     restored = load_detector(model)

@@ -21,7 +21,9 @@ from sklearn_docids import (
     inspection,
     metrics,
     model_selection,
+    monitoring,
     paper,
+    persistence,
     plotting,
 )
 from sklearn_docids.capture.table import FlowTable
@@ -100,6 +102,7 @@ LAYERS = {
     "_network.scoring": "_network.autoencoders _network.folding _network.table1 _network.tensors",
     "_network.table1": "_network.losses _network.tensors",
     "_network.tensors": "",
+    "_provenance": "_sealed _views.payload capture.table",
     "_report": "",
     "_report.bytemap": "_meta _views.payload capture.layouts capture.table inspection",
     "_report.charts": "",
@@ -118,13 +121,16 @@ LAYERS = {
     "_scratch": "",
     "_sealed": "",
     "_stored": "",
+    "_stored.calibrations": "_provenance _sealed _stored.parameters _views.arrays _views.tails detectors._calibration",
     "_stored.multiview": (
-        "_sealed _stored.parameters _stored.trained _views.arrays _views.base _views.network _views.tails "
+        "_sealed _stored.calibrations _stored.parameters _stored.trained _views.arrays _views.base _views.network "
         "capture.layouts detectors._docids detectors._multiview"
     ),
     "_stored.parameters": "_sealed",
-    "_stored.trained": "_sealed _stored.parameters detectors._profile detectors._trained",
+    "_stored.summary": "_provenance _sealed _stored.calibrations _thresholds exceptions",
+    "_stored.trained": "_sealed _stored.calibrations _stored.parameters detectors._profile detectors._trained",
     "_text": "",
+    "_thinning": "_views.payload capture.table",
     "_thresholds": "",
     "_training": "",
     "_training.callbacks": "_training.net _training.pairs",
@@ -181,6 +187,7 @@ LAYERS = {
     "capture.writing": "_scratch capture.containers capture.flows capture.folders capture.kernels capture.table",
     "cli": "cli._main",
     "cli._allow": "_alarms.allow _alarms.names _alarms.stored _text cli._outputs",
+    "cli._calibrate": "_stored.summary cli._info cli._inputs cli._outputs cli._text cli._values evaluation persistence",
     "cli._config": "",
     "cli._demo": "cli._testbed cli._values",
     "cli._evaluate": (
@@ -190,9 +197,10 @@ LAYERS = {
     "cli._explain": "cli._explaining cli._inputs cli._text cli._values",
     "cli._explaining": "_alarms.alarm _meta capture.table cli._text detectors inspection",
     "cli._fit": (
-        "_sampler _thresholds cli._inputs cli._options cli._outputs cli._text cli._training_bar cli._values "
-        "datasets datasets._testbed detectors persistence"
+        "_provenance _sampler _thresholds capture.table cli._inputs cli._options cli._outputs cli._text "
+        "cli._training_bar cli._values datasets datasets._testbed detectors persistence"
     ),
+    "cli._info": "_stored.summary cli._text",
     "cli._inputs": "capture.counting capture.flows cli._outputs cli._text persistence",
     "cli._main": "_text _version _warn cli._config cli._options",
     "cli._options": "",
@@ -204,7 +212,7 @@ LAYERS = {
         "_meta _report.page capture.table cli._inputs cli._outputs cli._summary cli._tables cli._text cli._values "
         "monitoring"
     ),
-    "cli._summary": "_alarms.alarm _alarms.findings cli._inputs cli._text",
+    "cli._summary": "_alarms.alarm _alarms.findings _text cli._inputs cli._text",
     "cli._tables": "_alarms.collect _text cli._text",
     "cli._testbed": "_sampler aggregation capture.table cli._outputs cli._text datasets detectors metrics plotting",
     "cli._text": "_text capture.table detectors inspection",
@@ -222,13 +230,14 @@ LAYERS = {
     "datasets._testbed": "_sampler capture.layouts capture.table datasets._folder",
     "datasets._ustc": "_sampler _warn datasets._cache datasets._files datasets._folder datasets._sevenzip paper",
     "detectors": (
-        "detectors._autoencoders detectors._doc_features detectors._docids detectors._ensemble "
-        "detectors._multiview detectors._reference detectors._simple"
+        "detectors._autoencoders detectors._calibration detectors._doc_features detectors._docids "
+        "detectors._ensemble detectors._multiview detectors._reference detectors._simple"
     ),
     "detectors._autoencoders": (
         "_network.autoencoders _network.scoring _network.tensors _training.net detectors._trained"
     ),
     "detectors._base": "_bases detectors._profile",
+    "detectors._calibration": "_provenance _thinning _thresholds _views.tails _warn capture.table",
     "detectors._callbacks": "_training.run",
     "detectors._doc_features": (
         "_bases _meta _network.scoring _network.table1 _network.tensors _training.net _training.pairs "
@@ -242,9 +251,9 @@ LAYERS = {
     "detectors._ensemble": "_bases _meta _thresholds _warn detectors._base",
     "detectors._frames": "capture.layouts",
     "detectors._multiview": (
-        "_bases _meta _sampler _thresholds _views.base _views.columns _views.content _views.network "
+        "_bases _meta _provenance _sampler _thresholds _views.base _views.columns _views.content _views.network "
         "_views.novelty _views.payload _views.requests _views.statistics _views.tails _warn capture.table "
-        "detectors._docids detectors._reference"
+        "detectors._calibration detectors._docids detectors._reference"
     ),
     "detectors._profile": "_warn capture.layouts detectors._frames",
     "detectors._reference": "_warn detectors._base",
@@ -252,18 +261,20 @@ LAYERS = {
     "detectors._simple": "_meta _thresholds _warn detectors._base detectors._reference",
     "detectors._templates": "",
     "detectors._trained": (
-        "_meta _network.tensors _sampler _training.net _training.pairs _training.run _warn detectors._base "
-        "detectors._callbacks detectors._profile detectors._reference detectors._rows detectors._templates"
+        "_meta _network.tensors _provenance _sampler _thresholds _training.net _training.pairs _training.run "
+        "_warn capture.table detectors._base detectors._calibration detectors._callbacks detectors._profile "
+        "detectors._reference detectors._rows detectors._templates"
     ),
     "evaluation": "_incidents _measures _meta _text _warn aggregation capture.table metrics",
     "exceptions": "",
     "inspection": "capture.headers capture.layouts",
     "metrics": "_measures _warn",
     "model_selection": "_bases _meta",
+    "monitoring": "_thinning capture.table",
     "paper": "_sampler detectors",
     "persistence": (
-        "_sampler _sealed _stored.multiview _stored.parameters _stored.trained _version _warn detectors "
-        "detectors._multiview detectors._trained exceptions"
+        "_provenance _sampler _sealed _stored.multiview _stored.parameters _stored.trained _version _warn "
+        "detectors detectors._multiview detectors._trained exceptions"
     ),
     "plotting": "_measures _warn",
 }
@@ -334,6 +345,8 @@ PUBLIC = [
     evaluation.score_flows,
     evaluation.score_groups,
     metrics.alarm_counts,
+    monitoring.DriftMonitor,
+    persistence.described_traffic,
     model_selection.NormalTrainSplit,
     sklearn_docids.ReferenceData,
     sklearn_docids.load_detector,
@@ -457,6 +470,7 @@ FACES = {
     ],
     "detectors": [
         "AutoencoderDetector",
+        "Calibration",
         "ConvAutoencoderDetector",
         "DOCFeatures",
         "DOCIDSDetector",
@@ -479,9 +493,10 @@ FACES = {
         "attack_roc_auc_score",
         "recall_at_fpr_score",
     ],
+    "monitoring": ["DriftMonitor"],
     "model_selection": ["NormalOnly", "NormalTrainSplit", "make_flow_scorer"],
     "paper": ["detector", "sampler"],
-    "persistence": ["load_detector", "save_detector"],
+    "persistence": ["described_traffic", "load_detector", "save_detector"],
     "plotting": [
         "EmbeddingDisplay",
         "ExplanationDisplay",

@@ -97,7 +97,7 @@ def threshold_lines(threshold: dict[str, Any]) -> list[str]:
             f"{offset:.6g}: flags a share of the {n_flows} flows it learned from, and more of new ones; docids "
             "calibrate sets it by other flows"
         ]
-    lines = [f"{offset:.6g}: {percent(rate)} false alarms, from {n_flows} flows that were held out"]
+    lines = [f"{offset:.6g}: {percent(rate)} false alarms, from {n_flows} normal flows"]
     if "realised" in threshold:
         low, high = threshold["realised"]
         lines.append(f"of new flows like these, it flags {percent(low)} to {percent(high)} in 95 of 100 cases")

@@ -28,8 +28,11 @@ COMMANDS = {
     "fit": "train a detector on captures of normal traffic",
     "score": "find what is abnormal in captures: incidents, the most abnormal first, with reasons",
     "report": "write a page for people of what is abnormal in captures",
+    "watch": "raise alarms on traffic as it comes: an interface, a pipe, a folder that a capture writes into",
     "explain": "show what makes the most abnormal flows of captures abnormal",
     "allow": "make a rule of an alarm, which hides others like it, and apply rules to stored alarms",
+    "info": "show what a model learned from, and what its threshold is worth",
+    "calibrate": "set the threshold of a model anew, by other normal traffic, without training",
     "evaluate": "measure how well a trained detector finds attacks in captures",
     "sample": "write the flow bytes of captures as an array",
 }
