@@ -150,7 +150,8 @@ def test_a_network_that_the_model_does_not_know_is_called_so(model, tmp_path, ca
     traffic = make_traffic(tmp_path, n_flows=150, random_state=0)
     out = printed(capsys, "score", str(traffic.train), "--model", model)
     assert "of the flows are abnormal to this model: " in out
-    assert "docids calibrate" in out
+    assert "and so does a model of another network, which docids calibrate fits to this one" in out
+    assert "Drift: " in out
 
 
 def test_tails_of_connections_are_told_apart_and_can_be_left_out(model, write, tmp_path, capsys):

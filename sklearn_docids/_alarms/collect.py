@@ -29,6 +29,8 @@ NORMAL, ABNORMAL, HIDDEN = "normal", "abnormal", "hidden"
 class Drift(Protocol):
     """A test of whether scores are still those of the traffic that set the threshold."""
 
+    drifted_: bool
+
     def update(self, scores: np.ndarray, flows: FlowTable) -> Any:
         """Take the scores of more flows."""
 
@@ -157,7 +159,8 @@ class Collector:
         found.hosts = dict(sorted(found.hosts.items(), key=lambda each: each[1].score))
         found.scores = np.concatenate([*self._scores, np.zeros(0)])
         found.hidden = dict(self._scorer.hidden)
-        found.drift = self._drift.describe() if self._drift is not None and found.n_flows else ""
+        if self._drift is not None and found.n_flows:
+            found.drift, found.drifted = self._drift.describe(), self._drift.drifted_
         return found
 
     def _count(self, scored: Scored) -> None:

@@ -52,6 +52,7 @@ class Findings:
     hosts: dict[str, HostFindings] = field(default_factory=dict)  # those with flagged flows, the most abnormal first
     scores: np.ndarray = field(default_factory=lambda: np.zeros(0))  # of all flows, or an even sample of them
     drift: str = ""  # what the test for drift says
+    drifted: bool | None = None  # None: not tested
 
 
 def doubt_of(found: Findings) -> str:
@@ -59,7 +60,10 @@ def doubt_of(found: Findings) -> str:
     n_all = found.n_flagged + sum(found.hidden.values())
     if found.n_flows < LEAST_FLOWS or n_all <= MAX_SHARE * found.n_flows:
         return ""
+    text = f"{n_all / found.n_flows:.0%} of the flows are abnormal to this model: a scan or a flood does that"
+    if found.drifted is False:
+        return f"{text}; most channels are as usual"
     return (
-        f"{n_all / found.n_flows:.0%} of the flows are abnormal to this model: a scan or a flood does that, and so "
-        "does a model of another network, which docids calibrate fits to this one, or one that learned too little"
+        f"{text}, and so does a model of another network, which docids calibrate fits to this one, or one that learned "
+        "too little"
     )

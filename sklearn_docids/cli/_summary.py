@@ -78,6 +78,7 @@ def plain(found: Findings) -> dict[str, Any]:
         "over_budget": found.n_over_budget,
         "doubt": doubt_of(found),
         "drift": found.drift,
+        "drifted": found.drifted,
         "most_abnormal": [_plain_incident(incident) for incident in found.alarms],
     }
 
