@@ -181,6 +181,14 @@ def test_rules_hide_alarms_that_are_counted(captures, model, tmp_path, capsys):
     assert "a test of ours" in next(iter(after["hidden"]))
     assert not [each for each in after["most_abnormal"] if each["who"].endswith("8443/udp")]
     assert "1 more abnormal flows are hidden by rule 1: a test of ours" in printed(capsys, *command)
+    rules.write_text(
+        '[[rule]]\nsource = "10.0.0.0/8"\nwhy = "all"\n[[rule]]\nport = 1\nwhy = "x"\nuntil = 2020-01-01\n'
+    )
+    assert main(command) == 0
+    streams = capsys.readouterr()
+    assert "the allow-list hides nearly all that is abnormal" in streams.out
+    assert "rule 2 has expired on 2020-01-01 23:59 UTC and hides nothing: x" in streams.err
+    rules.write_text('[[rule]]\nsource = "10.0.0.2"\nservice = "udp/8443"\nwhy = "a test of ours"\n')
     table = printed(capsys, *command, "--output", "-")
     assert [row["src_ip"] for row in csv.DictReader(io.StringIO(table)) if row["verdict"] == "hidden"] == ["10.0.0.2"]
 

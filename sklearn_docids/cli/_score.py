@@ -152,7 +152,9 @@ def _allow_list(args: argparse.Namespace) -> Any:
         return None
     from sklearn_docids._alarms.allow import AllowList
 
-    return AllowList.load(args.allow_list)
+    allow_list = AllowList.load(args.allow_list)
+    note(args, *allow_list.described([0] * len(allow_list.rules), 0))  # those that have expired
+    return allow_list
 
 
 def _connections(args: argparse.Namespace) -> Any:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from sklearn_docids._alarms.allow import hides_most
 from sklearn_docids._alarms.findings import doubt_of
 from sklearn_docids._text import format_p_value
 from sklearn_docids.cli._inputs import read_line
@@ -38,6 +39,9 @@ def _summary(found: Findings) -> Iterator[str]:
     yield f"{found.n_flows} flows{span}: {found.n_flagged} abnormal{share}{asked}{tails}"
     for rule, number in found.hidden.items():
         yield f"{number} more abnormal flows are hidden by {rule}"
+    n_hidden = sum(found.hidden.values())
+    if hides_most(n_hidden, n_hidden + found.n_flagged):
+        yield "the allow-list hides nearly all that is abnormal: see whether its rules are wider than they should be"
     again = f", which come up as {found.n_alarms} alarms" if found.n_alarms != found.n_incidents else ""
     beyond = f"; {found.n_over_budget} more are beyond the budget" if found.n_over_budget else ""
     yield f"{found.n_incidents} incidents{again}{beyond}"
