@@ -61,6 +61,11 @@ class Scored:
             for row in rows.tolist()
         ]  # fmt: skip
 
+    def visible(self) -> tuple[np.ndarray, FlowTable]:
+        """Return scores and flows that no rule hides: what one hides is known, and says nothing of the rest."""
+        rows = np.flatnonzero(self.verdicts != HIDDEN)
+        return self.scores[rows], self.flows[rows]
+
     def abnormal(self) -> Scored:
         """Return the abnormal flows alone."""
         rows = np.flatnonzero(self.verdicts == ABNORMAL)
@@ -130,9 +135,7 @@ class Collector:
         self._count(scored)
         self._keep_scores(scored.scores)
         if self._drift is not None:
-            # What a rule hides is known, and says nothing of the rest.
-            rows = np.flatnonzero(scored.verdicts != HIDDEN)
-            self._drift.update(scored.scores[rows], flows[rows])
+            self._drift.update(*scored.visible())
         flagged = scored.flagged()
         self._count_hosts(scored)
         alarms = self._tracker.update(flagged)

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import argparse
 
+from sklearn_docids.cli._alarm_options import add_alarm_options
 from sklearn_docids.cli._inputs import add_captures, add_midstream, add_model, check_read, expanded, note_captures
 from sklearn_docids.cli._outputs import check_spared, check_writable
-from sklearn_docids.cli._score import add_alarm_options, found_in
+from sklearn_docids.cli._score import found_in
 from sklearn_docids.cli._text import note
 
 
@@ -31,9 +32,10 @@ def run(args: argparse.Namespace) -> None:
     """Score, and write the page."""
     captures = expanded(args.captures)
     check_writable("--output", args.output)
-    inputs = [args.model, *captures, *filter(None, (args.allow_list, args.zeek_log))]
+    inputs = [args.model, *captures, *filter(None, [args.allow_list])]
     check_spared("--output", args.output, inputs, force=args.force)
-    scoring = argparse.Namespace(**{**vars(args), "html": args.output, "output": None, "write_pcap": None})
+    none = {"output": None, "write_pcap": None, "zeek_log": None}
+    scoring = argparse.Namespace(**{**vars(args), **none, "html": args.output})
     findings, _ = found_in(scoring, captures)
     note_captures(args, captures, findings.counters)
     check_read(findings.counters, captures)

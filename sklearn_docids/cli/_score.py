@@ -18,6 +18,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+from sklearn_docids.cli._alarm_options import (
+    add_alarm_options,
+    add_zeek_log,
+    drift_test,
+    loaded_allow_list,
+    zeek_connections,
+)
 from sklearn_docids.cli._inputs import (
     add_captures,
     add_midstream,
@@ -32,7 +39,7 @@ from sklearn_docids.cli._outputs import check_spared, check_writable, replacing
 from sklearn_docids.cli._summary import plain, print_findings
 from sklearn_docids.cli._tables import CSV, EVE, PARQUET, CsvTable, FlowWriter, JsonLines, ParquetTable, format_of
 from sklearn_docids.cli._text import note, print_json
-from sklearn_docids.cli._values import positive, seconds
+from sklearn_docids.cli._values import positive
 
 if TYPE_CHECKING:
     from sklearn_docids._alarms.alarm import Alarm
@@ -61,26 +68,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top", type=positive, default=N_LISTED, metavar="N", help="incidents to print (default 20)")
     parser.add_argument("--force", action="store_true", help="write over an existing model; never over an input")
     add_alarm_options(parser)
+    add_zeek_log(parser)
     add_midstream(parser)
-
-
-def add_alarm_options(parser: argparse.ArgumentParser) -> None:
-    """Add what makes alarms of abnormal flows."""
-    parser.add_argument("--allow-list", metavar="FILE", help="rules that hide what is known: see docids allow")
-    parser.add_argument("--zeek-log", metavar="FILE", help="conn.log of Zeek, for the uid of each alarm")
-    parser.add_argument(
-        "--level", default="channel", choices=("channel", "host"),
-        help="what an incident is of: a channel, joined to its host where that has more than ten; or a host "
-        "(default channel)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--window", type=seconds, default=3600.0, metavar="S",
-        help="an abnormal flow belongs to an incident whose last one began so many seconds before (default 3600)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--alarms-per-day", type=positive, metavar="N",
-        help="a budget: beyond it, only what is more abnormal than all of the last day comes up; the rest is counted",
-    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> None:
@@ -113,7 +102,7 @@ def check_outputs(args: argparse.Namespace, captures: Sequence[str]) -> None:
             raise ValueError("--json and --output - both want standard output")
     if sys.stdout is None and (args.output in (None, "-")):
         raise ValueError("standard output is closed: --output names a file")
-    if getattr(args, "write_pcap", None) is not None:
+    if args.write_pcap is not None:
         from sklearn_docids._alarms.packets import check_read_again
 
         check_read_again(captures)
@@ -121,8 +110,8 @@ def check_outputs(args: argparse.Namespace, captures: Sequence[str]) -> None:
 
 def found_in(args: argparse.Namespace, captures: Sequence[str]) -> tuple[Findings, Any]:
     """Score captures, write what the command line asks for; return what was found, and the detector."""
-    allow_list = _allow_list(args)
-    connections = _connections(args)
+    allow_list = loaded_allow_list(args)
+    connections = zeek_connections(args)
     detector = loaded_detector(args.model, args.midstream)
     collector = _collector(args, captures, detector, allow_list)
     stream = detector.sampler_
@@ -133,36 +122,18 @@ def found_in(args: argparse.Namespace, captures: Sequence[str]) -> tuple[Finding
         for flows in pieces(stream, sources):
             scored, alarms = collector.add(flows)
             write(scored, alarms)
-            if getattr(args, "write_pcap", None) is not None:
+            if args.write_pcap is not None:
                 flagged.append(scored.flows[scored.verdicts == "abnormal"])
         findings = collector.finish()
         findings.counters, findings.ignored = stream.counters_, stream.ignored_
     if flagged:
         _write_packets(args, captures, _joined(flagged), stream)
-    if getattr(args, "html", None) is not None:
+    if args.html is not None:
         from sklearn_docids._report.page import write_page
 
         with replacing(args.html) as part:
             write_page(part, findings, detector, command=args.given)
     return findings, detector
-
-
-def _allow_list(args: argparse.Namespace) -> Any:
-    if args.allow_list is None:
-        return None
-    from sklearn_docids._alarms.allow import AllowList
-
-    allow_list = AllowList.load(args.allow_list)
-    note(args, *allow_list.described([0] * len(allow_list.rules), 0))  # those that have expired
-    return allow_list
-
-
-def _connections(args: argparse.Namespace) -> Any:
-    if args.zeek_log is None:
-        return None
-    from sklearn_docids._alarms.zeek import ZeekConnections
-
-    return ZeekConnections(args.zeek_log)
 
 
 def _collector(args: argparse.Namespace, captures: Sequence[str], detector: Any, allow_list: Any) -> Any:
@@ -177,14 +148,6 @@ def _collector(args: argparse.Namespace, captures: Sequence[str], detector: Any,
     )
     settings = {"level": args.level, "window": args.window, "per_day": args.alarms_per_day}
     return Collector(findings, Scorer(detector, allow_list), settings, drift_test(detector))
-
-
-def drift_test(detector: Any) -> Any:
-    """Return a test for drift; None for a model that knows nothing of the channels of its calibration."""
-    from sklearn_docids.monitoring import DriftMonitor
-
-    normal = getattr(detector, "thinned_scores_", ())
-    return DriftMonitor(normal, random_state=0) if len(normal) else None
 
 
 @contextmanager
