@@ -175,6 +175,7 @@ def test_what_can_be_refused_is_refused_before_the_work(day, tmp_path, capsys, m
             ["score", day, "--model", str(file), "--output", "x.txt"],
             "the end of the name says what to write, .csv, .jsonl",
         ),
+        (["score", day, "--model", str(file), "--html", "x", "--write-pcap", "./x"], "name the same file"),
         (["evaluate", "--model", str(file), "--normal", day, "--attacks", day], "--attacks"),
         (
             ["evaluate", "--model", str(file), "--normal", day, "--attacks", str(tmp_path), "--window", "60"],

@@ -13,6 +13,7 @@ of several views remembers what came before a flow: give captures in the order o
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -75,7 +76,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Score, write and print."""
     captures = expanded(args.captures)
-    check_outputs(args, captures)
+    _check_outputs(args, captures)
     findings, _ = found_in(args, captures)
     note_captures(args, captures, findings.counters)
     check_read(findings.counters, captures)
@@ -87,7 +88,7 @@ def run(args: argparse.Namespace) -> None:
         print_findings(findings, args.top)
 
 
-def check_outputs(args: argparse.Namespace, captures: Sequence[str]) -> None:
+def _check_outputs(args: argparse.Namespace, captures: Sequence[str]) -> None:
     """Refuse what could not be written, and what would be lost, before the work."""
     inputs = [args.model, *captures, *filter(None, (args.allow_list, args.zeek_log))]
     for option in ("--output", "--html", "--write-pcap"):
@@ -95,6 +96,9 @@ def check_outputs(args: argparse.Namespace, captures: Sequence[str]) -> None:
         if path is not None and path != "-":
             check_writable(option, path)
             check_spared(option, path, inputs, force=args.force)
+    outputs = [os.path.abspath(path) for path in (args.output, args.html, args.write_pcap) if path is not None]
+    if len(set(outputs)) < len(outputs):
+        raise ValueError("two of --output, --html and --write-pcap name the same file")
     if args.output is not None:
         if format_of("--output", args.output) == PARQUET:
             import pyarrow  # noqa: F401 - better missed now than behind all the work
@@ -114,20 +118,20 @@ def found_in(args: argparse.Namespace, captures: Sequence[str]) -> tuple[Finding
     connections = zeek_connections(args)
     detector = loaded_detector(args.model, args.midstream)
     collector = _collector(args, captures, detector, allow_list)
-    stream = detector.sampler_
+    sampler = detector.sampler_
     flagged: list[Any] = []
     with ExitStack() as stack:
         write = stack.enter_context(_output(args, detector, connections))
         sources = stack.enter_context(reading(captures, "scoring", quiet=args.quiet))
-        for flows in pieces(stream, sources):
+        for flows in pieces(sampler, sources):
             scored, alarms = collector.add(flows)
             write(scored, alarms)
             if args.write_pcap is not None:
                 flagged.append(scored.flows[scored.verdicts == "abnormal"])
         findings = collector.finish()
-        findings.counters, findings.ignored = stream.counters_, stream.ignored_
+        findings.counters, findings.ignored = sampler.counters_, sampler.ignored_
     if flagged:
-        _write_packets(args, captures, _joined(flagged), stream)
+        _write_packets(args, captures, _joined(flagged), sampler)
     if args.html is not None:
         from sklearn_docids._report.page import write_page
 
