@@ -155,6 +155,21 @@ LAYERS = {
     "_views.statistics": "_views.arrays _views.base capture.kernels capture.table",
     "_views.tails": "_views.arrays _views.payload",
     "_warn": "",
+    "_watch": "",
+    "_watch.alarms": "_alarms.alarm _alarms.collect _alarms.incidents _alarms.pcapng _scratch capture.table",
+    "_watch.counting": "",
+    "_watch.flows": "capture.flows capture.hashing capture.headers capture.kernels capture.table",
+    "_watch.folders": "_text _watch.signals _watch.streams capture.flows exceptions",
+    "_watch.interfaces": "_text _watch.signals _watch.streams exceptions",
+    "_watch.resuming": "_watch.flows _watch.folders _watch.states _watch.verdicts capture.flows",
+    "_watch.signals": "",
+    "_watch.states": "",
+    "_watch.streams": "_warn _watch.signals capture.containers capture.reordering exceptions",
+    "_watch.verdicts": "_alarms.allow _alarms.collect capture.flows capture.table",
+    "_watch.watcher": (
+        "_warn _watch.alarms _watch.counting _watch.flows _watch.folders _watch.resuming _watch.signals "
+        "_watch.streams _watch.verdicts capture.flows capture.table exceptions"
+    ),
     "aggregation": "_bases _incidents _meta _thresholds _warn capture.table exceptions",
     "capture": "capture.table exceptions",
     "capture._native": "_warn",
@@ -186,6 +201,7 @@ LAYERS = {
     "capture.tunnels": "capture._native capture.hashing capture.headers capture.layouts",
     "capture.writing": "_scratch capture.containers capture.flows capture.folders capture.kernels capture.table",
     "cli": "cli._main",
+    "cli._alarm_options": "_alarms.allow _alarms.zeek cli._text cli._values monitoring",
     "cli._allow": "_alarms.allow _alarms.names _alarms.stored _text cli._outputs",
     "cli._calibrate": "_stored.summary cli._info cli._inputs cli._outputs cli._text cli._values evaluation persistence",
     "cli._config": "",
@@ -205,19 +221,23 @@ LAYERS = {
     "cli._main": "_text _version _warn cli._config cli._options",
     "cli._options": "",
     "cli._outputs": "capture.containers exceptions",
-    "cli._report": "cli._inputs cli._outputs cli._score cli._text",
+    "cli._report": "cli._alarm_options cli._inputs cli._outputs cli._score cli._text",
     "cli._sample": "_sampler cli._inputs cli._options cli._outputs cli._text",
     "cli._score": (
-        "_alarms.alarm _alarms.allow _alarms.collect _alarms.eve _alarms.findings _alarms.packets _alarms.zeek "
-        "_meta _report.page capture.table cli._inputs cli._outputs cli._summary cli._tables cli._text cli._values "
-        "monitoring"
+        "_alarms.alarm _alarms.collect _alarms.eve _alarms.findings _alarms.packets _meta _report.page "
+        "capture.table cli._alarm_options cli._inputs cli._outputs cli._summary cli._tables cli._text cli._values"
     ),
-    "cli._summary": "_alarms.alarm _alarms.findings _text cli._inputs cli._text",
+    "cli._summary": "_alarms.alarm _alarms.allow _alarms.findings _text cli._inputs cli._text",
     "cli._tables": "_alarms.collect _text cli._text",
     "cli._testbed": "_sampler aggregation capture.table cli._outputs cli._text datasets detectors metrics plotting",
     "cli._text": "_text capture.table detectors inspection",
     "cli._training_bar": "_training.pairs cli._inputs",
     "cli._values": "",
+    "cli._watch": (
+        "_alarms.eve _alarms.incidents _alarms.packets _watch.alarms _watch.folders _watch.interfaces "
+        "_watch.signals _watch.states _watch.streams _watch.verdicts _watch.watcher cli._alarm_options "
+        "cli._inputs cli._outputs cli._text cli._values"
+    ),
     "datasets": "datasets._bos datasets._cic datasets._folder datasets._synthetic datasets._testbed datasets._ustc",
     "datasets._bos": "_sampler datasets._cache datasets._files paper",
     "datasets._cache": "_sampler _scratch _version _warn capture capture.fields capture.folders capture.table",

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import io
+import itertools
 import json
 import os
 import shutil
@@ -144,7 +145,7 @@ def cut(path, folder, n_files, name="part{}.pcap"):
     frames, times = records_of(path)
     borders = np.linspace(0, len(frames), n_files + 1).astype(int)
     paths = []
-    for number, (first, last) in enumerate(zip(borders[:-1], borders[1:], strict=True)):
+    for number, (first, last) in enumerate(itertools.pairwise(borders)):
         paths.append(folder / name.format(number + 1))
         paths[-1].write_bytes(pcap(frames[first:last], times=times[first:last]))
         os.utime(paths[-1], ns=(10**18 + number * 10**9,) * 2)
@@ -178,8 +179,10 @@ def test_a_file_gives_the_alarms_of_its_flagged_flows_and_counters_that_add_up(w
     counters, (n_flows, _) = counters_of(lines), expected(days, model)
     assert counters["flows_scored"] == n_flows
     assert counters["flagged"] >= 40  # the guesses
-    assert counters["alarms"] == len(alerts_of(lines)) == counters["incidents"] + sum(
-        line["alert"]["context"]["n_reported"] > 1 for line in alerts_of(lines)
+    assert (
+        counters["alarms"]
+        == len(alerts_of(lines))
+        == counters["incidents"] + sum(line["alert"]["context"]["n_reported"] > 1 for line in alerts_of(lines))
     )
     assert "10.0.0.1" in {line["src_ip"] for line in alerts_of(lines)}
 
@@ -520,7 +523,7 @@ def test_a_damaged_state_is_refused(tmp_path):
     good = path.read_bytes()
     for bad in (b"", b"{}\n", good[:-1], good.replace(b"files", b"fi\xffes"), good[:-1] + bytes([good[-1] ^ 1])):
         path.write_bytes(bad)
-        with pytest.raises(ValueError, match="no state of docids watch, or damaged.*remove it"):
+        with pytest.raises(ValueError, match=r"no state of docids watch, or damaged.*remove it"):
             read_state(str(path), like)
 
 
@@ -755,7 +758,7 @@ def test_without_the_right_to_capture_it_says_what_to_do(watch, tcpdump, monkeyp
 
 def test_an_interface_that_goes_is_an_error_behind_all_that_came(watch, tcpdump, days, tmp_path):
     tcpdump(f'cat "{days}/test.pcap"; echo "tcpdump: pcap_loop: The interface disappeared" >&2; exit 1')
-    with pytest.raises(OSError, match="nothing more can be captured on lo: tcpdump: .*The interface disappeared"):
+    with pytest.raises(OSError, match=r"nothing more can be captured on lo: tcpdump: .*The interface disappeared"):
         watch("lo")
     assert counters_of(lines_of(tmp_path / "alarms.json"))["flows_scored"] == len(SAMPLER.flows(days / "test.pcap"))
 
@@ -775,7 +778,7 @@ def test_helpers_take_no_filter_for_an_option():
 @pytest.mark.skipif(shutil.which("tcpdump") is None, reason="no tcpdump")
 def test_a_filter_that_cannot_be_compiled_is_refused():
     check_filter("tcp port 80")
-    with pytest.raises(ValueError, match="--filter 'tcp foo': .*syntax error"):
+    with pytest.raises(ValueError, match=r"--filter 'tcp foo': .*syntax error"):
         check_filter("tcp foo")
 
 
