@@ -215,18 +215,19 @@ def test_a_fifo_is_waited_for_and_read_to_its_end(watch, days, tmp_path):
 
 def test_a_signal_ends_the_watch_of_a_silent_stream_and_judges_what_is_open(watch, days, tmp_path):
     os.mkfifo(tmp_path / "fifo")
-    begun = []
+    is_over = threading.Event()
 
     def write():
         with open(tmp_path / "fifo", "wb") as file:
             file.write((days / "test.pcap").read_bytes())
             file.flush()
-            begun.append(time.monotonic())
-            time.sleep(20)
+            is_over.wait(60)
 
-    threading.Thread(target=write, daemon=True).start()
-    lines = watch(tmp_path / "fifo", "--stats", "0.1", until=lambda counters: counters["packets"] > 600)
-    assert time.monotonic() - begun[0] < 8
+    thread = threading.Thread(target=write, daemon=True)
+    thread.start()
+    lines = watch(tmp_path / "fifo", "--stats", "0.1", until=lambda counters: counters["packets"] == 500)
+    assert thread.is_alive()
+    is_over.set()
     assert counters_of(lines)["flows_open"] == 0
     assert counters_of(lines)["flows_scored"] == len(SAMPLER.flows(days / "test.pcap"))
 
@@ -616,10 +617,10 @@ def test_the_idle_flows_of_a_quiet_link_come_out_by_the_clock_of_the_machine(wat
     threading.Thread(target=write, daemon=True).start()
     lines = watch(tmp_path / "fifo", "--stats", "0.1")
     assert counters_of(lines)["flows_scored"] == 1
-    stats = [line["metadata"]["flowints"] for line in lines]
+    stats = [line["metadata"]["flowints"] for line in lines if line["event_type"] == "stats"]
     delays = [each["delay_p99_ms"] for each in stats if "delay_p99_ms" in each]
     assert len(delays) == 1
-    assert 300 < delays[0] < 20_000
+    assert delays[0] > 300
 
 
 def test_delays_are_counted_exactly_to_ten_milliseconds():
@@ -632,7 +633,7 @@ def test_delays_are_counted_exactly_to_ten_milliseconds():
 
 
 def signalled(tmp_path, data, steps):
-    """Write data to a FIFO, and take steps one after the other, each when counters have come anew; then end it."""
+    """Write data to a FIFO, and take steps one after the other, each when lines have come; then end it."""
     os.mkfifo(tmp_path / "fifo")
 
     def write():
@@ -652,14 +653,12 @@ def signalled(tmp_path, data, steps):
 
 
 def test_sigusr1_asks_for_counters_at_once(watch, days, tmp_path, capsys):
-    thread = signalled(
-        tmp_path, (days / "test.pcap").read_bytes(),
-        [lambda: time.sleep(1), lambda: os.kill(os.getpid(), signal.SIGUSR1)],
-    )  # fmt: skip
-    lines = watch(tmp_path / "fifo", "--stats", "1.5")
+    ask = lambda: os.kill(os.getpid(), signal.SIGUSR1)  # noqa: E731
+    thread = signalled(tmp_path, (days / "test.pcap").read_bytes(), [ask, ask])
+    lines = watch(tmp_path / "fifo", "--stats", "3600")
     thread.join()
-    assert len([line for line in lines if line["event_type"] == "stats"]) >= 3
-    assert capsys.readouterr().err.count("flows begun") == 2
+    assert len([line for line in lines if line["event_type"] == "stats"]) == 3
+    assert capsys.readouterr().err.count(" packets") == 3
 
 
 def test_sighup_opens_the_output_anew_and_keeps_a_model_where_the_new_one_is_none(
@@ -702,29 +701,33 @@ def test_the_packets_of_an_alarm_are_written(watch, days, tmp_path):
     assert set(flows.community_id) == {line["community_id"] for line in alerts_of(lines)}
 
 
-def test_a_killed_process_goes_on_where_it_was(model, days, tmp_path):
-    spool, output = tmp_path / "spool", tmp_path / "alarms.json"
+RUN = """
+import argparse, sys
+from sklearn_docids.cli import _watch
+parser = argparse.ArgumentParser()
+_watch.add_options(parser)
+args = parser.parse_args(sys.argv[1:])
+args.quiet = False
+_watch.run(args)
+"""
+
+
+def test_a_process_that_was_killed_before_it_wrote_a_state_reads_all_again(model, days, tmp_path):
+    spool = tmp_path / "spool"
     spool.mkdir()
-    code = (
-        "import argparse, sys; from sklearn_docids.cli import _watch; p = argparse.ArgumentParser(); "
-        "_watch.add_options(p); args = p.parse_args(sys.argv[1:]); args.quiet = False; _watch.run(args)"
-    )
-    command = [sys.executable, "-c", code, str(spool), "--model", str(model), "-o", str(output)]
-    command += ["--settle", "0.1", "--stats", "0.1"]
+    command = [sys.executable, "-c", RUN, str(spool), "--model", str(model), "--settle", "0.1", "--stats", "0.1"]
     paths = cut(days / "test.pcap", tmp_path, 2)
-    shutil.move(paths[0], spool / "1.pcap")
-    scored = []
-    for number in (signal.SIGKILL, signal.SIGTERM):
-        with subprocess.Popen(command) as process:
-            n_before = len(lines_of(output))
-            while counters_of(lines_of(output)[n_before:]).get("files") != 1:
+    for number, path in enumerate(paths, 1):
+        shutil.copy(path, spool)
+        output = tmp_path / f"{number}.json"
+        with subprocess.Popen([*command, "-o", str(output)], stderr=subprocess.DEVNULL) as process:
+            while counters_of(lines_of(output)).get("files") != number and process.poll() is None:
                 time.sleep(0.05)
-            process.send_signal(number)
-        assert process.returncode == (-signal.SIGKILL if number == signal.SIGKILL else 0)
-        scored.append(counters_of(lines_of(output)))
-        shutil.move(paths[1], spool / "2.pcap") if number == signal.SIGKILL else None
-    # The first one was killed before it wrote a state, so that the second one has read all.
-    assert scored[1]["files"] == 1 + (scored[1]["flows_resumed"] == 0)
+            process.send_signal(signal.SIGKILL if number == 1 else signal.SIGTERM)
+    assert process.returncode == 0
+    counters = counters_of(lines_of(output))
+    assert counters["flows_resumed"] == 0
+    assert counters["flows_scored"] + counters["flows_open"] == len(SAMPLER.flows(paths))
 
 
 HELPER = """#!/bin/sh
