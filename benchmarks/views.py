@@ -44,7 +44,8 @@ from sklearn_docids.aggregation import find_incidents
 from sklearn_docids.capture.context import CONTEXT_COLUMNS, FlowContext
 from sklearn_docids.capture.table import FlowTable
 from sklearn_docids.datasets import load_testbed
-from sklearn_docids.detectors._multiview import VIEWS, in_time_order
+from sklearn_docids.detectors._calibration import Calibration, in_time_order
+from sklearn_docids.detectors._multiview import VIEWS
 
 SITES = {"A": "targetA_windows_domain", "B": "targetB_smart_speaker"}
 RATE = 0.01
@@ -183,8 +184,8 @@ def contaminated(data, share, seed):
 class Recorded(MultiViewDetector):
     """A detector that keeps what it last computed of each view: after `fit`, what the threshold was set by."""
 
-    def _surprises(self, abnormality, groups):
-        self.recorded = super()._surprises(abnormality, groups)
+    def _surprises(self, abnormality, groups, tails):
+        self.recorded = super()._surprises(abnormality, groups, tails)
         return self.recorded
 
 
@@ -229,13 +230,18 @@ class Views:
         seen = [view.observe(table, view.new_memory()).abnormality for view in views]
         there = copy.copy(self)
         there.detector = copy.copy(self.detector)
-        there.detector._tails = [
+        tails = tuple(
             Tails.of(values[~later], groups[~later] if view.groups_by_service else None)
             for view, values in zip(views, seen, strict=True)
-        ]
-        surprises = there.detector._surprises(seen, groups)
+        )
+        there.detector.calibrations_ = [Calibration("", 0.0, None, 0, tails=tails)]
+        there.detector.active_calibration_ = 0
+        surprises = there.detector._surprises(seen, groups, tails)
         there._set_offsets(surprises[~later])
-        found = self._variants_of(self.detector._surprises(seen, groups)), there._variants_of(surprises)
+        found = (
+            self._variants_of(self.detector._surprises(seen, groups, self.detector._tails)),
+            there._variants_of(surprises),
+        )
         return {
             name: tuple(
                 scores[name][later] < offsets[name]

@@ -37,7 +37,7 @@ _HOME = {
 }
 _SUBMODULES = {
     "aggregation", "capture", "datasets", "detectors", "evaluation", "exceptions", "inspection", "metrics",
-    "model_selection", "paper", "persistence", "plotting",
+    "model_selection", "monitoring", "paper", "persistence", "plotting",
 }  # fmt: skip
 
 __all__ = [

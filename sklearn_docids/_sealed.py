@@ -2,7 +2,7 @@
 """Sealed files: tensors and a JSON object in one safetensors file, with a checksum over all of it.
 
 Reading one executes nothing, and tensors are not touched before names, types, shapes and size are those that were
-expected.
+expected. What reads the JSON object alone imports no torch.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import safetensors.torch
-import torch
 from safetensors import SafetensorError
+
+if TYPE_CHECKING:
+    import torch
 
 # No header of ours is longer: the longest part of it, the history, has 250 bytes per epoch.
 MAX_HEADER = 4 * 2**20
 UNSEALED = "0" * 64
-DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64", torch.uint8: "U8"}
+DTYPES = {"torch.float32": "F32", "torch.float64": "F64", "torch.int64": "I64", "torch.uint8": "U8"}
 SIZES = {"F32": 4, "F64": 8, "I64": 8, "U8": 1}
 
 # Keys of an epoch in a history.
@@ -42,7 +43,7 @@ class SealedFileError(Exception):
 
 def described(tensors: dict[str, torch.Tensor]) -> Expected:
     """Return names, types and shapes of tensors."""
-    return {name: (DTYPES[value.dtype], list(value.shape)) for name, value in tensors.items()}
+    return {name: (DTYPES[str(value.dtype)], list(value.shape)) for name, value in tensors.items()}
 
 
 def part(named: dict[str, Any], prefix: str) -> dict[str, Any]:
@@ -60,6 +61,8 @@ def write(path: str, tensors: dict[str, torch.Tensor], config: dict[str, Any]) -
     SealedFileError
         `opened` would refuse the file.
     """
+    import safetensors.torch
+
     path = os.path.realpath(path)  # the file behind a link, not the link
     if os.path.exists(path) and not os.path.isfile(path):
         raise FileExistsError(f"{path} exists and is not a file")
@@ -104,8 +107,16 @@ class SealedFile(NamedTuple):
     seal: str
     file: Any
 
+    def checksum(self) -> str:
+        """Return the checksum, if it is right."""
+        self.file.seek(0)
+        _check_seal(self.file.read(), self.seal)
+        return self.seal
+
     def tensors(self, expected: Expected) -> dict[str, torch.Tensor]:
         """Return the tensors, all finite, if they are the expected ones and the checksum is right."""
+        import safetensors.torch
+
         with _damage_named():
             _check_tensors(self.header, expected, os.fstat(self.file.fileno()).st_size - self.file.tell())
             self.file.seek(0)

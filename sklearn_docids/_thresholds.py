@@ -55,6 +55,19 @@ def conformal_threshold(scores: np.ndarray, rate: float) -> float:
     return float(np.sort(scores)[k - 1])
 
 
+def realised_band(n_scores: int, rate: float, confidence: float = 0.95) -> tuple[float, float]:
+    """Return between which shares of new normal scores `conformal_threshold` of so many scores flags.
+
+    The share differs from calibration to calibration as Beta(k, n + 1 - k) does, with k = floor(rate * (n + 1)), if
+    normal scores are drawn alike (Vovk, "Conditional validity of inductive conformal predictors", 2012).
+    """
+    from scipy.special import betaincinv  # takes longer to import than all else here
+
+    k, rest = int(rate * (n_scores + 1) + ROUNDING), (1 - confidence) / 2
+    low, high = (float(betaincinv(k, n_scores + 1 - k, share)) for share in (rest, 1 - rest))
+    return low, high
+
+
 def doubt_of(scores: np.ndarray, share: float = 0.0) -> str:
     """Return why a threshold set by these scores, to flag a share of them, separates nothing; empty where it does."""
     lowest = float(np.min(scores)) + 0.0  # 0 and not -0

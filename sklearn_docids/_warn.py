@@ -50,6 +50,11 @@ def collected() -> Iterator[list[tuple[str, type[Warning]]]]:
         _collected.reset(token)
 
 
+def missing(what: str, package: str) -> ImportError:
+    """Return the error of something that needs a package which is not installed, with a command that installs it."""
+    return ImportError(f"{what} needs the package {package}: pip install {package}", name=package)
+
+
 def warn_caller(message: str, category: type[Warning] = UserWarning) -> None:
     """Warn at the line that called into the package."""
     found = _collected.get()

@@ -27,7 +27,7 @@ from sklearn_docids._incidents import LEVELS
 from sklearn_docids._measures import Curve, Ranking, average_precision, recall_at_fpr, resolves, roc_auc, too_few_normal
 from sklearn_docids._meta import seeded_clone, takes_tables
 from sklearn_docids._text import csv_cell
-from sklearn_docids._warn import warn_caller
+from sklearn_docids._warn import missing, warn_caller
 from sklearn_docids.aggregation import FlowAggregator
 from sklearn_docids.capture.table import FlowTable
 from sklearn_docids.metrics import alarm_counts
@@ -413,7 +413,7 @@ class Evaluation:
         try:
             import pandas
         except ImportError:
-            raise ImportError("to_pandas needs pandas: pip install 'sklearn-docids[pandas]'") from None
+            raise missing("to_pandas", "pandas") from None
         return pandas.DataFrame(self.rows, columns=list(COLUMNS))
 
     def write_csv(self, path: str | os.PathLike[str]) -> None:

@@ -19,6 +19,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_docids import _sealed, detectors
+from sklearn_docids._provenance import described_traffic, is_provenance
 from sklearn_docids._sealed import SealedFileError, is_strings
 from sklearn_docids._stored import multiview, trained
 from sklearn_docids._stored.parameters import made, storable
@@ -31,17 +32,19 @@ from sklearn_docids.exceptions import ModelFileError
 if TYPE_CHECKING:
     from sklearn_docids._sampler import FlowSampler
 
-__all__ = ["load_detector", "save_detector"]
+__all__ = ["described_traffic", "load_detector", "save_detector"]
 
 FORMAT = 1
 # What a config holds besides what the kind of detector says.
-FRAME_KEYS = {"format", "estimator", "steps", "versions", "sampler"}
+FRAME_KEYS = {"format", "estimator", "steps", "versions", "sampler", "provenance"}
 
 
 def save_detector(
     detector: TrainedDetector | MultiViewDetector | Pipeline,
     path: str | os.PathLike[str],
     sampler: FlowSampler | None = None,
+    *,
+    provenance: dict[str, Any] | None = None,
 ) -> None:
     """Write a fitted detector as one safetensors file with JSON metadata; no code is stored.
 
@@ -57,6 +60,10 @@ def save_detector(
     sampler : FlowSampler or None, default=None
         Sampler whose settings belong to the model; `load_detector` returns it as ``sampler_``. None: the sampler that
         the detector came with, if it was loaded from a file, and that of the pipeline.
+    provenance : dict or None, default=None
+        What the detector learned from, for whoever finds the file later: ``{"traffic": described_traffic(flows),
+        "settings": {...}}`` with text, numbers and lists of them as settings; `load_detector` returns it as
+        ``provenance_``. None: what the detector came with.
 
     Raises
     ------
@@ -65,7 +72,8 @@ def save_detector(
     TypeError
         There is no model file of such an object, or of a `MultiViewDetector` with a view of one's own.
     ValueError
-        Parameters were changed after the fit, or the sampler makes rows of another width or layout.
+        Parameters were changed after the fit, the sampler makes rows of another width or layout, or provenance is
+        something else than the above.
     ModelFileError
         `load_detector` would refuse the file, as one for rows of more than 65,536 columns; a ValueError.
     sklearn.exceptions.NotFittedError
@@ -101,7 +109,8 @@ def save_detector(
     config, tensors = _home_of(type(detector)).stored(detector)
     if sampler is not None:
         _check_sampler(sampler, detector, steps)
-    config = {**_frame(detector, steps, sampler), **config}
+    provenance = detector.provenance_ if provenance is None else provenance
+    config = {**_frame(detector, steps, sampler, provenance), **config}
     try:
         _check(config).fitted({name: tensor.cpu() for name, tensor in tensors.items()})
         _sealed.write(os.fsdecode(path), tensors, config)
@@ -141,7 +150,9 @@ def _check_sampler(sampler: FlowSampler, detector: Any, steps: list[str] | None)
         raise ValueError("in a pipeline, a MultiViewDetector needs a sampler with output='flows'")
 
 
-def _frame(detector: Any, steps: list[str] | None, sampler: FlowSampler | None) -> dict[str, Any]:
+def _frame(
+    detector: Any, steps: list[str] | None, sampler: FlowSampler | None, provenance: dict[str, Any] | None
+) -> dict[str, Any]:
     """Return what a config holds besides what the kind of detector says."""
     return {
         "format": FORMAT,
@@ -149,6 +160,7 @@ def _frame(detector: Any, steps: list[str] | None, sampler: FlowSampler | None) 
         "steps": steps,
         "versions": {"sklearn_docids": __version__, "torch": str(torch.__version__), "numpy": np.__version__},
         "sampler": None if sampler is None else storable(sampler.get_params(deep=False)),
+        "provenance": provenance,
     }
 
 
@@ -170,8 +182,9 @@ def load_detector(path: str | os.PathLike[str]) -> TrainedDetector | MultiViewDe
     -------
     DOCIDSDetector, MultiViewDetector, AutoencoderDetector, ConvAutoencoderDetector or Pipeline
         The fitted detector; its scores are those of the saved one, bit for bit, on the same machine and versions.
-        ``sampler_`` is the stored `FlowSampler`, or None. What was saved as a pipeline comes back as one. Parameters of
-        one machine or session (``device``, ``callbacks``, ``checkpoint_folder``, ``n_jobs``) have their defaults.
+        ``sampler_`` is the stored `FlowSampler`, or None, and ``provenance_`` what the detector learned from, or None.
+        What was saved as a pipeline comes back as one. Parameters of one machine or session (``device``, ``callbacks``,
+        ``checkpoint_folder``, ``n_jobs``) have their defaults.
 
     Raises
     ------
@@ -205,6 +218,7 @@ def load_detector(path: str | os.PathLike[str]) -> TrainedDetector | MultiViewDe
             reader = _check(config)
             detector = reader.fitted(file.tensors(reader.expected()))
             detector.sampler_ = _load_sampler(config, detector)
+            detector.provenance_ = config["provenance"]
             loaded = _in_pipeline(detector, config["steps"])
     except SealedFileError as error:
         raise ModelFileError(f"{os.fsdecode(path)}: not a usable DOC-IDS model: {error}") from None
@@ -225,6 +239,7 @@ def _check(config: dict[str, Any]) -> Any:
             "estimator": lambda value: isinstance(value, str) and value in savable,
             "steps": _are_steps,
             "versions": lambda value: isinstance(value, dict),
+            "provenance": lambda value: value is None or is_provenance(value),
         },
     )
     estimator = savable[config["estimator"]]

@@ -18,6 +18,7 @@ from sklearn.metrics import RocCurveDisplay
 from sklearn.utils import assert_all_finite, check_array, check_consistent_length, column_or_1d
 
 from sklearn_docids._measures import is_attack
+from sklearn_docids._warn import missing
 
 __all__ = [
     "EmbeddingDisplay",
@@ -73,7 +74,7 @@ def _axes(ax: Any) -> Any:
         try:
             from matplotlib import pyplot
         except ImportError:
-            raise ImportError("pictures need matplotlib: pip install 'sklearn-docids[plot]'") from None
+            raise missing("a picture", "matplotlib") from None
         _, ax = pyplot.subplots()
     return ax
 

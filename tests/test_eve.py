@@ -18,14 +18,14 @@ from flagged import SECOND, alarm_of, flagged_flow
 from sklearn_docids._alarms import eve
 from sklearn_docids._alarms.eve import AlarmWriter, alert_line, flat_record, output_kind, stats_line
 from sklearn_docids._alarms.zeek import ZeekConnections
-from sklearn_docids.cli._text import SCORE_COLUMNS
+from sklearn_docids.cli._tables import COLUMNS as FLOW_COLUMNS
 from sklearn_docids.detectors import ViewReason
 
 TIME = 1_700_000_000_123_456_789
 REASONS = (ViewReason("novelty", 2e-4, "tcp/8443 was never a destination here"), ViewReason("requests", 0.01, "odd"))
 HOSTILE_TEXTS = (
-    "a\nb", "a\r\x00\x1b[2Jb", "\u2028\u2029\x85", '"},"alert":{}', "\\", "\udcff\udc80.pcap", "\ud800", "=cmd|' /C'!A1",
-    "é漢\U0001f600", "</script><b>", "x" * 5000, "",
+    "a\nb", "a\r\x00\x1b[2Jb", "\u2028\u2029\x85", '"},"alert":{}', "\\", "\udcff\udc80.pcap", "\ud800",
+    "=cmd|' /C'!A1", "é漢\U0001f600", "</script><b>", "x" * 500, "",
 )  # fmt: skip
 EDGES = (0, -1, 1, -(2**63), 2**63 - 1, TIME, 253_402_300_799 * 10**6)
 
@@ -121,8 +121,8 @@ def hostile_alarm(rng):
     host = str(rng.choice(["0.0.0.0", "255.255.255.255", "::", "fd00::ffff:ffff:ffff:ffff", "::ffff:1.2.3.4"]))
     count = int(rng.choice([0, 1, 2**32 - 1]))
     flagged = flagged_flow(
-        number(), number(), tuple(ViewReason(text(), number(), text()) for _ in range(rng.integers(4))), text(), number(),
-        rng.integers(0, 256, rng.integers(0, 60), dtype=np.uint8).tobytes(), src=host, dst=host,
+        number(), number(), tuple(ViewReason(text(), number(), text()) for _ in range(rng.integers(4))), text(),
+        number(), rng.integers(0, 256, rng.integers(0, 60), dtype=np.uint8).tobytes(), src=host, dst=host,
         src_port=int(rng.choice([0, 65_535])), dst_port=int(rng.choice([0, 53])), protocol=int(rng.choice([6, 17])),
         time_first=first, time_last=last, packets_forward=count, packets_backward=int(rng.choice([0, count])),
         bytes_forward=int(rng.choice([0, 2**63 - 1])), tcp_flags_forward=int(rng.integers(256)),
@@ -137,10 +137,10 @@ def null_if_unusual(number):
     return number if math.isfinite(number) else None
 
 
-def test_ten_thousand_hostile_alerts_are_valid_lines_with_their_numbers():
+def test_hostile_alerts_are_valid_lines_with_their_numbers():
     rng = np.random.default_rng(17)
-    n_checked, identifiers = 0, Counter()
-    for number in range(10_000):
+    identifiers = Counter()
+    for number in range(2000):
         alarm, names = hostile_alarm(rng)
         text = alert_line(alarm, zeek_uid=str(number), **names)
         assert text.isascii()
@@ -161,9 +161,7 @@ def test_ten_thousand_hostile_alerts_are_valid_lines_with_their_numbers():
             eve.printable(reason.view): null_if_unusual(reason.p_value) for reason in flagged.reasons
         }
         identifiers[line["alert"]["signature_id"], line["alert"]["severity"]] += 1
-        n_checked += 1
-    assert n_checked == 10_000
-    assert len(identifiers) == 12
+    assert len(identifiers) == 4 * 3
 
 
 def test_a_library_finds_the_lines_valid_too():
@@ -192,12 +190,15 @@ def test_a_library_finds_the_lines_valid_too():
 @pytest.mark.parametrize(
     ("p_value", "score", "threshold", "severity"),
     [
-        (9.9e-5, -5, -4, 1), (1e-4, -5, -4, 2), (9.9e-4, -5, -4, 2), (1e-3, -99, -4, 3), (0.0, -5, -4, 1),
+        (9.9e-5, -4.1, -4, 1), (1e-4, -4.1, -4, 2), (9.9e-4, -4.1, -4, 2), (1e-3, -4.1, -4, 3), (0.0, -4.1, -4, 1),
+        (1e-3, -8, -4, 1), (9e-5, -5, -4, 1), (1e-4, -8, -4, 1),
         (math.nan, -8, -4, 1), (math.nan, -7.9, -4, 2), (math.nan, -5, -4, 2), (math.nan, -4.9, -4, 3),
         (math.nan, -1, 0, 1), (math.nan, -math.inf, -4, 1), (math.nan, math.nan, -4, 3), (math.nan, 1.0, 2.0, 2),
     ],
 )  # fmt: skip
-def test_severity_goes_by_the_p_value_or_how_far_the_score_is_beyond_the_threshold(p_value, score, threshold, severity):
+def test_severity_is_the_higher_one_by_p_value_and_by_how_far_the_score_is_beyond_the_threshold(
+    p_value, score, threshold, severity
+):
     alarm = alarm_of(flagged_flow(score, p_value, threshold=threshold))
     assert line_of(alarm)["alert"]["severity"] == severity
 
@@ -248,7 +249,7 @@ def test_only_a_protocol_that_is_certain_is_named(request_, app_proto):
 
 
 def test_counters_are_where_suricata_has_them_and_all_in_flowints():
-    counters = {"packets": 12, "received": 15, "kernel_drops": 3, "malformed": np.int64(2), "non_ip": 1, "alarms": 4}
+    counters = {"packets": 12, "kernel_drops": 3, "malformed": np.int64(2), "non_ip": 1, "alarms": 4, "flows_open": 7}
     text = stats_line(counters, time_ns=TIME, sensor="s\n1", interface="eth0")
     line = json.loads(text)
     assert faults(line) == []
@@ -256,9 +257,10 @@ def test_counters_are_where_suricata_has_them_and_all_in_flowints():
         "timestamp": "2023-11-14T22:13:20.123456+0000",
         "event_type": "stats",
         "stats": {
-            "capture": {"kernel_drops": 3, "kernel_packets": 15},
+            "capture": {"kernel_drops": 3},
             "decoder": {"pkts": 12, "invalid": 2},
             "detect": {"alert": 4},
+            "flow": {"active": 7},
         },
         "metadata": {"flowints": counters},
         "in_iface": "eth0",
@@ -285,7 +287,8 @@ def test_flat_records_are_alike_in_csv_and_json_lines(tmp_path):
         "incident": "00c0ffee00c0ffee", "level": "channel", "n_reported": 1, "n_flows": 1, "n_channels": 1,
         "capture": "monday.pcap", "time_first": "2023-11-14T22:13:20.123456Z",
         "time_last": "2023-11-14T22:13:20.123456Z", "src_ip": "10.0.0.7", "src_port": 50_123, "dst_ip": "10.9.9.9",
-        "dst_port": 8443, "protocol": "tcp", "begin": "handshake", "end": "closed", "score": -8.25, "threshold": -4.5,
+        "dst_port": 8443, "protocol": "tcp", "packets_forward": 7, "packets_backward": 5, "bytes_forward": 900,
+        "bytes_backward": 4800, "begin": "handshake", "end": "closed", "score": -8.25, "threshold": -4.5,
         "p_value": 3e-5, "reason": "novelty: tcp/8443 was never a destination here; requests: odd",
         "flow_time_first": "2023-11-14T22:13:20.123456Z", "flow_time_last": "2023-11-14T22:14:35.123456Z",
         "flow_id": line_of(alarms[0])["flow_id"], "community_id": alarms[0].most_abnormal.flow.community_id[0],
@@ -298,7 +301,7 @@ def test_flat_records_are_alike_in_csv_and_json_lines(tmp_path):
     expected[1]["capture"] = r"'=1+\n\udcff"
     assert rows == expected
     assert tuple(records[0]) == eve.COLUMNS
-    assert set(SCORE_COLUMNS) - set(eve.COLUMNS) == {"verdict"}
+    assert set(FLOW_COLUMNS) - set(eve.COLUMNS) == {"duration", "verdict"}
 
 
 def test_a_hostile_name_takes_one_line_of_every_kind(tmp_path):

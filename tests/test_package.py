@@ -21,7 +21,9 @@ from sklearn_docids import (
     inspection,
     metrics,
     model_selection,
+    monitoring,
     paper,
+    persistence,
     plotting,
 )
 from sklearn_docids.capture.table import FlowTable
@@ -72,6 +74,22 @@ def test_reading_captures_loads_no_scapy(write):
 LAYERS = {
     "": "_sampler _version detectors exceptions persistence",
     "__main__": "cli",
+    "_alarms": "",
+    "_alarms.alarm": "capture.table detectors",
+    "_alarms.allow": "_alarms.names _warn capture.table",
+    "_alarms.collect": "_alarms.alarm _alarms.allow _alarms.findings _alarms.incidents _meta capture.table detectors",
+    "_alarms.eve": "_alarms.alarm _alarms.zeek _text _views.payload capture.kernels capture.layouts capture.table",
+    "_alarms.findings": "_alarms.alarm",
+    "_alarms.incidents": "_alarms.alarm _incidents capture.kernels",
+    "_alarms.names": "capture.layouts capture.table",
+    "_alarms.packets": (
+        "_alarms.pcapng _alarms.selection _sampler _scratch _warn capture.containers capture.flows "
+        "capture.records capture.table exceptions"
+    ),
+    "_alarms.pcapng": "capture._native capture.records",
+    "_alarms.selection": "capture._native capture.flows capture.hashing capture.headers capture.kernels",
+    "_alarms.stored": "_alarms.allow _alarms.names",
+    "_alarms.zeek": "capture.table",
     "_bases": "",
     "_incidents": "_thresholds _warn capture.table",
     "_measures": "_thresholds",
@@ -80,10 +98,22 @@ LAYERS = {
     "_network.autoencoders": "_network.table1 _network.tensors",
     "_network.folding": "_network.table1",
     "_network.losses": "",
-    "_network.onnx": "_network.scoring",
+    "_network.onnx": "_network.scoring _warn",
     "_network.scoring": "_network.autoencoders _network.folding _network.table1 _network.tensors",
     "_network.table1": "_network.losses _network.tensors",
     "_network.tensors": "",
+    "_provenance": "_sealed _views.payload capture.table",
+    "_report": "",
+    "_report.bytemap": "_meta _views.payload capture.layouts capture.table inspection",
+    "_report.charts": "",
+    "_report.evaluation": (
+        "_alarms.alarm _report.page _report.render _text capture.counting capture.table evaluation plotting"
+    ),
+    "_report.page": (
+        "_alarms.alarm _alarms.findings _report.bytemap _report.charts _report.render _text capture.counting "
+        "capture.table"
+    ),
+    "_report.render": "_text _version",
     "_sampler": (
         "_bases _text _warn capture.containers capture.counting capture.fields capture.flows capture.layouts "
         "capture.table capture.writing exceptions"
@@ -91,13 +121,16 @@ LAYERS = {
     "_scratch": "",
     "_sealed": "",
     "_stored": "",
+    "_stored.calibrations": "_provenance _sealed _stored.parameters _views.arrays _views.tails detectors._calibration",
     "_stored.multiview": (
-        "_sealed _stored.parameters _stored.trained _views.arrays _views.base _views.network _views.tails "
+        "_sealed _stored.calibrations _stored.parameters _stored.trained _views.arrays _views.base _views.network "
         "capture.layouts detectors._docids detectors._multiview"
     ),
     "_stored.parameters": "_sealed",
-    "_stored.trained": "_sealed _stored.parameters detectors._profile detectors._trained",
+    "_stored.summary": "_provenance _sealed _stored.calibrations _thresholds exceptions",
+    "_stored.trained": "_sealed _stored.calibrations _stored.parameters detectors._profile detectors._trained",
     "_text": "",
+    "_thinning": "_views.payload capture.table",
     "_thresholds": "",
     "_training": "",
     "_training.callbacks": "_training.net _training.pairs",
@@ -122,11 +155,26 @@ LAYERS = {
     "_views.statistics": "_views.arrays _views.base capture.kernels capture.table",
     "_views.tails": "_views.arrays _views.payload",
     "_warn": "",
+    "_watch": "",
+    "_watch.alarms": "_alarms.alarm _alarms.collect _alarms.incidents _alarms.pcapng _scratch capture.table",
+    "_watch.counting": "",
+    "_watch.flows": "capture.flows capture.hashing capture.headers capture.kernels capture.table",
+    "_watch.folders": "_text _watch.signals _watch.streams capture.flows exceptions",
+    "_watch.interfaces": "_text _watch.signals _watch.streams exceptions",
+    "_watch.resuming": "_watch.flows _watch.folders _watch.states _watch.verdicts capture.flows",
+    "_watch.signals": "",
+    "_watch.states": "",
+    "_watch.streams": "_warn _watch.signals capture.containers capture.reordering exceptions",
+    "_watch.verdicts": "_alarms.allow _alarms.collect capture.flows capture.table",
+    "_watch.watcher": (
+        "_warn _watch.alarms _watch.counting _watch.flows _watch.folders _watch.resuming _watch.signals "
+        "_watch.streams _watch.verdicts capture.flows capture.table exceptions"
+    ),
     "aggregation": "_bases _incidents _meta _thresholds _warn capture.table exceptions",
     "capture": "capture.table exceptions",
     "capture._native": "_warn",
     "capture.community_id": "",
-    "capture.compression": "",
+    "capture.compression": "_warn",
     "capture.containers": "capture.compression capture.headers capture.kinds capture.records exceptions",
     "capture.context": "capture._native capture.hashing capture.kernels",
     "capture.counting": "",
@@ -147,24 +195,49 @@ LAYERS = {
     "capture.reordering": "_warn capture.records exceptions",
     "capture.rewriting": "capture._native capture.headers capture.layouts",
     "capture.table": (
-        "_scratch capture.community_id capture.context capture.flows capture.folders capture.headers capture.kernels"
+        "_scratch _warn capture.community_id capture.context capture.flows capture.folders capture.headers "
+        "capture.kernels"
     ),
     "capture.tunnels": "capture._native capture.hashing capture.headers capture.layouts",
     "capture.writing": "_scratch capture.containers capture.flows capture.folders capture.kernels capture.table",
-    "cli": "cli._commands",
-    "cli._commands": (
-        "_meta _sampler _text _thresholds _version aggregation capture.counting capture.table cli._demo "
-        "cli._explaining cli._html cli._outputs cli._scoring cli._text datasets datasets._folder "
-        "datasets._testbed detectors evaluation persistence"
+    "cli": "cli._main",
+    "cli._alarm_options": "_alarms.allow _alarms.zeek cli._text cli._values monitoring",
+    "cli._allow": "_alarms.allow _alarms.names _alarms.stored _text cli._outputs",
+    "cli._calibrate": "_stored.summary cli._info cli._inputs cli._outputs cli._text cli._values evaluation persistence",
+    "cli._config": "",
+    "cli._demo": "cli._testbed cli._values",
+    "cli._evaluate": (
+        "_meta _report.evaluation _text aggregation cli._explaining cli._inputs cli._outputs cli._text "
+        "cli._values datasets._folder detectors evaluation"
     ),
-    "cli._demo": "_sampler capture.table cli._outputs cli._text datasets detectors metrics plotting",
-    "cli._explaining": "_meta capture.table cli._text detectors inspection",
-    "cli._html": "cli._explaining cli._text evaluation inspection plotting",
+    "cli._explain": "cli._explaining cli._inputs cli._text cli._values",
+    "cli._explaining": "_alarms.alarm _meta capture.table cli._text detectors inspection",
+    "cli._fit": (
+        "_provenance _sampler _thresholds capture.table cli._inputs cli._options cli._outputs cli._text "
+        "cli._training_bar cli._values datasets datasets._testbed detectors persistence"
+    ),
+    "cli._info": "_stored.summary cli._text",
+    "cli._inputs": "capture.counting capture.flows cli._outputs cli._text persistence",
+    "cli._main": "_text _version _warn cli._config cli._options",
+    "cli._options": "",
     "cli._outputs": "capture.containers exceptions",
-    "cli._scoring": (
-        "_meta _sampler aggregation capture.containers capture.flows capture.kernels capture.table cli._text"
+    "cli._report": "cli._alarm_options cli._inputs cli._outputs cli._score cli._text",
+    "cli._sample": "_sampler cli._inputs cli._options cli._outputs cli._text",
+    "cli._score": (
+        "_alarms.alarm _alarms.collect _alarms.eve _alarms.findings _alarms.packets _meta _report.page "
+        "capture.table cli._alarm_options cli._inputs cli._outputs cli._summary cli._tables cli._text cli._values"
     ),
-    "cli._text": "_text aggregation capture.table detectors inspection",
+    "cli._summary": "_alarms.alarm _alarms.allow _alarms.findings _text cli._inputs cli._text",
+    "cli._tables": "_alarms.collect _text cli._text",
+    "cli._testbed": "_sampler aggregation capture.table cli._outputs cli._text datasets detectors metrics plotting",
+    "cli._text": "_text capture.table detectors inspection",
+    "cli._training_bar": "_training.pairs cli._inputs",
+    "cli._values": "",
+    "cli._watch": (
+        "_alarms.eve _alarms.incidents _alarms.packets _watch.alarms _watch.folders _watch.interfaces "
+        "_watch.signals _watch.states _watch.streams _watch.verdicts _watch.watcher cli._alarm_options "
+        "cli._inputs cli._outputs cli._text cli._values"
+    ),
     "datasets": "datasets._bos datasets._cic datasets._folder datasets._synthetic datasets._testbed datasets._ustc",
     "datasets._bos": "_sampler datasets._cache datasets._files paper",
     "datasets._cache": "_sampler _scratch _version _warn capture capture.fields capture.folders capture.table",
@@ -177,13 +250,14 @@ LAYERS = {
     "datasets._testbed": "_sampler capture.layouts capture.table datasets._folder",
     "datasets._ustc": "_sampler _warn datasets._cache datasets._files datasets._folder datasets._sevenzip paper",
     "detectors": (
-        "detectors._autoencoders detectors._doc_features detectors._docids detectors._ensemble "
-        "detectors._multiview detectors._reference detectors._simple"
+        "detectors._autoencoders detectors._calibration detectors._doc_features detectors._docids "
+        "detectors._ensemble detectors._multiview detectors._reference detectors._simple"
     ),
     "detectors._autoencoders": (
         "_network.autoencoders _network.scoring _network.tensors _training.net detectors._trained"
     ),
     "detectors._base": "_bases detectors._profile",
+    "detectors._calibration": "_provenance _thinning _thresholds _views.tails _warn capture.table",
     "detectors._callbacks": "_training.run",
     "detectors._doc_features": (
         "_bases _meta _network.scoring _network.table1 _network.tensors _training.net _training.pairs "
@@ -197,9 +271,9 @@ LAYERS = {
     "detectors._ensemble": "_bases _meta _thresholds _warn detectors._base",
     "detectors._frames": "capture.layouts",
     "detectors._multiview": (
-        "_bases _meta _sampler _thresholds _views.base _views.columns _views.content _views.network "
+        "_bases _meta _provenance _sampler _thresholds _views.base _views.columns _views.content _views.network "
         "_views.novelty _views.payload _views.requests _views.statistics _views.tails _warn capture.table "
-        "detectors._docids detectors._reference"
+        "detectors._calibration detectors._docids detectors._reference"
     ),
     "detectors._profile": "_warn capture.layouts detectors._frames",
     "detectors._reference": "_warn detectors._base",
@@ -207,20 +281,22 @@ LAYERS = {
     "detectors._simple": "_meta _thresholds _warn detectors._base detectors._reference",
     "detectors._templates": "",
     "detectors._trained": (
-        "_meta _network.tensors _sampler _training.net _training.pairs _training.run _warn detectors._base "
-        "detectors._callbacks detectors._profile detectors._reference detectors._rows detectors._templates"
+        "_meta _network.tensors _provenance _sampler _thresholds _training.net _training.pairs _training.run "
+        "_warn capture.table detectors._base detectors._calibration detectors._callbacks detectors._profile "
+        "detectors._reference detectors._rows detectors._templates"
     ),
     "evaluation": "_incidents _measures _meta _text _warn aggregation capture.table metrics",
     "exceptions": "",
     "inspection": "capture.headers capture.layouts",
     "metrics": "_measures _warn",
     "model_selection": "_bases _meta",
+    "monitoring": "_thinning capture.table",
     "paper": "_sampler detectors",
     "persistence": (
-        "_sampler _sealed _stored.multiview _stored.parameters _stored.trained _version _warn detectors "
-        "detectors._multiview detectors._trained exceptions"
+        "_provenance _sampler _sealed _stored.multiview _stored.parameters _stored.trained _version _warn "
+        "detectors detectors._multiview detectors._trained exceptions"
     ),
-    "plotting": "_measures",
+    "plotting": "_measures _warn",
 }
 LAYERS = {module: set(imported.split()) for module, imported in LAYERS.items()}
 
@@ -289,6 +365,8 @@ PUBLIC = [
     evaluation.score_flows,
     evaluation.score_groups,
     metrics.alarm_counts,
+    monitoring.DriftMonitor,
+    persistence.described_traffic,
     model_selection.NormalTrainSplit,
     sklearn_docids.ReferenceData,
     sklearn_docids.load_detector,
@@ -412,6 +490,7 @@ FACES = {
     ],
     "detectors": [
         "AutoencoderDetector",
+        "Calibration",
         "ConvAutoencoderDetector",
         "DOCFeatures",
         "DOCIDSDetector",
@@ -434,9 +513,10 @@ FACES = {
         "attack_roc_auc_score",
         "recall_at_fpr_score",
     ],
+    "monitoring": ["DriftMonitor"],
     "model_selection": ["NormalOnly", "NormalTrainSplit", "make_flow_scorer"],
     "paper": ["detector", "sampler"],
-    "persistence": ["load_detector", "save_detector"],
+    "persistence": ["described_traffic", "load_detector", "save_detector"],
     "plotting": [
         "EmbeddingDisplay",
         "ExplanationDisplay",

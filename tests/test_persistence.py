@@ -571,7 +571,7 @@ def test_exporting_needs_the_extra(tmp_path, monkeypatch):
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     detector = DOCIDSDetector(max_epochs=1).fit(X, reference=REFERENCE)
-    with pytest.raises(ImportError, match=r"to_onnx needs onnx: pip install 'sklearn-docids\[onnx\]'"):
+    with pytest.raises(ImportError, match="to_onnx needs the package onnx: pip install onnx"):
         detector.to_onnx(tmp_path / "m.onnx")
 
 
@@ -718,6 +718,16 @@ def array(name, *description):
     return lambda config: config["arrays"].update({name: list(description)})
 
 
+def of_calibration(name, *description):
+    return lambda config: config["calibrations"][0]["arrays"].update({name: list(description)})
+
+
+def tensor_of(name):
+    """Return the name of the tensor of an array: of a view, or of the first calibration."""
+    is_of_calibration = name.split(".")[-1] in ("scores", "thinned", "tails", "tail_scores")
+    return f"calibrations.0.{name}" if is_of_calibration else f"arrays.{name}"
+
+
 def without(place, name):
     return lambda config: (config[place] if place else config).pop(name)
 
@@ -765,11 +775,11 @@ HOSTILE_VIEWS = {
     "array of a nested type": (array("novelty.salt", ["U8"], 11, 8), "'arrays.novelty.salt'"),
     "array of no type": (array("novelty.salt"), "'arrays.novelty.salt'"),
     "array of more dimensions": (array("statistics.mean", "F64", 9, 1), "'arrays.statistics.mean'"),
-    "array beyond counting": (array("calibration_scores", "F64", 2**40), "'arrays.calibration_scores'"),
-    "array of negative size": (array("calibration_scores", "F64", -1), "'arrays.calibration_scores'"),
-    "array of a size that is none": (array("calibration_scores", "F64", "9"), "'arrays.calibration_scores'"),
-    "empty array": (array("calibration_scores", "F64", 0), "'arrays.calibration_scores'"),
-    "array larger than the file": (array("calibration_scores", "F64", 10**6), "tensor"),
+    "array beyond counting": (of_calibration("scores", "F64", 2**40), "'arrays.scores'"),
+    "array of negative size": (of_calibration("scores", "F64", -1), "'arrays.scores'"),
+    "array of a size that is none": (of_calibration("scores", "F64", "9"), "'arrays.scores'"),
+    "empty array": (of_calibration("scores", "F64", 0), "'arrays.scores'"),
+    "array larger than the file": (array("statistics.places", "F64", 10_000, 9), "tensor"),
     "salt too short": (array("novelty.salt", "U8", 10, 8), "'arrays.novelty.salt'"),
     "bits of another size": (array("requests.seen", "U8", 2, 8191), "'arrays.requests.seen'"),
     "services beyond counting": (array("requests.seen", "U8", 10**6, 8192), "'arrays.requests.seen'"),
@@ -777,7 +787,7 @@ HOSTILE_VIEWS = {
     "more clusterings": (array("content.centers", "F64", 5, 7, 1024), "'arrays.content.centers'"),
     "more half-lives": (array("content.half_lives", "F64", 10**6), "'arrays.content.half_lives'"),
     "more neighbours": (array("statistics.places", "F64", 20_001, 9), "'arrays.statistics.places'"),
-    "tails of other columns": (array("novelty.tails", "F64", 1, 5), "'arrays.novelty.tails'"),
+    "tails of other columns": (of_calibration("novelty.tails", "F64", 1, 5), "'arrays.novelty.tails'"),
 }
 
 
@@ -843,21 +853,21 @@ def test_whatever_stands_in_a_field_is_refused_or_scores(tmp_path, tables):
 
 def put(name, value, *place):
     def change(tensors):
-        tensors[f"arrays.{name}"][place] = value
+        tensors[tensor_of(name)][place] = value
 
     return change
 
 
 def swapped(name):
     def change(tensors):
-        tensors[f"arrays.{name}"] = tensors[f"arrays.{name}"].flip(0).contiguous()
+        tensors[tensor_of(name)] = tensors[tensor_of(name)].flip(0).contiguous()
 
     return change
 
 
 HOSTILE_ARRAYS = {
-    "calibration scores above 0": (put("calibration_scores", 1.0, 0), "calibration_scores holds numbers out"),
-    "no number": (put("calibration_scores", float("nan"), 0), "NaN or infinity"),
+    "calibration scores above 0": (put("scores", 1.0, 0), "scores holds numbers out"),
+    "no number": (put("scores", float("nan"), 0), "NaN or infinity"),
     "negative spread": (put("statistics.spread", -1.0, 0), "statistics.spread holds numbers out"),
     "spread 0": (put("statistics.spread", 0.0, 0), "statistics.spread holds numbers out"),
     "mean of no statistic": (put("statistics.mean", 1e9, 0), "statistics.mean holds numbers out"),
@@ -898,10 +908,11 @@ def resized(name, n_rows, axis=0):
     """Return changes of a config and of tensors: fewer rows of one array."""
 
     def change_config(config):
-        config["arrays"][name][1 + axis] = n_rows
+        is_of_view = tensor_of(name).startswith("arrays.")
+        (config if is_of_view else config["calibrations"][0])["arrays"][name][1 + axis] = n_rows
 
     def change_tensors(tensors):
-        tensors[f"arrays.{name}"] = tensors[f"arrays.{name}"].narrow(axis, 0, n_rows).contiguous()
+        tensors[tensor_of(name)] = tensors[tensor_of(name)].narrow(axis, 0, n_rows).contiguous()
 
     return change_config, change_tensors
 
@@ -929,8 +940,8 @@ def test_the_largest_numbers_that_a_file_may_hold_give_scores(views_model, tmp_p
         tensors["arrays.statistics.spread"][:] = 1e-30
         tensors["arrays.content.centers"][:] = 2
         for view in VIEWS[1:]:
-            tensors[f"arrays.{view}.tails"][:, 3] = 1e-150
-            tensors[f"arrays.{view}.tail_scores"][:] = -1e100
+            tensors[f"calibrations.0.{view}.tails"][:, 3] = 1e-150
+            tensors[f"calibrations.0.{view}.tail_scores"][:] = -1e100
 
     loaded = load_detector(rewritten(views_model, tmp_path / "m", change_tensors=change))
     assert np.isfinite(loaded.score_samples(tables[1])).all()

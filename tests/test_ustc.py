@@ -297,7 +297,7 @@ def test_what_cannot_be_unpacked_is_named(home, monkeypatch):
     import importlib.util
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"FTP\.7z is an archive: .* pip install 'sklearn-docids\[archives\]'"):
+    with pytest.raises(ImportError, match=r"FTP\.7z is an archive: .* pip install py7zr"):
         load_ustc_tfc2016(home)
 
 

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from sklearn_docids._alarms.names import asked_name
+from sklearn_docids._alarms.names import PROTOCOLS, asked_name
 from sklearn_docids._warn import warn_caller
 
 if TYPE_CHECKING:
@@ -41,7 +41,6 @@ Value = TypeVar("Value")
 
 MAX_BYTES = 2**24
 PORTS = (0, 65_535)
-PROTOCOLS = {"tcp": 6, "udp": 17}
 # Where more of what was flagged is hidden, one should look whether that is meant.
 MOST_HIDDEN = 0.9
 HEADER = re.compile(r"^[ \t]*\[\[[ \t]*rule[ \t]*\]\]", re.MULTILINE)
@@ -301,7 +300,7 @@ def _place(path: str, number: int, line: int) -> str:
 def _check_keys(table: dict[str, Any], keys: Sequence[str], place: str) -> None:
     for key in table:
         if key not in keys:
-            near = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
+            near = difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
             advice = f"did you mean {near[0]}?" if near else f"there are {', '.join(keys)}"
             raise ValueError(f"{place}: {key!r} is no key; {advice}")
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -12,11 +13,11 @@ import numpy as np
 
 from sklearn_docids._alarms.alarm import Alarm, FlaggedFlow
 from sklearn_docids._alarms.findings import HOUR_NS, Findings, HostFindings
+from sklearn_docids._alarms.incidents import IncidentTracker
 from sklearn_docids._meta import takes_tables
 
 if TYPE_CHECKING:
     from sklearn_docids._alarms.allow import AllowList
-    from sklearn_docids._alarms.incidents import IncidentTracker
     from sklearn_docids.capture.table import FlowTable
     from sklearn_docids.detectors import ViewReason
 
@@ -28,7 +29,9 @@ NORMAL, ABNORMAL, HIDDEN = "normal", "abnormal", "hidden"
 class Drift(Protocol):
     """A test of whether scores are still those of the traffic that set the threshold."""
 
-    def update(self, scores: np.ndarray) -> Any:
+    drifted_: bool
+
+    def update(self, scores: np.ndarray, flows: FlowTable) -> Any:
         """Take the scores of more flows."""
 
     def describe(self) -> str:
@@ -58,6 +61,11 @@ class Scored:
             for row in rows.tolist()
         ]  # fmt: skip
 
+    def visible(self) -> tuple[np.ndarray, FlowTable]:
+        """Return scores and flows that no rule hides: what one hides is known, and says nothing of the rest."""
+        rows = np.flatnonzero(self.verdicts != HIDDEN)
+        return self.scores[rows], self.flows[rows]
+
     def abnormal(self) -> Scored:
         """Return the abnormal flows alone."""
         rows = np.flatnonzero(self.verdicts == ABNORMAL)
@@ -73,6 +81,7 @@ class Scorer:
     def __init__(self, detector: Any, allow_list: AllowList | None = None):
         self.detector = detector
         self.allow_list = allow_list
+        self.hidden: Counter[str] = Counter()  # flagged flows that each rule hid
         self._stream = detector.stream() if takes_tables(detector) else None
         self._normal = np.sort(getattr(detector, "calibration_scores_", np.zeros(0)))
 
@@ -85,9 +94,10 @@ class Scorer:
         verdicts = np.full(len(flows), NORMAL, dtype="U8")
         verdicts[rows] = ABNORMAL
         if self.allow_list is not None and rows:
-            main_views = None if reasons is None else [reasons[row][0].view if reasons[row] else "" for row in rows]
-            is_hidden = self.allow_list.hides(flows[rows], main_views) >= 0
-            verdicts[np.array(rows)[is_hidden]] = HIDDEN
+            views = None if reasons is None else [reasons[row][0].view if reasons[row] else "" for row in rows]
+            rules = self.allow_list.hides(flows[rows], views=views)
+            verdicts[np.array(rows)[rules >= 0]] = HIDDEN
+            self.hidden.update(self.allow_list.rules[rule].label for rule in rules[rules >= 0])
         return Scored(flows, scores, threshold, self._p_values(scores), verdicts, reasons)
 
     def _judged(self, flows: FlowTable) -> tuple[np.ndarray, Callable[[int], list[ViewReason]] | None]:
@@ -104,12 +114,15 @@ class Scorer:
 
 
 class Collector:
-    """Adds up what is found in flows that come in pieces; memory does not grow with them."""
+    """Adds up what is found in flows that come in pieces; memory does not grow with them.
 
-    def __init__(self, findings: Findings, scorer: Scorer, tracker: IncidentTracker, drift: Drift | None = None):
+    ``incidents`` holds parameters of `IncidentTracker`.
+    """
+
+    def __init__(self, findings: Findings, scorer: Scorer, incidents: Mapping[str, Any], drift: Drift | None = None):
         self.findings = findings
         self._scorer = scorer
-        self._tracker = tracker
+        self._tracker = IncidentTracker(**incidents, on_end=self._keep)
         self._drift = drift
         self._most_abnormal: list[tuple[float, int, Alarm]] = []
         self._n_seen = 0
@@ -122,7 +135,7 @@ class Collector:
         self._count(scored)
         self._keep_scores(scored.scores)
         if self._drift is not None:
-            self._drift.update(scored.scores)
+            self._drift.update(*scored.visible())
         flagged = scored.flagged()
         self._count_hosts(scored)
         alarms = self._tracker.update(flagged)
@@ -132,7 +145,7 @@ class Collector:
             by_hour[hour] = by_hour.get(hour, 0) + 1
         return scored, alarms
 
-    def keep(self, incident: Alarm) -> None:
+    def _keep(self, incident: Alarm) -> None:
         """Keep an incident that is over, if it is among the most abnormal ones."""
         self.findings.n_incidents += 1
         entry = (-incident.most_abnormal.score, -self.findings.n_incidents, incident)
@@ -143,14 +156,14 @@ class Collector:
         """End what is still going on; return all that was found."""
         found = self.findings
         for incident in self._tracker.close():
-            self.keep(incident)
+            self._keep(incident)
         found.alarms = [incident for *_, incident in sorted(self._most_abnormal, reverse=True)]
-        found.n_alarms = self._tracker.n_alarms
+        found.n_alarms, found.n_over_budget = self._tracker.n_alarms, self._tracker.n_over_budget
         found.hosts = dict(sorted(found.hosts.items(), key=lambda each: each[1].score))
         found.scores = np.concatenate([*self._scores, np.zeros(0)])
-        if self._scorer.allow_list is not None:
-            found.hidden = self._scorer.allow_list.counts()
-        found.drift = "" if self._drift is None else self._drift.describe()
+        found.hidden = dict(self._scorer.hidden)
+        if self._drift is not None and found.n_flows:
+            found.drift, found.drifted = self._drift.describe(), self._drift.drifted_
         return found
 
     def _count(self, scored: Scored) -> None:

@@ -14,9 +14,9 @@ signature_id  level    which alarm
 4             host     the incident again
 ============  =======  =============================================================
 
-``alert.severity`` goes by the p-value of the most abnormal flow: 1 below 0.0001, 2 below 0.001, otherwise 3. Where
-there is none, by how far its score is beyond the threshold: 1 from once as far as the threshold is from 0, 2 from a
-quarter of that.
+``alert.severity`` goes by the p-value of the most abnormal flow, 1 below 0.0001 and 2 below 0.001, or by how far its
+score is beyond the threshold, 1 from once as far as the threshold is from 0 and 2 from a quarter of that: the more
+severe of the two, otherwise 3. A p-value alone is never below one in the number of flows of the calibration.
 
 As in Suricata, ``timestamp`` is the time of a packet, the latest that is known of, ``flow_id`` has 51 bits, as numbers
 in JSON may be read with no more, and all times are rounded down to microseconds. Addresses, ports, ``flow_id``,
@@ -76,17 +76,17 @@ APP_PROTOCOLS = {
 # Counters that Suricata has a place for, and where.
 PLACES = {
     "alarms": ("detect", "alert"),
-    "flows": ("flow", "total"),
+    "flows_begun": ("flow", "total"),
+    "flows_open": ("flow", "active"),
     "hidden": ("detect", "alerts_suppressed"),
     "kernel_drops": ("capture", "kernel_drops"),
     "malformed": ("decoder", "invalid"),
     "packets": ("decoder", "pkts"),
-    "received": ("capture", "kernel_packets"),
-    "uptime": ("uptime",),
 }
+SIZES = ("packets_forward", "packets_backward", "bytes_forward", "bytes_backward")
 COLUMNS = (
     "incident", "level", "n_reported", "n_flows", "n_channels", "capture", "time_first", "time_last", "src_ip",
-    "src_port", "dst_ip", "dst_port", "protocol", "begin", "end", "score", "threshold", "p_value", "reason",
+    "src_port", "dst_ip", "dst_port", "protocol", *SIZES, "begin", "end", "score", "threshold", "p_value", "reason",
     "flow_time_first", "flow_time_last", "flow_id", "community_id", "zeek_uid",
 )  # fmt: skip
 KINDS = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "eve", ".eve": "eve"}
@@ -126,12 +126,10 @@ def stats_line(counters: Mapping[str, int], *, time_ns: int, sensor: str | None,
 
     All of them are in ``metadata.flowints``, where names are free; those that Suricata has as well, also in ``stats``.
     """
-    stats: dict[str, Any] = {}
-    for name, place in PLACES.items():
+    stats: dict[str, dict[str, int]] = {}
+    for name, (group, member) in PLACES.items():
         if name in counters:
-            *around, last = place
-            within = stats.setdefault(around[0], {}) if around else stats
-            within[last] = int(counters[name])
+            stats.setdefault(group, {})[member] = int(counters[name])
     line = {
         "timestamp": _eve_time(time_ns),
         "event_type": "stats",
@@ -163,6 +161,7 @@ def flat_record(alarm: Alarm, zeek_uid: str | None = None) -> dict[str, Any]:
         "dst_ip": record["dst_ip"],
         "dst_port": record["dst_port"],
         "protocol": PROTOCOL_NAMES[record["protocol"]],
+        **{name: record[name] for name in SIZES},
         "begin": BEGINS[record["begin"]],
         "end": ENDS[record["end"]],
         "score": _number(flagged.score),
@@ -368,10 +367,11 @@ def _alert(alarm: Alarm) -> dict[str, Any]:
 
 def _severity(alarm: Alarm) -> int:
     flagged = alarm.most_abnormal
-    if not math.isnan(flagged.p_value):
-        return next((severity for severity, bound in RARE if flagged.p_value < bound), 3)
     beyond = flagged.threshold - flagged.score
-    return next((severity for severity, bound in FAR if beyond >= bound * abs(flagged.threshold)), 3)
+    # Comparisons with NaN are false.
+    found = [severity for severity, bound in RARE if flagged.p_value < bound]
+    found += [severity for severity, bound in FAR if beyond >= bound * abs(flagged.threshold)]
+    return min(found, default=3)
 
 
 def _context(alarm: Alarm, request: bytes, model: str, zeek_uid: str | None) -> dict[str, Any]:

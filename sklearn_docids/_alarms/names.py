@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from sklearn_docids.capture.headers import TCP, UDP
 from sklearn_docids.capture.layouts import DESCRIPTION_BYTES, DIRECTION, FORWARD
-from sklearn_docids.capture.table import FlowTable
 
+if TYPE_CHECKING:
+    from sklearn_docids.capture.table import FlowTable
+
+PROTOCOLS = {"tcp": 6, "udp": 17}
 DNS_PORTS = (53, 5353, 5355)  # DNS, mDNS, LLMNR
 DNS_HEADER = 12
 MAX_LABEL = 63
@@ -42,9 +45,9 @@ def asked_name(flows: FlowTable, row: int) -> str:
 
 def name_in(messages: Sequence[bytes], protocol: int, port: int) -> str:
     """Return the one name that messages from a client ask for; of each, the beginning is enough."""
-    if protocol == UDP and port in DNS_PORTS:
+    if protocol == PROTOCOLS["udp"] and port in DNS_PORTS:
         names = {_name_in_query(message) for message in messages}
-    elif protocol == TCP and messages and REQUEST.match(messages[0]):
+    elif protocol == PROTOCOLS["tcp"] and messages and REQUEST.match(messages[0]):
         names = {_name_in_request(message) for message in messages}
     else:
         return NO_NAME
@@ -74,5 +77,6 @@ def _name_in_request(message: bytes) -> bytes | None:
     proxied = PROXY_REQUEST.match(message)
     if proxied:
         return proxied[1] or proxied[2]
-    hosts = {host.lower() for host in HOST.findall(message.partition(b"\r\n\r\n")[0] + b"\r\n")}
+    headers, end, _ = message.partition(b"\r\n\r\n")
+    hosts = {host.lower() for host in HOST.findall(headers + end)}
     return hosts.pop() if len(hosts) == 1 else b""

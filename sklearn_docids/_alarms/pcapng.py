@@ -27,11 +27,16 @@ def put_u32(data: Any, at: Any, number: Any) -> Any:
         data[at + i] = (number >> (8 * i)) & 0xFF
 
 
+@part
+def block_size(length: Any) -> Any:
+    """Return the bytes of a block of a packet, whose bytes are filled up to a multiple of four."""
+    return BLOCK_HEADER + (length + 3) // 4 * 4 + BLOCK_END
+
+
 @kernel
 def put_block(data: Any, record: Any, length: Any, interface: Any, out: Any, at: Any) -> Any:
     """Write a block of the first ``length`` bytes of a packet; return its end."""
-    padded = (length + 3) // 4 * 4
-    size = BLOCK_HEADER + padded + BLOCK_END
+    size = block_size(length)
     put_u32(out, at, BLOCK_ENHANCED_PACKET)
     put_u32(out, at + 4, size)
     put_u32(out, at + 8, interface)
@@ -41,7 +46,7 @@ def put_block(data: Any, record: Any, length: Any, interface: Any, out: Any, at:
     # Captures exist that state less than they hold; readers refuse these.
     put_u32(out, at + 24, max(np.int64(record.original_length), record.captured_length))
     copy(data, record.start, out, at + BLOCK_HEADER, length)
-    for i in range(at + BLOCK_HEADER + length, at + BLOCK_HEADER + padded):
+    for i in range(at + BLOCK_HEADER + length, at + size - BLOCK_END):
         out[i] = 0
     put_u32(out, at + size - BLOCK_END, size)
     return at + size
@@ -57,7 +62,7 @@ def put_blocks(data: Any, records: Any, wanted: Any, first: Any, numbers: Any, o
         if wanted[i]:
             length = min(records[i].captured_length, MAX_CAPTURED)
             interface = numbers[records[i].link_type & 0xFFFF]
-            if interface < 0 or at + BLOCK_HEADER + length + 3 + BLOCK_END > len(out):
+            if interface < 0 or at + block_size(length) > len(out):
                 return i, at
             at = put_block(data, records[i], length, interface, out, at)
     return len(records), at

@@ -23,10 +23,12 @@ TUPLE_DTYPE = np.dtype(
         *((name, np.uint64 if name.endswith(("high", "low")) else np.int64) for name in FIVE_TUPLE),
         ("first_span", np.int64),
         ("stop_span", np.int64),
+        ("current", np.int64),  # the span that had the last packet; -1: none yet
+        ("last_active", np.int64),  # clock of the capture at that packet
     ],
     align=True,
 )
-SPAN_DTYPE = np.dtype([("first", np.int64), ("last", np.int64), ("begun", np.bool_)], align=True)  # ns
+SPAN_DTYPE = np.dtype([("first", np.int64), ("last", np.int64)], align=True)  # ns
 
 
 class Sought(NamedTuple):
@@ -73,12 +75,8 @@ def enter_all(sought: Any) -> Any:
 
 
 @kernel
-def is_in_span(time: Any, entry: Any, spans: Any, timeout: Any) -> Any:
-    """Whether a flow had a packet at a time.
-
-    A packet that was stamped earlier than the first one of its flow, but stands behind it in the capture, is of the
-    flow, too, if it is not so early that the stamp is wrong.
-    """
+def span_of(time: Any, entry: Any, spans: Any) -> Any:
+    """Return the number of the span that a time lies in, -1 if there is none."""
     low, high = entry.first_span, entry.stop_span
     while low < high:
         middle = (low + high) // 2
@@ -86,10 +84,22 @@ def is_in_span(time: Any, entry: Any, spans: Any, timeout: Any) -> Any:
             low = middle + 1
         else:
             high = middle
-    if low > entry.first_span and time <= spans[low - 1].last:
-        spans[low - 1].begun = True
-        return True
-    return low < entry.stop_span and spans[low].begun and spans[low].first - time <= timeout
+    return low - 1 if low > entry.first_span and time <= spans[low - 1].last else np.int64(-1)
+
+
+@kernel
+def belongs(time: Any, entry: Any, spans: Any, clock: Any, timeout: Any) -> Any:
+    """Whether a packet of a five-tuple is of one of the flows.
+
+    One that was stamped earlier than the first packet of its flow, but stands behind it in the capture, is of the flow
+    as long as that has not idled out.
+    """
+    span = span_of(time, entry, spans)
+    if span < 0 and entry.current >= 0 and time < spans[entry.current].first and clock - entry.last_active <= timeout:
+        span = entry.current
+    if span >= 0:
+        entry.current, entry.last_active = span, clock
+    return span >= 0
 
 
 @kernel
@@ -106,7 +116,8 @@ def mark_packets(data: Any, records: Any, sought: Any, cursor: Any, wanted: Any)
         if fate == SAMPLED:
             number = sought.places[place_of(packet, sought)]
             if number >= 0:
-                wanted[i] = is_in_span(records[i].time, sought.tuples[number], sought.spans, rules.idle_timeout)
+                entry = sought.tuples[number]
+                wanted[i] = belongs(records[i].time, entry, sought.spans, cursor.clock, rules.idle_timeout)
 
 
 class FlowSelection:
@@ -150,6 +161,7 @@ def _tuples_and_spans(flows: np.ndarray, bidirectional: bool) -> tuple[np.ndarra
     tuples = np.zeros(len(distinct), TUPLE_DTYPE)
     for place, name in enumerate(FIVE_TUPLE):
         tuples[name] = distinct[:, place]
+    tuples["current"] = -1
     tuples["first_span"] = np.searchsorted(numbers, np.arange(len(distinct)))
     tuples["stop_span"] = np.searchsorted(numbers, np.arange(len(distinct)), side="right")
     return tuples, spans

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from sklearn_docids._alarms.allow import PROTOCOLS, Facts
-from sklearn_docids._alarms.names import name_in
+from sklearn_docids._alarms.allow import Facts
+from sklearn_docids._alarms.names import PROTOCOLS, name_in
 
 HALF = 2**64 - 1
 MAX_PORT = 2**16 - 1
@@ -119,23 +119,17 @@ def _of_eve(entry: Mapping[str, Any]) -> StoredAlarm | None:
     """Return the alarm in a line of EVE, None if the line is of another kind or from another tool."""
     try:
         context = entry["alert"]["context"]
-        reasons = context.get("reasons") or [{}]
+        reason = str(next(iter(context["reasons"]), ""))
         port, protocol = _port(entry["dest_port"]), PROTOCOLS[entry["proto"].lower()]
         return StoredAlarm(
             id=str(context["incident"]), level=_level(context["level"]), time=str(entry["timestamp"]),
             source=ip_address(str(entry["src_ip"])), destination=ip_address(str(entry["dest_ip"])), port=port,
-            protocol=protocol, view=str(reasons[0].get("view", "")), reason=str(reasons[0].get("text", "")),
-            name=_asked(context, protocol, port),
-            n_flows=int(context.get("n_flows", 1)), n_channels=int(context.get("n_channels", 1)),
+            protocol=protocol, view=_view(reason), reason=reason,
+            name=name_in([bytes.fromhex(context.get("request_hex", ""))], protocol, port),
+            n_flows=int(context["n_flows"]), n_channels=int(context["n_channels"]),
         )  # fmt: skip
     except _OTHER_CONTENT:
         return None
-
-
-def _asked(context: Mapping[str, Any], protocol: int, port: int) -> str:
-    """Return the name in the beginning of the request, which alarms have in hexadecimal."""
-    request = context.get("request")
-    return name_in([bytes.fromhex(request["hex"])], protocol, port) if isinstance(request, dict) else ""
 
 
 def _of_columns(entry: Mapping[str, Any]) -> StoredAlarm | None:
@@ -146,11 +140,15 @@ def _of_columns(entry: Mapping[str, Any]) -> StoredAlarm | None:
             id=str(entry["incident"]), level=_level(entry["level"]), time=str(entry["time_first"]),
             source=ip_address(str(entry["src_ip"])), destination=ip_address(str(entry["dst_ip"])),
             port=_port(entry["dst_port"]), protocol=PROTOCOLS[str(entry["protocol"])],
-            view=reason.partition(":")[0], reason=reason, name="",
+            view=_view(reason), reason=reason, name="",
             n_flows=int(entry["n_flows"]), n_channels=int(entry["n_channels"]),
         )  # fmt: skip
     except _OTHER_CONTENT:
         return None
+
+
+def _view(reason: str) -> str:
+    return reason.partition(":")[0]
 
 
 def _level(text: Any) -> str:

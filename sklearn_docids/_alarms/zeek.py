@@ -52,7 +52,7 @@ class ZeekConnections:
     Attributes
     ----------
     n_connections : int
-        Connections that are remembered; each takes 56 bytes.
+        Connections that are remembered; each takes 64 bytes.
     n_skipped : int
         Lines of other protocols, and a last line that was not written to its end.
 

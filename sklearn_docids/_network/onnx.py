@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sklearn_docids._network.scoring import Scorer
+from sklearn_docids._warn import missing
 
 # Rows to trace with; the graph takes any number.
 N_TRACED = 3
@@ -40,7 +41,7 @@ def export(scorer: Scorer, path: str, metadata: dict[str, Any]) -> None:
     """
     for package in ("onnx", "onnxscript"):
         if importlib.util.find_spec(package) is None:
-            raise ImportError(f"to_onnx needs {package}: pip install 'sklearn-docids[onnx]'")
+            raise missing("to_onnx", package)
     flows = torch.from_numpy(np.zeros((N_TRACED, scorer.modules.g.n_columns), np.uint8))
     with warnings.catch_warnings():
         # torch warns of what its own exporter does.

@@ -14,19 +14,18 @@ import torch
 
 from sklearn_docids import _sealed
 from sklearn_docids._sealed import SealedFileError, is_count
-from sklearn_docids._stored import trained
-from sklearn_docids._stored.parameters import KINDS, MAX_COLUMNS, description_of, made, storable
-from sklearn_docids._views.arrays import ANY_NUMBER, LARGEST, ArrayRule
+from sklearn_docids._stored import calibrations, trained
+from sklearn_docids._stored.parameters import KINDS, MAX_COLUMNS, description_of, is_array, made, storable
+from sklearn_docids._views.arrays import ArrayRule
 from sklearn_docids._views.base import StoredView
 from sklearn_docids._views.network import NetworkView
-from sklearn_docids._views.tails import TAIL_RULES, Tails
 from sklearn_docids.capture.layouts import LAYOUTS
 from sklearn_docids.detectors._docids import DOCIDSDetector
 from sklearn_docids.detectors._multiview import BYTES, SIMPLE_VIEWS, VIEWS, MultiViewDetector
 
-CONFIG_KEYS = {"parameters", "n_columns", "layout", "offset", "network", "arrays"}
-CALIBRATION = "calibration_scores"
-CALIBRATION_RULE = ArrayRule("float64", (ANY_NUMBER,), -LARGEST, 0)
+CONFIG_KEYS = {
+    "parameters", "n_columns", "layout", "offset", "network", "arrays", "calibrations", "active_calibration",
+}  # fmt: skip
 
 
 def stored(detector: MultiViewDetector) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -42,10 +41,9 @@ def stored(detector: MultiViewDetector) -> tuple[dict[str, Any], dict[str, torch
     _check_savable(detector)
     network = detector.detector_
     config, tensors = (None, {}) if network is None else trained.stored(network)
-    arrays = {CALIBRATION: detector.calibration_scores_}
     views: list[Any] = detector._views
-    for view, tails in zip(views, detector._tails, strict=True):
-        arrays.update({f"{view.name}.{name}": array for name, array in {**view.state(), **tails.state()}.items()})
+    arrays = {f"{view.name}.{name}": array for view in views for name, array in view.state().items()}
+    of_calibrations, more = calibrations.stored(detector.calibrations_, detector.view_names_)
     parameters = detector.get_params(deep=False)
     if detector.detector is not None:
         parameters["detector"] = storable(detector.detector.get_params(deep=False))
@@ -56,9 +54,12 @@ def stored(detector: MultiViewDetector) -> tuple[dict[str, Any], dict[str, torch
         "offset": detector.offset_,
         "network": config,
         "arrays": description_of(arrays),
+        "calibrations": of_calibrations,
+        "active_calibration": detector.active_calibration_,
     }, {
         **{f"{BYTES}.{name}": tensor for name, tensor in tensors.items()},
         **{f"arrays.{name}": torch.from_numpy(np.array(array)) for name, array in arrays.items()},
+        **{f"calibrations.{name}": torch.from_numpy(np.array(array)) for name, array in more.items()},
     }
 
 
@@ -126,6 +127,9 @@ class Reader:
         self._check_layout()
         self.rules = self._rules()
         self._check_arrays()
+        self.calibrations = calibrations.CalibrationsReader(
+            config["calibrations"], config["active_calibration"], self.names
+        )
 
     def _check_network(self) -> None:
         if not self.names or (self.network is not None and BYTES not in self.names):
@@ -139,10 +143,7 @@ class Reader:
 
     def _rules(self) -> dict[str, ArrayRule]:
         """Return by name what the arrays may be."""
-        rules = {CALIBRATION: CALIBRATION_RULE}
-        for view in self.names:
-            rules.update({f"{view}.{name}": rule for name, rule in {**_class_of(view).rules, **TAIL_RULES}.items()})
-        return rules
+        return {f"{view}.{name}": rule for view in self.names for name, rule in _class_of(view).rules.items()}
 
     def _check_arrays(self) -> None:
         """Check names, types and shapes of the arrays."""
@@ -150,7 +151,7 @@ class Reader:
         if set(arrays) != set(self.rules):
             raise SealedFileError(f"its arrays are not those of its views: {sorted(set(arrays) ^ set(self.rules))[:4]}")
         for name, value in arrays.items():
-            if not _is_array(value) or not self.rules[name].allows(kinds[value[0]], value[1:]):
+            if not is_array(value) or not self.rules[name].allows(kinds[value[0]], value[1:]):
                 raise SealedFileError(f"its metadata has an unusable value for 'arrays.{name}'")
 
     def expected(self) -> _sealed.Expected:
@@ -159,6 +160,7 @@ class Reader:
         return {
             **{f"{BYTES}.{name}": entry for name, entry in expected.items()},
             **{f"arrays.{name}": (kind, shape) for name, (kind, *shape) in self.config["arrays"].items()},
+            **{f"calibrations.{name}": entry for name, entry in self.calibrations.expected().items()},
         }
 
     def fitted(self, tensors: dict[str, torch.Tensor]) -> MultiViewDetector:
@@ -170,31 +172,21 @@ class Reader:
                 self.rules[name].check(name, array)
             network = None if self.network is None else self.network.fitted(_sealed.part(tensors, f"{BYTES}."))
             detector._views = [_view(name, _sealed.part(arrays, f"{name}."), network) for name in self.names]
-            detector._tails = [Tails.restored(_sealed.part(arrays, f"{name}.")) for name in self.names]
         except ValueError as error:
             raise SealedFileError(f"what its views have learned is unusable: {error}") from None
         detector._power = float(detector.power)
         detector._n_columns, detector._layout = self.config["n_columns"], self.config["layout"]
         detector.view_names_ = self.names
-        detector.calibration_scores_ = arrays[CALIBRATION]
+        of_calibrations = {name: value.numpy() for name, value in _sealed.part(tensors, "calibrations.").items()}
+        detector.calibrations_ = self.calibrations.calibrations(of_calibrations)
+        detector.active_calibration_ = self.config["active_calibration"]
         detector.offset_ = float(self.config["offset"])
-        detector.sampler_ = None
+        detector.sampler_ = detector.provenance_ = None
         return detector
 
 
 def _are_views(value: Any) -> bool:
     return _sealed.is_strings(value) and set(value) <= set(VIEWS) and 0 < len(set(value)) == len(value)
-
-
-def _is_array(value: Any) -> bool:
-    """Return whether a value is kind and sizes of an array."""
-    return (
-        isinstance(value, list) and value[:1] in [[kind] for kind in KINDS.values()] and all(map(_is_size, value[1:]))
-    )
-
-
-def _is_size(value: Any) -> bool:
-    return value == 0 or is_count(value)
 
 
 def _made(estimator: type[MultiViewDetector], parameters: dict[str, Any]) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sklearn_docids._sealed import SealedFileError
+from sklearn_docids._sealed import SealedFileError, is_count
 
 # Types of arrays besides the network, as a header calls them.
 KINDS = {"uint8": "U8", "float64": "F64"}
@@ -40,6 +40,17 @@ def made(estimator: Any, parameters: Any) -> Any:
     except (TypeError, ValueError) as error:
         raise SealedFileError(f"{estimator.__name__} refuses its parameters: {error}") from None
     return found
+
+
+def is_array(value: Any) -> bool:
+    """Return whether a value is kind and sizes of an array."""
+    return (
+        isinstance(value, list) and value[:1] in [[kind] for kind in KINDS.values()] and all(map(_is_size, value[1:]))
+    )
+
+
+def _is_size(value: Any) -> bool:
+    return value == 0 or is_count(value)
 
 
 def description_of(arrays: dict[str, np.ndarray]) -> dict[str, list[Any]]:

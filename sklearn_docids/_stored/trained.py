@@ -11,6 +11,7 @@ import torch
 
 from sklearn_docids import _sealed
 from sklearn_docids._sealed import SealedFileError, is_count, is_strings
+from sklearn_docids._stored import calibrations
 from sklearn_docids._stored.parameters import KINDS, MAX_COLUMNS, MAX_INT, description_of, made, storable
 from sklearn_docids.detectors._profile import RowProfile, is_profile
 from sklearn_docids.detectors._trained import TrainedDetector
@@ -20,7 +21,7 @@ MAX_LABEL = 1024
 MAX_HISTORY = 5000
 CONFIG_KEYS = {
     "parameters", "n_features_in", "feature_names_in", "classes", "offset", "n_iter", "n_rows_seen", "interrupted",
-    "split_seed", "history", "arrays", "rows",
+    "split_seed", "history", "arrays", "rows", "calibrations", "active_calibration",
 }  # fmt: skip
 
 
@@ -36,6 +37,8 @@ def stored(detector: Any) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     arrays = detector._scorer.arrays()
     tensors = {f"network.{name}": value for name, value in detector.network_.state_dict().items()}
     tensors.update({f"arrays.{name}": torch.from_numpy(value) for name, value in arrays.items()})
+    of_calibrations, more = calibrations.stored(detector.calibrations_, ())
+    tensors.update({f"calibrations.{name}": torch.from_numpy(np.array(array)) for name, array in more.items()})
     names = getattr(detector, "feature_names_in_", None)
     classes = getattr(detector, "reference_classes_", None)
     config = {
@@ -51,6 +54,8 @@ def stored(detector: Any) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         "history": detector.history_[-MAX_HISTORY:],
         "arrays": description_of(arrays),
         "rows": detector._profile._asdict(),
+        "calibrations": of_calibrations,
+        "active_calibration": detector.active_calibration_,
     }
     return config, tensors
 
@@ -107,6 +112,7 @@ class Reader:
         self.detector: Any = made(estimator, config["parameters"])
         if config["classes"] is not None and "reference_classes_" not in self.detector._fitted_names:
             raise SealedFileError(f"a {estimator.__name__} has no reference")
+        self.calibrations = calibrations.CalibrationsReader(config["calibrations"], config["active_calibration"])
         self.settings = dict(self.detector._network_settings(config["n_features_in"], config["classes"]))
 
     def expected(self) -> _sealed.Expected:
@@ -115,6 +121,7 @@ class Reader:
         expected = {f"network.{name}": entry for name, entry in _sealed.described(network.state_dict()).items()}
         for name, (kind, *shape) in self.config["arrays"].items():
             expected[f"arrays.{name}"] = (kind, shape)
+        expected.update({f"calibrations.{name}": entry for name, entry in self.calibrations.expected().items()})
         return expected
 
     def fitted(self, tensors: dict[str, torch.Tensor]) -> Any:
@@ -127,7 +134,11 @@ class Reader:
         if config["feature_names_in"] is not None:
             detector.feature_names_in_ = np.array(config["feature_names_in"], dtype=object)
         detector.network_ = detector._network_class.restored(self.settings, weights)
+        of_calibrations = {name: value.numpy() for name, value in _sealed.part(tensors, "calibrations.").items()}
+        detector.calibrations_ = self.calibrations.calibrations(of_calibrations)
+        detector.active_calibration_ = config["active_calibration"]
         detector.offset_ = float(config["offset"])
+        detector.provenance_ = None
         detector.n_iter_ = config["n_iter"]
         detector.interrupted_ = config["interrupted"]
         detector.history_ = config["history"]

@@ -90,10 +90,11 @@ class NetworkView(StoredView):
             return f"its bytes are at distance {distance:.3g} from those of normal flows"
         message, similar = first_messages(flow, FORWARD).data[0], self.beginnings[nearest]
         return (
-            f"the request begins {_beginning(message)}; that of the most similar normal flow {_beginning(similar)} "
-            f"(distance {distance:.3g})"
+            f"{_beginning(message)}; in the most similar normal flow, {_beginning(similar)} (distance {distance:.3g})"
         )
 
 
 def _beginning(message: np.ndarray) -> str:
-    return quoted(message.tobytes().rstrip(b"\0")) if message.any() else "with nothing"
+    return (
+        f"the request begins {quoted(message.tobytes().rstrip(bytes(1)))}" if message.any() else "there is no request"
+    )

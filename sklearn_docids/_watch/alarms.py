@@ -85,7 +85,7 @@ class AlarmDesk:
         self._n_hidden += n_hidden
         self._n_flagged += n_hidden + int((scored.verdicts == ABNORMAL).sum())
         if self._drift is not None:
-            self._drift.update(scored.scores)
+            self._drift.update(*scored.visible())
         for alarm in self._tracker.update(scored.flagged()):
             for output in self._outputs:
                 output.write(alarm)
@@ -95,7 +95,7 @@ class AlarmDesk:
     @property
     def drift(self) -> str:
         """What is to be said of a drift; empty without one."""
-        return self._drift.describe() if self._drift is not None and getattr(self._drift, "drifted_", False) else ""
+        return self._drift.describe() if self._drift is not None and self._drift.drifted_ else ""
 
     def counters(self) -> dict[str, int]:
         """Return what became of flagged flows."""

@@ -16,6 +16,8 @@ import zlib
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
+from sklearn_docids._warn import missing
+
 CHUNK_BYTES = 2**17
 MAX_CHUNKS = 4
 # A damaged member of at most this size, packed, is searched for what can still be read.
@@ -71,7 +73,7 @@ def _zstd() -> Any:
         try:
             from backports import zstd
         except ImportError:
-            raise _missing("zstd", "backports.zstd") from None
+            raise missing("a capture packed with zstd", "backports.zstd") from None
     return zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: MAX_ZSTD_WINDOW_LOG})
 
 
@@ -79,16 +81,12 @@ def _lz4() -> Any:
     try:
         import lz4.frame
     except ImportError:
-        raise _missing("lz4", "lz4") from None
+        raise missing("a capture packed with lz4", "lz4") from None
     return lz4.frame.LZ4FrameDecompressor()
 
 
 def _xz() -> Any:
     return lzma.LZMADecompressor(format=lzma.FORMAT_XZ, memlimit=MAX_XZ_BYTES)
-
-
-def _missing(form: str, package: str) -> ImportError:
-    return ImportError(f"{form} captures need the package {package}: pip install 'sklearn_docids[compress]'")
 
 
 # First bytes -> a new decompressor.

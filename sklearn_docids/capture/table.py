@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from sklearn_docids._scratch import scratch_folder, sync
+from sklearn_docids._warn import missing
 from sklearn_docids.capture import folders, kernels
 from sklearn_docids.capture.community_id import community_id
 from sklearn_docids.capture.context import FlowContext
@@ -360,7 +361,10 @@ class FlowTable:
         ImportError
             pandas is not installed.
         """
-        import pandas
+        try:
+            import pandas
+        except ImportError:
+            raise missing("to_pandas", "pandas") from None
 
         frame = pandas.DataFrame({name: self[name] for name in COLUMNS})
         for name in ("time_first", "time_last"):
@@ -551,10 +555,18 @@ _TIMES = ("time_first", "time_last")
 _OF_PACKETS = ("kept_bytes", "payload_lengths")
 
 
-def _save_parquet(table: FlowTable, path: str, described: str) -> None:
-    import pyarrow
-    import pyarrow.parquet
+def _parquet() -> Any:
+    """Return pyarrow, with what reads and writes Parquet."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise missing("a Parquet file", "pyarrow") from None
+    return pyarrow
 
+
+def _save_parquet(table: FlowTable, path: str, described: str) -> None:
+    pyarrow = _parquet()
     records = table.rows.records
     columns: dict[str, Any] = {"capture": table.capture, "row": records["row"]}
     columns |= {name: table[name] for name in COLUMNS if name != "capture"}
@@ -571,9 +583,7 @@ def _save_parquet(table: FlowTable, path: str, described: str) -> None:
 
 
 def _load_parquet(path: str) -> _Parts:
-    import pyarrow
-    import pyarrow.parquet
-
+    pyarrow = _parquet()
     stored = pyarrow.parquet.read_table(path)
     layout, described = _described(stored.schema.metadata[b"sklearn_docids"])
     if any(column.null_count for column in stored.columns):

@@ -245,7 +245,7 @@ def _rule_text(alarm: StoredAlarm, scope: str, why: str, until: str | None) -> s
     """Return a rule that hides an alarm, as TOML."""
     from datetime import UTC, datetime
 
-    from sklearn_docids._alarms.allow import PROTOCOLS
+    from sklearn_docids._alarms.names import PROTOCOLS
 
     protocol = next(name for name, number in PROTOCOLS.items() if number == alarm.protocol)
     source = {"source": _quoted(str(alarm.source))}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from sklearn_docids.cli._fit import add_seed
+from sklearn_docids.cli._values import add_seed
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

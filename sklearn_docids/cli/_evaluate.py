@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from sklearn_docids._text import printable
-from sklearn_docids.cli._fit import rate
 from sklearn_docids.cli._inputs import (
     CAPTURE_HELP,
     add_midstream,
@@ -25,6 +24,7 @@ from sklearn_docids.cli._inputs import (
 )
 from sklearn_docids.cli._outputs import check_spared, check_writable, replacing
 from sklearn_docids.cli._text import note, print_json, say
+from sklearn_docids.cli._values import rate, seconds
 
 CONTEXT = (
     "The flows of each attack were scored among the normal flows, in order of time, as what came before a flow is part "
@@ -60,14 +60,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_midstream(parser)
 
 
-def seconds(text: str) -> float:
-    """Return a time, longer than nothing."""
-    value = float(text)
-    if not 1e-9 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is no number of seconds above 0")
-    return value
-
-
 def run(args: argparse.Namespace) -> None:
     """Score everything, measure, print and write."""
     from sklearn_docids._meta import takes_tables
@@ -86,7 +78,8 @@ def run(args: argparse.Namespace) -> None:
     if "train" in sets:
         detectors |= _simple_detectors(sets["train"], captures["train"], detector.sampler_.n_packets)
     found = _evaluated(detectors, sets["normal"], attacks, sets.get("calibration"), args)
-    read = {name: read_line(flows.counters, flows.ignored) for name, flows in _named(sets, attacks).items()}
+    named = _named(sets, attacks)
+    read = {name: read_line(flows.counters, flows.ignored) for name, flows in named.items()}
     remark = CONTEXT if takes_tables(detector) else ""
     if args.json:
         print_json([row for evaluation in found.values() for row in evaluation.rows])
@@ -98,13 +91,13 @@ def run(args: argparse.Namespace) -> None:
         with replacing(args.csv) as part:
             Evaluation.joined(found.values()).write_csv(part)
     if args.output is not None:
-        from sklearn_docids.cli._explaining import explained
-        from sklearn_docids.cli._html import write_report
+        from sklearn_docids._report.evaluation import write_report
+        from sklearn_docids.cli._explaining import most_abnormal
 
-        flows = [flow for attack in attacks.values() for flow in explained(detector, attack, 1, 16, sets["normal"])]
-        title = f"docids evaluate: {printable(args.model)}"
+        explained = {name: most_abnormal(detector, flows, 1, sets["normal"])[0] for name, flows in attacks.items()}
         with replacing(args.output) as part:
-            write_report(part, found, title=title, read=read, note=remark, explained=flows)
+            texts = {"model": args.model, "note": remark, "command": args.given}
+            write_report(part, found, detector, sets=named, explained=explained, **texts)
         note(args, f"report written to {args.output}")
 
 

@@ -20,6 +20,7 @@ from sklearn_docids.cli._inputs import (
     sampled_flows,
 )
 from sklearn_docids.cli._text import format_reasons, format_views, note, print_json, say
+from sklearn_docids.cli._values import positive
 
 if TYPE_CHECKING:
     from sklearn_docids.cli._explaining import Explained
@@ -36,13 +37,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--bytes", type=positive, default=16, metavar="N", help="bytes of each (default 16)")
     parser.add_argument("--json", action="store_true", help="print the reasons as JSON")
-
-
-def positive(text: str) -> int:
-    """Return a number of things."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
-    return int(text)
 
 
 def run(args: argparse.Namespace) -> None:

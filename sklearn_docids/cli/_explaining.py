@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from sklearn_docids._alarms.alarm import FlaggedFlow
 from sklearn_docids._meta import takes_tables
 from sklearn_docids.capture.table import FlowTable
 from sklearn_docids.cli._text import format_flows
@@ -37,23 +39,37 @@ def explained(
 
     ``wanted`` names those to choose from.
     """
+    has_views = takes_tables(detector)
+    network = detector.detector_ if has_views else detector
+    return [
+        Explained(
+            next(format_flows(each.flow, np.array([each.score]))).strip(),
+            list(each.reasons) if has_views else None,
+            None if network is None else _bytes_of(network, each.flow, n_bytes),
+        )
+        for each in most_abnormal(detector, flows, n_flows, before, wanted)
+    ]
+
+
+def most_abnormal(
+    detector: Any, flows: FlowTable, n_flows: int, before: FlowTable | None = None, wanted: str | None = None
+) -> list[FlaggedFlow]:
+    """Return the flows that `explained` explains, whether they are flagged or not."""
     views = None
     if takes_tables(detector):
         table = flows if before is None else FlowTable.concatenate([flows, before])
         found = detector.stream().judge(table)
-        scores, views, detector = found.scores[: len(flows)], found.reasons, detector.detector_
+        scores, views = found.scores[: len(flows)], found.reasons
     else:
         scores = detector.score_samples(flows.X)
     rows = np.arange(len(flows)) if wanted is None else _rows_named(flows, wanted)
-    lowest = rows[np.argsort(scores[rows], kind="stable")[:n_flows]].tolist()
     return [
-        Explained(
-            next(format_flows(flows[row], scores[row : row + 1])).strip(),
-            None if views is None else views(row),
-            None if detector is None else _bytes_of(detector, flows[row], n_bytes),
+        FlaggedFlow(
+            flows[row], flows.captures[int(flows.capture[row])], float(scores[row]), float(detector.offset_), math.nan,
+            () if views is None else tuple(views(row)),
         )
-        for row in lowest
-    ]
+        for row in rows[np.argsort(scores[rows], kind="stable")[:n_flows]].tolist()
+    ]  # fmt: skip
 
 
 def _rows_named(flows: FlowTable, name: str) -> np.ndarray:

@@ -12,17 +12,23 @@ from __future__ import annotations
 import argparse
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sklearn_docids.cli._inputs import add_captures, check_read, expanded, reading
+from sklearn_docids.cli._inputs import add_captures, check_read, expanded, note_captures, reading
 from sklearn_docids.cli._options import NETWORK, SAMPLER, SEVERAL_VIEWS, add_parameters, given
 from sklearn_docids.cli._outputs import check_spared, check_writable, named
 from sklearn_docids.cli._text import note, print_json
+from sklearn_docids.cli._values import add_seed, rate
+
+if TYPE_CHECKING:
+    from sklearn_docids.capture.table import FlowTable
 
 # Views of a flow; and the one that is the paper's detector where it stands alone.
 VIEWS = ("bytes", "statistics", "requests", "novelty", "content")
 PAPER = ("bytes",)
-FALSE_ALARM_RATE, MAX_RATE = 0.01, 0.5
+FALSE_ALARM_RATE = 0.01
+# Options that say nothing of the model.
+NO_SETTINGS = {"captures", "command", "config", "force", "given", "json", "model", "quiet", "verbose"}
 # With fewer flows than this nothing can be held out in blocks of time.
 FEWEST_FLOWS = 20
 
@@ -54,25 +60,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_parameters(parser, "the network of bytes", NETWORK, left_out=("contamination",))
 
 
-def add_seed(parser: argparse.ArgumentParser) -> None:
-    """Add the seed."""
-    parser.add_argument("--seed", type=_seed, default=0, metavar="N", help="seed of all that is drawn (default 0)")
-
-
-def rate(text: str) -> float:
-    """Return a rate of false alarms."""
-    value = float(text)
-    if not 0 < value <= MAX_RATE:
-        raise argparse.ArgumentTypeError(f"{text} is no rate above 0 and up to {MAX_RATE:g}")
-    return value
-
-
-def _seed(text: str) -> int:
-    if not text.isdecimal() or int(text) >= 2**32:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to {2**32 - 1}")
-    return int(text)
-
-
 def _views(text: str) -> tuple[str, ...]:
     names = tuple(text.split(","))
     if not set(names) <= set(VIEWS) or len(set(names)) < len(names):
@@ -90,7 +77,12 @@ def run(args: argparse.Namespace) -> None:
     detector, sampler = _unfitted(args)
     reference = _reference(args, sampler) if "bytes" in args.views else None
     with reading(captures, "reading", quiet=args.quiet) as sources:
-        X, _, _ = sampler.sample(sources)
+        flows, _, _ = sampler.sample(sources)
+    X, provenance = flows, _provenance(args, flows)
+    if args.views == PAPER:
+        X = flows.X
+        sampler.set_params(output="rows")
+    note_captures(args, captures, sampler.counters_)
     check_read(sampler.counters_, captures)
     n_judged = _set_rate(detector, args, len(X))
     try:
@@ -99,10 +91,10 @@ def run(args: argparse.Namespace) -> None:
         if not getattr(detector, "interrupted_", False):
             way_out = "" if getattr(args, "checkpoint_folder", None) else "; --checkpoint-folder would keep the state"
             raise KeyboardInterrupt(f"no model was written{way_out}") from None
-        save_detector(detector, args.model, sampler=sampler)
+        save_detector(detector, args.model, sampler=sampler, provenance=provenance)
         raise KeyboardInterrupt(f"the model learned so far is written to {args.model}") from None
     with named(args.model):
-        save_detector(detector, args.model, sampler=sampler)
+        save_detector(detector, args.model, sampler=sampler, provenance=provenance)
     _report(args, detector, len(X), n_judged)
 
 
@@ -134,8 +126,8 @@ def _unfitted(args: argparse.Namespace) -> tuple[Any, Any]:
     from sklearn_docids.cli._training_bar import TrainingBar
     from sklearn_docids.detectors import DOCIDSDetector, MultiViewDetector
 
-    layout, output = ("packets", "rows") if args.views == PAPER else ("payload", "flows")
-    sampler = FlowSampler(layout=layout, output=output).set_params(
+    layout = "packets" if args.views == PAPER else "payload"
+    sampler = FlowSampler(layout=layout, output="flows").set_params(
         **{**given(args, SAMPLER), "random_state": args.seed}
     )
     of_network = {name: value for name, value in given(args, NETWORK).items() if name != "false_alarm_rate"}
@@ -154,13 +146,24 @@ def _unfitted(args: argparse.Namespace) -> tuple[Any, Any]:
     return detector, sampler.fit([])
 
 
+def _provenance(args: argparse.Namespace, flows: FlowTable) -> dict[str, Any]:
+    """Return what the model file is to say of what was learned."""
+    from sklearn_docids._provenance import described_traffic, storable_settings
+
+    settings = {name: value for name, value in vars(args).items() if name not in NO_SETTINGS and value is not None}
+    return {"traffic": described_traffic(flows), "settings": storable_settings(settings)}
+
+
 def _reference(args: argparse.Namespace, sampler: Any) -> Any:
     """Return the reference in a folder, or the bundled one."""
+    from sklearn.base import clone
+
     from sklearn_docids.datasets import load_class_folder
     from sklearn_docids.datasets._testbed import REFERENCE
     from sklearn_docids.detectors import ReferenceData
 
-    reference = load_class_folder(args.reference or REFERENCE, sampler=sampler)
+    rows = clone(sampler).set_params(output="rows")
+    reference = load_class_folder(args.reference or REFERENCE, sampler=rows)
     if args.reference is None:
         n_flows, n_services = len(reference.X), len(reference.target_names)
         note(args, f"no --reference: the bundled one is used, {n_flows} flows of {n_services} services")

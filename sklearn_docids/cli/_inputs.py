@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from sklearn_docids.cli._text import note
+
 CAPTURE_HELP = (
     "pcap or pcapng, packed or not; a folder: the captures in it, in the order of time; a quoted pattern such as "
     "'day-*.pcap'; -: standard input"
@@ -159,6 +161,15 @@ def check_read(counters: Iterable[Mapping[str, int]], captures: Sequence[str]) -
     read = summed(counters)
     if read["packets"] and not read["flows"]:
         raise ValueError(f"{' '.join(captures)}: no packet is in a TCP or UDP flow: {described(read)}")
+
+
+def note_captures(args: argparse.Namespace, captures: Sequence[str], counters: Iterable[Mapping[str, int]]) -> None:
+    """Say what became of each capture, if more is to be said."""
+    from sklearn_docids.capture.counting import described
+
+    if args.verbose:
+        for name, counts in zip(captures, counters, strict=True):
+            note(args, f"{name}: {described(counts) if counts else 'left out'}")
 
 
 def read_line(counters: Iterable[Mapping[str, int]], ignored: Iterable[Mapping[str, int]]) -> str:

@@ -7,7 +7,9 @@ import argparse
 import difflib
 import os
 import re
+import shlex
 import sys
+import textwrap
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
@@ -16,6 +18,7 @@ from typing import Any, NoReturn
 
 from sklearn_docids._text import printable
 from sklearn_docids._version import __version__
+from sklearn_docids._warn import missing
 from sklearn_docids.cli._config import take_config
 from sklearn_docids.cli._options import in_options
 
@@ -24,7 +27,12 @@ COMMANDS = {
     "demo": "train and score on the bundled testbed, in about two minutes",
     "fit": "train a detector on captures of normal traffic",
     "score": "find what is abnormal in captures: incidents, the most abnormal first, with reasons",
+    "report": "write a page for people of what is abnormal in captures",
+    "watch": "raise alarms on traffic as it comes: an interface, a pipe, a folder that a capture writes into",
     "explain": "show what makes the most abnormal flows of captures abnormal",
+    "allow": "make a rule of an alarm, which hides others like it, and apply rules to stored alarms",
+    "info": "show what a model learned from, and what its threshold is worth",
+    "calibrate": "set the threshold of a model anew, by other normal traffic, without training",
     "evaluate": "measure how well a trained detector finds attacks in captures",
     "sample": "write the flow bytes of captures as an array",
 }
@@ -87,11 +95,13 @@ def _parsed(arguments: list[str]) -> tuple[ModuleType, argparse.Namespace]:
         else:
             commands.add_parser(name, help=summary, add_help=False)
     args = parser.parse_args(arguments)
+    args.given = shlex.join(["docids", *arguments])
     return module, args
 
 
 def _add_command(commands: Any, name: str, summary: str, module: ModuleType) -> None:
-    description = (module.__doc__ or "").split("\n\n", 1)[-1]
+    paragraphs = (module.__doc__ or "").split("\n\n")
+    description = "\n\n".join(textwrap.fill(" ".join(text.split()), 79) for text in paragraphs[1:] or paragraphs)
     parser = commands.add_parser(
         name, help=summary, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -128,12 +138,14 @@ class _Parser(argparse.ArgumentParser):
                 self.error(f"there is no option {name}" + "".join(f": did you mean {option}?" for option in nearest))
 
     def error(self, message: str) -> NoReturn:
-        if message.startswith("unrecognized arguments") and self.checks_options:
+        if message.startswith("unrecognized arguments"):
             message += "; an option takes one value, and may be given again"
         super().error(printable(message))
 
 
 def _failed(error: Exception) -> int:
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        error = missing("this", error.name.partition(".")[0])
     # Only standard output has no name.
     place = "standard output: " if isinstance(error, OSError) and error.errno and error.filename is None else ""
     print(f"docids: error: {place}{in_options(printable(error))}", file=sys.stderr)

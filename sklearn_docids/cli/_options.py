@@ -84,6 +84,8 @@ def _help(parameter: Parameter) -> str:
 def _how(parameter: Parameter) -> dict[str, Any]:
     """Return how the text of an option becomes a value."""
     metavar = parameter.option[2:].rpartition("-")[2].upper()
+    if parameter.name == "n_jobs":
+        return {"type": _threads, "metavar": "N"}
     if parameter.kind == "bool":
         return {"action": argparse.BooleanOptionalAction}
     choices = re.match(r"\{(.+?)\}", parameter.kind)
@@ -104,6 +106,12 @@ def _value(text: str) -> Any:
         except ValueError:
             pass
     return text
+
+
+def _threads(text: str) -> int:
+    if not re.fullmatch(r"-?\d+", text) or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text} is no number of threads; -1 is one per core")
+    return int(text)
 
 
 def _values(text: str) -> tuple[Any, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 
-from sklearn_docids.cli._inputs import add_captures, check_read, expanded, reading
+from sklearn_docids.cli._inputs import add_captures, check_read, expanded, note_captures, reading
 from sklearn_docids.cli._options import SAMPLER, add_parameters, given
 from sklearn_docids.cli._outputs import check_spared, check_writable, named
 from sklearn_docids.cli._text import note, print_json
@@ -38,6 +38,7 @@ def run(args: argparse.Namespace) -> None:
     sampler = FlowSampler().set_params(**given(args, SAMPLER)).fit([])
     with named(args.output), reading(captures, "reading", quiet=args.quiet) as sources:
         counters = sampler.write(sources, args.output)
+    note_captures(args, captures, counters)
     note(args, f"{sum(c.get('flows', 0) for c in counters)} flows written to {args.output}")
     if args.json:
         print_json([{"capture": name, **counts} for name, counts in zip(captures, counters, strict=True)])

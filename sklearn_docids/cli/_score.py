@@ -13,13 +13,19 @@ of several views remembers what came before a flow: give captures in the order o
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from sklearn_docids.cli._evaluate import seconds
-from sklearn_docids.cli._explain import positive
+from sklearn_docids.cli._alarm_options import (
+    add_alarm_options,
+    add_zeek_log,
+    drift_test,
+    loaded_allow_list,
+    zeek_connections,
+)
 from sklearn_docids.cli._inputs import (
     add_captures,
     add_midstream,
@@ -27,12 +33,14 @@ from sklearn_docids.cli._inputs import (
     check_read,
     expanded,
     loaded_detector,
+    note_captures,
     reading,
 )
 from sklearn_docids.cli._outputs import check_spared, check_writable, replacing
 from sklearn_docids.cli._summary import plain, print_findings
 from sklearn_docids.cli._tables import CSV, EVE, PARQUET, CsvTable, FlowWriter, JsonLines, ParquetTable, format_of
 from sklearn_docids.cli._text import note, print_json
+from sklearn_docids.cli._values import positive
 
 if TYPE_CHECKING:
     from sklearn_docids._alarms.alarm import Alarm
@@ -61,33 +69,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top", type=positive, default=N_LISTED, metavar="N", help="incidents to print (default 20)")
     parser.add_argument("--force", action="store_true", help="write over an existing model; never over an input")
     add_alarm_options(parser)
+    add_zeek_log(parser)
     add_midstream(parser)
-
-
-def add_alarm_options(parser: argparse.ArgumentParser) -> None:
-    """Add what makes alarms of abnormal flows."""
-    parser.add_argument("--allow-list", metavar="FILE", help="rules that hide what is known: see docids allow")
-    parser.add_argument("--zeek-log", metavar="FILE", help="conn.log of Zeek, for the uid of each alarm")
-    parser.add_argument(
-        "--level", default="channel", choices=("channel", "host"),
-        help="what an incident is of: a channel, joined to its host where that has more than ten; or a host "
-        "(default channel)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--window", type=seconds, default=3600.0, metavar="S",
-        help="an abnormal flow belongs to an incident whose last one began so many seconds before (default 3600)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--alarms-per-day", type=positive, metavar="N",
-        help="a budget: beyond it, only what is more abnormal than all of the last day comes up; the rest is counted",
-    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> None:
     """Score, write and print."""
     captures = expanded(args.captures)
-    check_outputs(args, captures)
+    _check_outputs(args, captures)
     findings, _ = found_in(args, captures)
+    note_captures(args, captures, findings.counters)
     check_read(findings.counters, captures)
     if args.output is not None:
         note(args, f"{findings.n_flows} flows scored, {args.output} written")
@@ -97,7 +88,7 @@ def run(args: argparse.Namespace) -> None:
         print_findings(findings, args.top)
 
 
-def check_outputs(args: argparse.Namespace, captures: Sequence[str]) -> None:
+def _check_outputs(args: argparse.Namespace, captures: Sequence[str]) -> None:
     """Refuse what could not be written, and what would be lost, before the work."""
     inputs = [args.model, *captures, *filter(None, (args.allow_list, args.zeek_log))]
     for option in ("--output", "--html", "--write-pcap"):
@@ -105,6 +96,9 @@ def check_outputs(args: argparse.Namespace, captures: Sequence[str]) -> None:
         if path is not None and path != "-":
             check_writable(option, path)
             check_spared(option, path, inputs, force=args.force)
+    outputs = [os.path.abspath(path) for path in (args.output, args.html, args.write_pcap) if path is not None]
+    if len(set(outputs)) < len(outputs):
+        raise ValueError("two of --output, --html and --write-pcap name the same file")
     if args.output is not None:
         if format_of("--output", args.output) == PARQUET:
             import pyarrow  # noqa: F401 - better missed now than behind all the work
@@ -112,52 +106,38 @@ def check_outputs(args: argparse.Namespace, captures: Sequence[str]) -> None:
             raise ValueError("--json and --output - both want standard output")
     if sys.stdout is None and (args.output in (None, "-")):
         raise ValueError("standard output is closed: --output names a file")
-    if getattr(args, "write_pcap", None) is not None and "-" in captures:
-        raise ValueError("--write-pcap reads captures a second time: standard input cannot be, docids watch keeps them")
+    if args.write_pcap is not None:
+        from sklearn_docids._alarms.packets import check_read_again
+
+        check_read_again(captures)
 
 
 def found_in(args: argparse.Namespace, captures: Sequence[str]) -> tuple[Findings, Any]:
     """Score captures, write what the command line asks for; return what was found, and the detector."""
-    allow_list = _allow_list(args)
-    connections = _connections(args)
+    allow_list = loaded_allow_list(args)
+    connections = zeek_connections(args)
     detector = loaded_detector(args.model, args.midstream)
     collector = _collector(args, captures, detector, allow_list)
-    stream = detector.sampler_
+    sampler = detector.sampler_
     flagged: list[Any] = []
     with ExitStack() as stack:
-        outputs = [stack.enter_context(output) for output in _outputs(args, connections)]
+        write = stack.enter_context(_output(args, detector, connections))
         sources = stack.enter_context(reading(captures, "scoring", quiet=args.quiet))
-        for flows in pieces(stream, sources):
+        for flows in pieces(sampler, sources):
             scored, alarms = collector.add(flows)
-            for output in outputs:
-                output(scored, alarms)
+            write(scored, alarms)
             if args.write_pcap is not None:
                 flagged.append(scored.flows[scored.verdicts == "abnormal"])
         findings = collector.finish()
-        findings.counters, findings.ignored = stream.counters_, stream.ignored_
-    _write_packets(args, captures, flagged)
-    if getattr(args, "html", None) is not None:
+        findings.counters, findings.ignored = sampler.counters_, sampler.ignored_
+    if flagged:
+        _write_packets(args, captures, _joined(flagged), sampler)
+    if args.html is not None:
         from sklearn_docids._report.page import write_page
 
         with replacing(args.html) as part:
-            write_page(part, findings, detector)
+            write_page(part, findings, detector, command=args.given)
     return findings, detector
-
-
-def _allow_list(args: argparse.Namespace) -> Any:
-    if args.allow_list is None:
-        return None
-    from sklearn_docids._alarms.allow import AllowList
-
-    return AllowList.load(args.allow_list)
-
-
-def _connections(args: argparse.Namespace) -> Any:
-    if args.zeek_log is None:
-        return None
-    from sklearn_docids._alarms.zeek import ZeekConnections
-
-    return ZeekConnections(args.zeek_log)
 
 
 def _collector(args: argparse.Namespace, captures: Sequence[str], detector: Any, allow_list: Any) -> Any:
@@ -165,38 +145,29 @@ def _collector(args: argparse.Namespace, captures: Sequence[str], detector: Any,
 
     from sklearn_docids._alarms.collect import Collector, Scorer
     from sklearn_docids._alarms.findings import Findings
-    from sklearn_docids._alarms.incidents import IncidentTracker
 
     normal = getattr(detector, "calibration_scores_", ())
     findings = Findings(
-        args.model, captures, float(detector.offset_), getattr(detector, "false_alarm_rate", None), np.asarray(normal)
+        args.model, captures, float(detector.offset_), getattr(detector, "false_alarm_rate_", None), np.asarray(normal)
     )
-    tracker = IncidentTracker(level=args.level, window=args.window, per_day=args.alarms_per_day)
-    return Collector(findings, Scorer(detector, allow_list), tracker, drift_test(detector))
-
-
-def drift_test(detector: Any) -> Any:
-    """Return a test for drift; None for a model without scores of normal traffic."""
-    from sklearn_docids.monitoring import DriftMonitor
-
-    normal = getattr(detector, "calibration_scores_", None)
-    return None if normal is None else DriftMonitor(normal, random_state=0)
+    settings = {"level": args.level, "window": args.window, "per_day": args.alarms_per_day}
+    return Collector(findings, Scorer(detector, allow_list), settings, drift_test(detector))
 
 
 @contextmanager
-def _table(args: argparse.Namespace) -> Iterator[Any]:
+def _table(args: argparse.Namespace, *, has_reasons: bool) -> Iterator[Any]:
     """Give a function that writes the table of flows."""
     kind = format_of("--output", args.output)
     with ExitStack() as stack:
         if args.output == "-":
-            table: FlowWriter = CsvTable(sys.stdout)
+            table: FlowWriter = CsvTable(sys.stdout, has_reasons=has_reasons)
         else:
             part = stack.enter_context(replacing(args.output))
             if kind == PARQUET:
                 table = ParquetTable(part)
             else:
                 file = stack.enter_context(open(part, "w", newline="", encoding="utf-8"))
-                table = CsvTable(file) if kind == CSV else JsonLines(file)
+                table = CsvTable(file, has_reasons=has_reasons) if kind == CSV else JsonLines(file)
         yield lambda scored, alarms: table.add(scored.abnormal() if args.only_abnormal else scored)
         table.close()
 
@@ -204,21 +175,27 @@ def _table(args: argparse.Namespace) -> Iterator[Any]:
 @contextmanager
 def _alarm_lines(args: argparse.Namespace, connections: Any) -> Iterator[Any]:
     """Give a function that writes alarms as EVE."""
-    from sklearn_docids._alarms.eve import alert_line
+    from sklearn_docids._alarms.eve import AlarmWriter
 
-    def write(scored: Scored, alarms: Sequence[Alarm]) -> None:
-        for alarm in alarms:
-            uid = None if connections is None else connections.uid(alarm.most_abnormal.flow)
-            file.write(alert_line(alarm, sensor=None, interface=None, model=args.model, zeek_uid=uid) + "\n")
+    with replacing(args.output) as part, AlarmWriter(part, "eve", model=args.model, zeek=connections) as lines:
 
-    with replacing(args.output) as part, open(part, "w", encoding="utf-8") as file:
+        def write(scored: Scored, alarms: Sequence[Alarm]) -> None:
+            for alarm in alarms:
+                lines.write(alarm)
+            lines.flush()
+
         yield write
 
 
-def _outputs(args: argparse.Namespace, connections: Any) -> list[Any]:
+def _output(args: argparse.Namespace, detector: Any, connections: Any) -> AbstractContextManager[Any]:
+    """Give what writes the file that --output asks for."""
+    from sklearn_docids._meta import takes_tables
+
     if args.output is None:
-        return []
-    return [_alarm_lines(args, connections) if format_of("--output", args.output) == EVE else _table(args)]
+        return nullcontext(lambda scored, alarms: None)
+    if format_of("--output", args.output) == EVE:
+        return _alarm_lines(args, connections)
+    return _table(args, has_reasons=takes_tables(detector))
 
 
 def pieces(sampler: Any, sources: Sequence[Any]) -> Iterator[FlowTable]:
@@ -243,10 +220,8 @@ def _joined(parts: Sequence[FlowTable]) -> FlowTable:
     return FlowTable(rows, capture, parts[-1].captures, [])
 
 
-def _write_packets(args: argparse.Namespace, captures: Sequence[str], flagged: Sequence[FlowTable]) -> None:
-    if getattr(args, "write_pcap", None) is None:
-        return
+def _write_packets(args: argparse.Namespace, captures: Sequence[str], flagged: FlowTable, sampler: Any) -> None:
     from sklearn_docids._alarms.packets import write_packets
 
-    n_packets = write_packets(captures, _joined(flagged), args.write_pcap) if flagged else 0
-    note(args, f"{n_packets} packets of abnormal flows written to {args.write_pcap}")
+    n_packets = write_packets(captures, flagged, args.write_pcap, sampler=sampler)
+    note(args, f"{n_packets} packets of {len(flagged)} abnormal flows written to {args.write_pcap}")

@@ -6,15 +6,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from sklearn_docids._alarms.allow import hides_most
+from sklearn_docids._alarms.findings import doubt_of
+from sklearn_docids._text import format_p_value
 from sklearn_docids.cli._inputs import read_line
-from sklearn_docids.cli._text import format_p_value, say, time_text
+from sklearn_docids.cli._text import say, time_text
 
 if TYPE_CHECKING:
     from sklearn_docids._alarms.alarm import Alarm
     from sklearn_docids._alarms.findings import Findings
-
-# A share of flagged flows beyond these tells of another network, or of a model that fits nothing.
-MAX_SHARE, LEAST_FLOWS = 0.2, 100
 
 
 def print_findings(found: Findings, n_listed: int) -> None:
@@ -38,24 +38,17 @@ def _summary(found: Findings) -> Iterator[str]:
     tails = f"; {found.n_midstream} of them midstream" if found.n_midstream else ""
     yield f"{found.n_flows} flows{span}: {found.n_flagged} abnormal{share}{asked}{tails}"
     for rule, number in found.hidden.items():
-        yield f"{number} more abnormal flows are hidden by the rule {rule}"
+        yield f"{number} more abnormal flows are hidden by {rule}"
+    n_hidden = sum(found.hidden.values())
+    if hides_most(n_hidden, n_hidden + found.n_flagged):
+        yield "the allow-list hides nearly all that is abnormal: see whether its rules are wider than they should be"
     again = f", which come up as {found.n_alarms} alarms" if found.n_alarms != found.n_incidents else ""
-    yield f"{found.n_incidents} incidents{again}"
+    beyond = f"; {found.n_over_budget} more are beyond the budget" if found.n_over_budget else ""
+    yield f"{found.n_incidents} incidents{again}{beyond}"
     if doubt := doubt_of(found):
         yield doubt
     if found.drift:
         yield found.drift
-
-
-def doubt_of(found: Findings) -> str:
-    """Return why so many flagged flows say more about the model than about the traffic; empty if they are few."""
-    n_all = found.n_flagged + sum(found.hidden.values())
-    if found.n_flows < LEAST_FLOWS or n_all <= MAX_SHARE * found.n_flows:
-        return ""
-    return (
-        f"{n_all / found.n_flows:.0%} of the flows are abnormal to this model: it belongs to another network, or "
-        "learned too little; docids calibrate sets a threshold with normal traffic of this one, docids fit learns it"
-    )
 
 
 def _incident(incident: Alarm) -> Iterator[str]:
@@ -86,8 +79,10 @@ def plain(found: Findings) -> dict[str, Any]:
         "hidden": found.hidden,
         "incidents": found.n_incidents,
         "alarms": found.n_alarms,
+        "over_budget": found.n_over_budget,
         "doubt": doubt_of(found),
         "drift": found.drift,
+        "drifted": found.drifted,
         "most_abnormal": [_plain_incident(incident) for incident in found.alarms],
     }
 

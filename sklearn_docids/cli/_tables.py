@@ -18,12 +18,14 @@ if TYPE_CHECKING:
     from sklearn_docids._alarms.collect import Scored
 
 CSV, JSON_LINES, PARQUET, EVE = "CSV", "JSON lines", "Parquet", "EVE"
-# The end of a name says what a file is; the longest one counts.
+# The end of a name says what a file is; Suricata calls its own eve.json.
 SUFFIXES = {
-    ".csv": CSV, ".jsonl": JSON_LINES, ".ndjson": JSON_LINES, ".parquet": PARQUET, ".eve.json": EVE, ".eve": EVE,
+    ".csv": CSV, ".jsonl": JSON_LINES, ".ndjson": JSON_LINES, ".parquet": PARQUET, ".json": EVE, ".eve": EVE,
 }  # fmt: skip
-NUMBERS = (
-    "src_port", "dst_port", "packets_forward", "packets_backward", "bytes_forward", "bytes_backward",
+SIZES = ("packets_forward", "packets_backward", "bytes_forward", "bytes_backward")
+COLUMNS = (
+    "capture", "time_first", "time_last", "duration", "src_ip", "src_port", "dst_ip", "dst_port", "protocol", *SIZES,
+    "begin", "end", "community_id", "score", "threshold", "p_value", "verdict",
 )  # fmt: skip
 
 
@@ -72,7 +74,7 @@ def columns_of(scored: Scored) -> dict[str, Sequence[Any]]:
         "dst_ip": flows.dst_ip.tolist(),
         "dst_port": flows.dst_port.tolist(),
         "protocol": [PROTOCOL_NAMES[protocol] for protocol in flows.protocol.tolist()],
-        **{name: flows[name].tolist() for name in NUMBERS[2:]},
+        **{name: flows[name].tolist() for name in SIZES},
         "begin": flows.begin.tolist(),
         "end": flows.end.tolist(),
         "community_id": flows.community_id.tolist(),
@@ -93,19 +95,15 @@ def times(nanoseconds: np.ndarray) -> np.ndarray:
 
 
 class CsvTable:
-    """A CSV file with a head."""
+    """A CSV file with a head; a detector with views gives a reason of each abnormal flow."""
 
-    def __init__(self, file: TextIO):
+    def __init__(self, file: TextIO, *, has_reasons: bool):
         self._table = csv.writer(file, lineterminator="\n")
-        self._has_head = False
+        self._table.writerow((*COLUMNS, "reason") if has_reasons else COLUMNS)
 
     def add(self, scored: Scored) -> None:
         """Write lines of scored flows."""
-        columns = columns_of(scored)
-        if not self._has_head:
-            self._table.writerow(columns)
-            self._has_head = True
-        self._table.writerows(zip(*columns.values(), strict=True))
+        self._table.writerows(zip(*columns_of(scored).values(), strict=True))
 
     def close(self) -> None:
         """Leave the file as it is."""
@@ -150,5 +148,10 @@ class ParquetTable:
 
     def close(self) -> None:
         """Write the end of the file."""
-        if self._writer is not None:
+        import pyarrow
+        import pyarrow.parquet
+
+        if self._writer is None:  # no flows
+            pyarrow.parquet.write_table(pyarrow.table({name: [] for name in COLUMNS}), self._path)
+        else:
             self._writer.close()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""`docids demo`: from the bundled captures to a ranked list of abnormal flows, each with a reason."""
+"""`docids demo`: from the bundled captures to a ranked list of incidents, each with a reason."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from sklearn.svm import OneClassSVM
 from sklearn.utils import Bunch
 
 from sklearn_docids._sampler import FlowSampler
+from sklearn_docids.aggregation import find_incidents
 from sklearn_docids.capture.table import FlowTable
 from sklearn_docids.cli._outputs import replacing
-from sklearn_docids.cli._text import format_flows, main_reason, say
+from sklearn_docids.cli._text import PROTOCOL_NAMES, main_reason, say
 from sklearn_docids.datasets import load_testbed
 from sklearn_docids.detectors import DOCIDSDetector, Judgement, MultiViewDetector, ReferenceData, StatisticDetector
 from sklearn_docids.metrics import attack_average_precision_score, attack_roc_auc_score
@@ -42,7 +43,7 @@ def run(folder: str, seed: int) -> None:
     scores = {VIEWS: judged.scores, **_other_scores(packets, seed)}
     _print_report(scores, y_test, kinds)
     _print_alarms(detector, judged.scores, flows.flows_test, y_test)
-    _print_most_abnormal(flows.flows_test, judged, kinds)
+    _print_incidents(detector, flows.flows_test, judged, kinds)
     _draw(Path(folder) / "demo.png", scores, y_test, detector.offset_)
 
 
@@ -98,18 +99,23 @@ def _print_alarms(detector: MultiViewDetector, scores: np.ndarray, flows: FlowTa
     )
 
 
-def _print_most_abnormal(flows: FlowTable, judged: Judgement, kinds: np.ndarray) -> None:
-    order = np.argsort(judged.scores, kind="stable")[:N_LISTED]
-    print(f"\nThe {len(order)} most abnormal flows:")
-    for row, line in zip(order.tolist(), format_flows(flows[order], judged.scores[order]), strict=True):
-        say(f"{line}  {kinds[row] or 'normal'}", f"{'':14}{main_reason(judged.reasons(row))}")
+def _print_incidents(detector: MultiViewDetector, flows: FlowTable, judged: Judgement, kinds: np.ndarray) -> None:
+    """Print the most abnormal incidents, the kinds of their flows, and why the most abnormal flow of each is so."""
+    incidents = find_incidents(flows, judged.scores, detector.offset_)
+    print(f"\nThe flagged flows are {len(incidents)} incidents of channels; the {N_LISTED} most abnormal:")
+    for incident in incidents[:N_LISTED]:
+        names, numbers = np.unique(kinds[incident.rows], return_counts=True)
+        what = ", ".join(f"{n} {name or 'normal'}" for name, n in zip(names.tolist(), numbers.tolist(), strict=True))
+        protocol = PROTOCOL_NAMES[incident.protocol or 0]
+        who = f"{incident.src_ip} -> {incident.dst_ip}:{incident.dst_port}/{protocol}"
+        say(f"{incident.score:9.1f}  {who}: {what}", f"{'':11}{main_reason(judged.reasons(incident.most_abnormal))}")
 
 
 def _draw(path: Path, scores: dict[str, np.ndarray], y_test: np.ndarray, threshold: float) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        print("\nNo picture: matplotlib is not installed (pip install 'sklearn-docids[plot]').")
+        print("\nNo picture: matplotlib is not installed (pip install matplotlib).")
         return
     from sklearn_docids.plotting import RocDisplay, ScoreHistogramDisplay
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sklearn_docids._text import printable
+from sklearn_docids._text import format_p_value, printable
 
 if TYPE_CHECKING:
     from sklearn_docids.capture.table import FlowTable
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 PROTOCOL_NAMES = {6: "tcp", 17: "udp"}
 # Characters of a reason in a table, which has a line per flow.
 MAX_REASON = 200
-# Beyond the scores of calibration, a p-value is an extrapolation: how small it is says nothing.
-LEAST_P_VALUE = 1e-6
 
 
 def say(*lines: object) -> None:
@@ -79,11 +77,6 @@ def format_views(reasons: Sequence[ViewReason]) -> Iterator[str]:
     yield f"        {'view':{width}}  {'p':>8}  what is unusual (p: share of normal flows that are as unusual in it)"
     for reason in reasons:
         yield f"        {reason.view:{width}}  {format_p_value(reason.p_value):>8}  {reason.text}"
-
-
-def format_p_value(p_value: float) -> str:
-    """Return a p-value, but for extrapolations: those are smaller than any that could be counted."""
-    return f"{p_value:.2g}" if p_value >= LEAST_P_VALUE else f"<{LEAST_P_VALUE:.0e}"
 
 
 def format_reasons(reasons: Sequence[ByteReason]) -> Iterator[str]:

@@ -26,9 +26,7 @@ class TrainingBar(Callback):
     def on_epoch_end(self, net: Any, **kwargs: Any) -> None:
         """Show the losses."""
         losses = {name: net.history[-1][f"{name}_loss"] for name in net.losses.names}
-        self._bar.set_postfix(
-            {name: f"{loss:.3g}" for name, loss in losses.items()}, refresh=False
-        )
+        self._bar.set_postfix({name: f"{loss:.3g}" for name, loss in losses.items()}, refresh=False)
 
     def on_train_end(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
         """Remove the bar."""

@@ -23,12 +23,17 @@ import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from sklearn_docids.cli._evaluate import seconds
-from sklearn_docids.cli._explain import positive
+from sklearn_docids.cli._alarm_options import (
+    add_alarm_options,
+    add_zeek_log,
+    drift_test,
+    loaded_allow_list,
+    zeek_connections,
+)
 from sklearn_docids.cli._inputs import add_midstream, add_model, check_model, loaded_detector
 from sklearn_docids.cli._outputs import check_spared, check_writable, named
-from sklearn_docids.cli._score import add_alarm_options, drift_test
 from sklearn_docids.cli._text import note
+from sklearn_docids.cli._values import positive, seconds
 
 if TYPE_CHECKING:
     from sklearn_docids._watch.signals import Signals
@@ -54,6 +59,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--stats", type=seconds, default=60.0, metavar="S", help="write counters every so many seconds (default 60)"
     )
     add_alarm_options(parser)
+    add_zeek_log(parser)
     add_midstream(parser)
     parser.add_argument("--write-pcap", metavar="FILE", help="add the packets of the flow of each alarm, as pcapng")
     parser.add_argument(
@@ -172,7 +178,7 @@ def _watch(args: argparse.Namespace, kind: str, signals: Signals, source: Any) -
     from sklearn_docids._watch.verdicts import Judge
     from sklearn_docids._watch.watcher import Plan, Watcher
 
-    allow_list = _allow_list(args)
+    allow_list = loaded_allow_list(args)
     reload = Reload(args)
     detector = loaded_detector(args.model, args.midstream)
     source.window = detector.sampler_.reorder_window
@@ -187,29 +193,16 @@ def _watch(args: argparse.Namespace, kind: str, signals: Signals, source: Any) -
         ).run()  # fmt: skip
 
 
-def _allow_list(args: argparse.Namespace) -> Any:
-    if args.allow_list is None:
-        return None
-    from sklearn_docids._alarms.allow import AllowList
-
-    return AllowList.load(args.allow_list)
-
-
 def _desk(args: argparse.Namespace, kind: str, detector: Any) -> Any:
     """Return the desk with its outputs."""
     from sklearn_docids._alarms.eve import AlarmWriter
     from sklearn_docids._alarms.incidents import IncidentTracker
     from sklearn_docids._watch.alarms import AlarmDesk
 
-    zeek = None
-    if args.zeek_log is not None:
-        from sklearn_docids._alarms.zeek import ZeekConnections
-
-        zeek = ZeekConnections(args.zeek_log)
     tracker = IncidentTracker(level=args.level, window=args.window, per_day=args.alarms_per_day)
     lines = AlarmWriter(
         args.output, "eve" if args.output == "-" else None, model=args.model, sensor=args.sensor,
-        interface=args.source if kind == "interface" else None, zeek=zeek,
+        interface=args.source if kind == "interface" else None, zeek=zeek_connections(args),
     )  # fmt: skip
     outputs: list[Any] = [lines]
     packets = None
@@ -234,7 +227,7 @@ class Reload:
         """Return the judge to go on with; what cannot be read stays as it was, and that is said."""
         allow_list = judge.allow_list
         try:
-            allow_list = _allow_list(self._args)
+            allow_list = loaded_allow_list(self._args)
         except (OSError, ValueError) as error:
             note(self._args, f"the allow-list stays as it was: {error}")
         return self._judge_of_the_file(judge, allow_list)

@@ -23,7 +23,7 @@ from sklearn.utils import Bunch, check_random_state
 
 from sklearn_docids import paper
 from sklearn_docids._sampler import FlowSampler
-from sklearn_docids._warn import warn_caller
+from sklearn_docids._warn import missing, warn_caller
 from sklearn_docids.datasets._cache import as_sampled, captured_flows
 from sklearn_docids.datasets._files import files_of, paths_below
 from sklearn_docids.datasets._folder import check_n_per_class, drawn_bunch, plain_name
@@ -67,7 +67,7 @@ def load_ustc_tfc2016(
     folder : path
         Folder with ``Benign`` and ``Malware``, as published. A class is one or more captures (``SMB-1.pcap``,
         ``SMB-2.pcap``) or 7z archives of them; archives are unpacked one at a time into a temporary folder, which
-        needs ``py7zr`` (``pip install 'sklearn-docids[archives]'``). Archives of a class that has a capture beside them
+        needs ``py7zr`` (``pip install py7zr``). Archives of a class that has a capture beside them
         are skipped, as are links that lead out of ``Benign`` or ``Malware`` (see `load_class_folder`).
     n_per_class : int or None, default=5000
         Most flows of a class, drawn at random (paper: 5,000); None: all.
@@ -193,9 +193,7 @@ def unpacked(path: Path) -> Iterator[list[Path]]:
         yield [path]
         return
     if importlib.util.find_spec("py7zr") is None:
-        raise ImportError(
-            f"{path} is an archive: unpack it (7z x), or install py7zr: pip install 'sklearn-docids[archives]'"
-        )
+        raise missing(f"{path} is an archive: unpack it (7z x); to read it as it is", "py7zr")
     with tempfile.TemporaryDirectory(prefix="docids-") as folder:
         yield extract(path, Path(folder))
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sklearn_docids.detectors._autoencoders import AutoencoderDetector, ConvAutoencoderDetector
+    from sklearn_docids.detectors._calibration import Calibration
     from sklearn_docids.detectors._doc_features import DOCFeatures
     from sklearn_docids.detectors._docids import DOCIDSDetector
     from sklearn_docids.detectors._ensemble import SeedEnsemble
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "AutoencoderDetector": "_autoencoders",
+    "Calibration": "_calibration",
     "ConvAutoencoderDetector": "_autoencoders",
     "DOCFeatures": "_doc_features",
     "DOCIDSDetector": "_docids",
@@ -33,6 +35,7 @@ _HOME = {
 
 __all__ = [
     "AutoencoderDetector",
+    "Calibration",
     "ConvAutoencoderDetector",
     "DOCFeatures",
     "DOCIDSDetector",

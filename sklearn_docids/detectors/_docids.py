@@ -137,6 +137,18 @@ class DOCIDSDetector(TrainedDetector):
     ----------
     offset_ : float
         Threshold on `score_samples`: a flow that scores below it is abnormal.
+    calibration_scores_ : ndarray of float64
+        Scores of the rows that set the threshold, if they were held out from training: with ``false_alarm_rate``, and
+        after `calibrate`; otherwise none.
+    thinned_scores_ : ndarray of float64
+        After `calibrate` with a table: those of one flow per channel and minute, for
+        `~sklearn_docids.monitoring.DriftMonitor`.
+    false_alarm_rate_ : float or None
+        Share of new normal flows that the threshold may flag; None where it flags a share of the rows of `fit`.
+    calibrations_ : list of Calibration
+        That of `fit`, and those of `calibrate`.
+    active_calibration_ : int
+        Which of them is in use.
     history_ : list of dict
         Per epoch: ``epoch``, ``pairs`` seen, and the means of ``descriptiveness_loss``, ``compactness_loss`` and
         ``reconstruction_loss``, unweighted, 0 for a loss of weight 0, which is not computed; ``validation_loss`` with
@@ -161,6 +173,8 @@ class DOCIDSDetector(TrainedDetector):
         Names of the columns, where X has names that are all strings.
     sampler_ : FlowSampler or None
         After `~sklearn_docids.load_detector`: the sampler stored with the model.
+    provenance_ : dict or None
+        After `~sklearn_docids.load_detector`: what is stored of the traffic and the settings of the fit.
 
     See Also
     --------

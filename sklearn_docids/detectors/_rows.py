@@ -82,22 +82,33 @@ def _check_held_out(detector: Any, n_rows: int, n_others: int, n_held_out: int) 
         )
 
 
+class Threshold(NamedTuple):
+    """A threshold on scores, and how it came about."""
+
+    offset: float
+    doubt: str  # why it separates nothing, if so
+    n_rows: int  # that have set it
+    held_out: np.ndarray  # scores of these, if they were held out
+
+
 def threshold(
     detector: Any, score: Score, rows: FitRows, others: np.ndarray, kept: tuple[np.ndarray, int] | None = None
-) -> tuple[float, str]:
-    """Return the threshold by held-out rows, or by a share of training rows: of ``others`` with "auto"; and its doubt.
+) -> Threshold:
+    """Return the threshold by held-out rows, or by a share of training rows: of ``others`` with "auto".
 
     ``kept``: scores that are left of rows of earlier fits, and the number of those rows.
     """
     if rows.threshold is not None:
         scores = score(rows.threshold)
-        return conformal_threshold(scores, detector.false_alarm_rate), doubt_of(scores)
+        offset = conformal_threshold(scores, detector.false_alarm_rate)
+        return Threshold(offset, doubt_of(scores), len(scores), scores)
     is_auto = detector.contamination == "auto"
     share = AUTO_CONTAMINATION if is_auto else float(detector.contamination)
     scores = score(others if is_auto else rows.target)
     if kept is None:
-        return contamination_threshold(scores, share), doubt_of(scores, share)
-    return pooled_threshold(*kept, scores, len(rows.target), share), doubt_of(np.concatenate([kept[0], scores]))
+        return Threshold(contamination_threshold(scores, share), doubt_of(scores, share), len(scores), scores[:0])
+    offset, together = pooled_threshold(*kept, scores, len(rows.target), share), np.concatenate([kept[0], scores])
+    return Threshold(offset, doubt_of(together), len(together), scores[:0])
 
 
 def check_losses(losses: WeightedLosses, has_reference: bool, early_stopping: bool = False) -> None:

@@ -20,14 +20,28 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import check_is_fitted
 
 from sklearn_docids._meta import forget_fit
 from sklearn_docids._network.tensors import StoredNetwork, resolved_device
+from sklearn_docids._provenance import described_traffic
+from sklearn_docids._thresholds import AUTO_CONTAMINATION, conformal_threshold, doubt_of
 from sklearn_docids._training.net import TrainingSettings, WeightedLosses
 from sklearn_docids._training.pairs import PairedFlows
 from sklearn_docids._training.run import Trained, fit_network, n_epochs
 from sklearn_docids._warn import warn_caller
+from sklearn_docids.capture.table import FlowTable
 from sklearn_docids.detectors._base import ScoringDetector, check_range, rows_of_fit, rows_to_score
+from sklearn_docids.detectors._calibration import (
+    NO_SCORES,
+    CalibratedMixin,
+    Calibration,
+    check_enough,
+    checked_rate,
+    in_time_order,
+    now,
+    thinned,
+)
 from sklearn_docids.detectors._callbacks import CallbackSupportMixin, FitTasks, available_if, with_callbacks
 from sklearn_docids.detectors._profile import RowProfile, check_reference_rows
 from sklearn_docids.detectors._reference import Reference
@@ -49,7 +63,7 @@ def _takes_more(detector: TrainedDetector) -> bool:
     return True
 
 
-class TrainedDetector(CallbackSupportMixin, ScoringDetector):
+class TrainedDetector(CallbackSupportMixin, CalibratedMixin, ScoringDetector):
     """Base of the detectors with a network, which `fit` trains."""
 
     # scikit-learn's metadata routing: fit takes the reference without being asked to.
@@ -58,8 +72,8 @@ class TrainedDetector(CallbackSupportMixin, ScoringDetector):
 
     _network_class: ClassVar[type[StoredNetwork]]
     _fitted_names: ClassVar[tuple[str, ...]] = (
-        "network_", "offset_", "history_", "n_iter_", "interrupted_", "callbacks_", "sampler_", "_scorer", "_moments",
-        "_split_seed", "_n_rows_seen", "_profile",
+        *CalibratedMixin._calibration_names, "network_", "history_", "n_iter_", "interrupted_", "callbacks_",
+        "sampler_", "_scorer", "_moments", "_split_seed", "_n_rows_seen", "_profile",
     )  # fmt: skip
 
     contamination: str | float
@@ -296,10 +310,14 @@ class TrainedDetector(CallbackSupportMixin, ScoringDetector):
         )
         kept = (scorer.score_templates()[: drawn.n_kept], n_seen) if drawn.n_kept else None
         score = partial(scorer.score, device=resolved_device(self.device))
-        offset, doubt = threshold(self, score, rows, drawn.others, kept)
+        found = threshold(self, score, rows, drawn.others, kept)
+        calibration = Calibration(now(), found.offset, self.false_alarm_rate, found.n_rows, found.held_out)
         fitted = {
             "network_": trained.network,
-            "offset_": offset,
+            "offset_": found.offset,
+            "calibrations_": [calibration],
+            "active_calibration_": 0,
+            "provenance_": None,
             "history_": trained.history,
             "n_iter_": trained.n_epochs,
             "interrupted_": trained.interrupted,
@@ -311,7 +329,7 @@ class TrainedDetector(CallbackSupportMixin, ScoringDetector):
             "_profile": rows.profile,
             **({"reference_classes_": rows.classes} if "reference_classes_" in self._fitted_names else {}),
         }
-        return fitted, doubt
+        return fitted, found.doubt
 
     def _say_what_tells_nothing_apart(self, scorer: Any, rows: FitRows, doubt: str) -> None:
         """Warn of a network that makes the same of all rows, and otherwise of a threshold to be doubted."""
@@ -334,6 +352,63 @@ class TrainedDetector(CallbackSupportMixin, ScoringDetector):
             if trained.interrupted:
                 # Usable from here on, and the search or script around it ends as its user wants.
                 raise KeyboardInterrupt("training was interrupted; the detector is fitted as far as it came")
+
+    def calibrate(self, X: ArrayLike | FlowTable, *, false_alarm_rate: float | None = None) -> Self:
+        """Set the threshold anew by other normal traffic, without training.
+
+        The earlier threshold stays in ``calibrations_``, for `restore_calibration`. Where a tenth or more of the rows
+        are of another kind than those of `fit`, as from another link layer, train anew: no threshold helps.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_flows, n_columns) or FlowTable
+            Normal flows that `fit` has not seen, sampled alike; of a table, the rows are scored, and its times and
+            channels let `~sklearn_docids.monitoring.DriftMonitor` compare later traffic with it.
+        false_alarm_rate : float or None, default=None
+            Share of new normal flows that may be flagged, in (0, 0.5]. None: the parameter of that name, or, where that
+            is None, the share of ``contamination``.
+
+        Returns
+        -------
+        self : object
+            The detector, with a new ``offset_``. Its parameters stay as they are.
+
+        Raises
+        ------
+        ValueError
+            Too few flows for the rate, rows of another width or scale, or a rate out of range.
+
+        Warns
+        -----
+        UserWarning
+            The threshold separates nothing; rows are of another kind than those of `fit`; or an old calibration is
+            dropped.
+        """
+        check_is_fitted(self)
+        rate = checked_rate(self._default_rate() if false_alarm_rate is None else false_alarm_rate)
+        flows = in_time_order(X) if isinstance(X, FlowTable) else None
+        scores = self.score_samples(X if flows is None else flows.X)
+        check_enough(len(scores), rate)
+        self._add_calibration(
+            Calibration(
+                now(),
+                conformal_threshold(scores, rate),
+                rate,
+                len(scores),
+                scores,
+                NO_SCORES if flows is None else thinned(flows, scores),
+                traffic=None if flows is None else described_traffic(flows),
+            )
+        )
+        doubt = doubt_of(scores)
+        if doubt:
+            warn_caller(doubt)
+        return self
+
+    def _default_rate(self) -> float:
+        if self.false_alarm_rate is not None:
+            return self.false_alarm_rate
+        return AUTO_CONTAMINATION if self.contamination == "auto" else float(self.contamination)
 
     def score_samples(self, X: ArrayLike) -> np.ndarray:
         """Return how normal flows are: the lower, the more abnormal.
