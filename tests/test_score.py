@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from captures import pcap, tcp, udp
 from office import burst, capture_of, office
+from scapy.layers.inet import IP
 
 from sklearn_docids import load_detector
+from sklearn_docids._alarms.collect import Scorer
 from sklearn_docids._text import csv_cell
 from sklearn_docids.aggregation import find_incidents
 from sklearn_docids.cli import _score, main
@@ -231,3 +233,21 @@ def test_a_budget_of_alarms_per_day_holds_and_the_rest_is_counted(captures, mode
     assert all_of_them["alarms"] > few["alarms"] >= 1
     assert few["over_budget"] == all_of_them["alarms"] - few["alarms"]
     assert few["incidents"] == all_of_them["incidents"]
+
+
+def test_flows_that_idle_out_come_late_and_are_no_burst(model, write):
+    dialogues = office(120, 1, 400)
+    for packets, times in dialogues[::2]:  # pages, whose clients close the connection now, too
+        first = packets[0][IP]
+        packets.append(tcp(first.sport, 80, "FA", src=first.src, dst=first.dst))
+        times.append(times[-1] + 0.01)
+    detector = load_detector(model)
+    flows = detector.sampler_.flows(write(capture_of(dialogues)))
+    is_closed = flows.end == "closed"
+    assert 10 < is_closed.sum() < len(flows) - 10
+    ended_at = flows.time_last + np.where(is_closed, 0, 120 * 10**9)
+    scorer, scores = Scorer(detector), np.empty(len(flows))
+    for rows in np.array_split(np.argsort(ended_at, kind="stable"), 9):
+        scores[rows] = scorer.score(flows[rows]).scores
+    for kind in (is_closed, ~is_closed):
+        assert scores[kind].tolist() == detector.score_samples(flows[kind]).tolist()
