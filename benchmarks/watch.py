@@ -233,7 +233,7 @@ def is_read(state: Path, n_files: int) -> bool:
             files = json.loads(file.readline())["files"]
     except FileNotFoundError:
         return False
-    return len(files) == n_files and all(each["size"] >= 0 for each in list(files.values())[:-1])
+    return len(files) == n_files and all(each["size"] >= 0 for each in files.values())
 
 
 def folder_run(paths: list[Path], model: str, folder: Path, n_kills: int, seed: int) -> tuple[list[str], int]:

@@ -70,6 +70,7 @@ class FolderSource:
         self.name = path
         self.window: int = 0  # of records that are put in order of time
         self.taken: dict[str, Taken] = {}
+        self.n_read: int = 0  # times that a file was read to its end
         self.n_files: int = 0
         self.n_damaged: int = 0
         self.n_lost: int = 0
@@ -204,6 +205,7 @@ class FolderSource:
             finally:
                 os.close(descriptor)
         if not self._signals.stop:
+            self.n_read += 1
             self.n_files += before is None
             self.taken[name] = replace(self.taken[name], size=stamp.size, mtime_ns=stamp.mtime_ns)
             del self._waiting[name]

@@ -92,6 +92,7 @@ class Watcher:
         now = time.monotonic()
         self._next_verdicts, self._next_stats, self._next_state = now, now + plan.stats_every, now + plan.state_every
         self._has_news = False
+        self._n_read = 0
         self._n_unjudged = 0  # flows that were open in the end, and for which there was no time
         self._is_over = False
         self._said: set[str] = set()
@@ -173,6 +174,8 @@ class Watcher:
             self._look_around()
 
     def _take(self, event: Event) -> None:
+        if self._folder and self._folder.n_read != self._n_read:
+            self._n_read, self._has_news = self._folder.n_read, True
         if isinstance(event, File):
             self._give_verdicts()  # on flows of files that may be forgotten now
             self._assembler.begin_file(event.name)
