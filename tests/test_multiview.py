@@ -123,6 +123,14 @@ def test_scores_beyond_every_normal_one_are_still_ranked():
     np.testing.assert_allclose(tail.surprise(np.array([0.0, 1.0, 2.0])), [0, np.log(101) + 1, np.log(101) + 2])
 
 
+def test_equal_scores_make_tails_that_can_be_stored():
+    for value in (0.1, 1 / 3, 7.3):
+        scores = np.concatenate([[0.0], np.full(99, value)])
+        tails = Tails.of(scores, None)
+        assert tails.everything.scale == pytest.approx(np.std(scores))
+        assert Tails.restored(tails.state()).everything.scale == tails.everything.scale
+
+
 def test_a_group_with_enough_normal_flows_has_a_tail_of_its_own():
     scores = np.concatenate([np.zeros(MIN_GROUP), np.ones(MIN_GROUP - 1), np.full(MIN_GROUP, 2.0)])
     groups = np.repeat([7, 8, 9], [MIN_GROUP, MIN_GROUP - 1, MIN_GROUP])

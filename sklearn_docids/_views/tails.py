@@ -43,7 +43,8 @@ class Tail(NamedTuple):
         """Return the tail of normal scores, at least one."""
         ordered = np.sort(scores)
         n_tail = min(len(ordered), max(MIN_TAIL, int(TAIL_SHARE * len(ordered))))
-        scale = float(np.mean(ordered[-n_tail:]) - ordered[-n_tail])
+        # Differences first: the mean of equal scores may be rounded to less than one of them.
+        scale = float(np.mean(ordered[-n_tail:] - ordered[-n_tail]))
         # Where the largest ones are all equal, whatever the scores differ by at all has to do as the unit.
         scale = scale or float(np.std(ordered)) or 1.0
         kept = np.linspace(0, len(ordered) - 1, min(len(ordered), MAX_SCORES)).round().astype(np.int64)
