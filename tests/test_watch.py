@@ -483,11 +483,11 @@ def test_kills_at_any_moment_lose_no_flow_and_cut_none(days, model, tmp_path):
     plain, counters = watched(spool, model, tmp_path / "plain")
     assert counters["flows_open"] > 0
     found, n_kills = [], 0
-    for killed_at in (0, 1, 2, 3, 2, 3, 4, 2, 3, 4, 3, 2, None):
+    for killed_at in (0, 1, 2, 3, 4, 3, None):
         flows, at_end = watched(spool, model, tmp_path / "killed", killed_at)
         found += flows
         n_kills += at_end is None
-    assert n_kills >= 8
+    assert n_kills >= 4
     # Facts and score: what the model remembers has survived as well.
     assert set(found) == set(plain)
     assert at_end["flows_open"] == counters["flows_open"]
