@@ -79,7 +79,7 @@ def test_it_says_what_a_model_learned_from_and_what_its_threshold_is_worth(capsy
     assert found["threshold"] == [
         f"{fitted[0].offset_:.6g}: 5 % false alarms, from 300 normal flows",
         "of new flows like these, it flags 2.83 % to 7.71 % in 95 of 100 cases",
-        "0.05 % needs 56 min (1699 flows) more of such traffic",
+        "0.05 % needs 56 min more of such traffic, 1699 more flows that set it",
     ]
     assert found["views"] == ["statistics, novelty"]
     assert found["network"] == ["none"]

@@ -101,14 +101,15 @@ def threshold_lines(threshold: dict[str, Any]) -> list[str]:
     if "realised" in threshold:
         low, high = threshold["realised"]
         lines.append(f"of new flows like these, it flags {percent(low)} to {percent(high)} in 95 of 100 cases")
-        lines.append(f"{percent(threshold['finer_rate'])} needs {_missing(threshold)} more of such traffic")
+        lines.append(f"{percent(threshold['finer_rate'])} needs {_missing(threshold)}")
     return lines
 
 
 def _missing(threshold: dict[str, Any]) -> str:
     hours = threshold["missing_hours"]
-    flows = f"{threshold['missing_flows']} flows"
-    return flows if hours is None else f"{duration(hours)} ({flows})"
+    # A fit may hold a part of the flows out, and only these set the threshold.
+    flows = f"{threshold['missing_flows']} more flows that set it"
+    return flows if hours is None else f"{duration(hours)} more of such traffic, {flows}"
 
 
 def calibration_line(calibration: dict[str, Any], found: dict[str, Any]) -> str:
