@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import re
 
+# The protocols that make flows, by their numbers.
+PROTOCOL_NAMES = {6: "tcp", 17: "udp"}
 # What a spreadsheet takes for the beginning of a formula, at the beginning of a cell; for some a semicolon ends one
 # (OWASP, "CSV Injection").
 FORMULA_START = re.compile(r"(^|;)(\s*)(?=[=+\-@＝＋－＠])")

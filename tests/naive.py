@@ -680,8 +680,8 @@ def damped_counts(keys, times, amounts, half_lives, max_keys):
     for key, time, amount in zip(keys.tolist(), times.tolist(), amounts.tolist(), strict=True):
         events = table.use(key, Events)
         events.advance(time)
-        events.all.append([events.now, amount])
-        sums.append([events.damped(events.all, half_life) for half_life in half_lives])
+        events.all.append([time if (events.now - time) * 1e-9 <= 600 else events.now, amount])
+        sums.append([max(amount, events.damped(events.all, half_life)) for half_life in half_lives])
     return np.array(sums).reshape(-1, len(half_lives)), table.n_evicted
 
 

@@ -59,6 +59,13 @@ def test_half_is_left_after_a_half_life():
     assert counts.update(np.uint64([1]), np.int64([2 * NS])).tolist() == [[3.0, 5.0]]
 
 
+def test_an_event_that_comes_late_counts_at_its_own_time_unless_a_clock_was_set_back():
+    counts = DampedCounts((60.0,))
+    key = np.uint64([1])
+    found = [float(counts.update(key, np.int64([second * NS]))[0, 0]) for second in (1000, 940, 1000, 399)]
+    assert found == [1.0, 1.5, 2.5, 3.5]
+
+
 def test_a_flood_of_keys_takes_no_more_memory():
     counts = DampedCounts((1.0, 60.0), max_keys=65_536)
     for part in range(10):

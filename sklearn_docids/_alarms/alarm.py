@@ -6,6 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sklearn_docids._text import PROTOCOL_NAMES
+
 if TYPE_CHECKING:
     from sklearn_docids.capture.table import FlowTable
     from sklearn_docids.detectors import ViewReason
@@ -43,5 +45,5 @@ class Alarm:
         source, destination, port = str(flow.src_ip[0]), str(flow.dst_ip[0]), int(flow.dst_port[0])
         if self.level == "host":
             return source
-        name = {6: "tcp", 17: "udp"}[int(flow.protocol[0])]
+        name = PROTOCOL_NAMES[int(flow.protocol[0])]
         return f"{source} -> {f'[{destination}]' if ':' in destination else destination}:{port}/{name}"

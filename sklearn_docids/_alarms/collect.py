@@ -7,7 +7,7 @@ import heapq
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,23 +20,11 @@ if TYPE_CHECKING:
     from sklearn_docids._alarms.allow import AllowList
     from sklearn_docids.capture.table import FlowTable
     from sklearn_docids.detectors import ViewReason
+    from sklearn_docids.monitoring import DriftMonitor
 
 # Of more incidents and hosts, the least abnormal are counted and not kept; of more scores, an even sample is.
 MAX_KEPT, MAX_SCORES = 1000, 200_000
-CLOSED = "closed"  # how a flow has ended
 NORMAL, ABNORMAL, HIDDEN = "normal", "abnormal", "hidden"
-
-
-class Drift(Protocol):
-    """A test of whether scores are still those of the traffic that set the threshold."""
-
-    drifted_: bool
-
-    def update(self, scores: np.ndarray, flows: FlowTable) -> Any:
-        """Take the scores of more flows."""
-
-    def describe(self) -> str:
-        """Say what was found."""
 
 
 @dataclass(frozen=True)
@@ -77,18 +65,13 @@ class Scored:
 
 
 class Scorer:
-    """A detector that scores flows as they end, table by table, and remembers what it has seen if it can.
-
-    Flows that close come at once, others a timeout later. To one memory these would be late, a timeout's worth of them
-    at a time, and look like a burst (12 % of the testbed's normal flows were flagged where 1 % was asked for). So each
-    of the two kinds has a memory of its own, in which they come in order.
-    """
+    """A detector that scores tables of flows one after the other, and remembers what it has seen if it can."""
 
     def __init__(self, detector: Any, allow_list: AllowList | None = None):
         self.detector = detector
         self.allow_list = allow_list
         self.hidden: Counter[str] = Counter()  # flagged flows that each rule hid
-        self._streams = {is_closed: detector.stream() for is_closed in (True, False)} if takes_tables(detector) else {}
+        self._stream = detector.stream() if takes_tables(detector) else None
         self._normal = np.sort(getattr(detector, "calibration_scores_", np.zeros(0)))
 
     def score(self, flows: FlowTable) -> Scored:
@@ -107,23 +90,10 @@ class Scorer:
         return Scored(flows, scores, threshold, self._p_values(scores), verdicts, reasons)
 
     def _judged(self, flows: FlowTable) -> tuple[np.ndarray, Callable[[int], list[ViewReason]] | None]:
-        if not self._streams:
+        if self._stream is None:
             return self.detector.score_samples(flows.X), None
-        has_closed = flows.end == CLOSED
-        scores = np.empty(len(flows))
-        judged_by: dict[int, tuple[Any, int]] = {}
-        for is_closed, stream in self._streams.items():
-            rows = np.flatnonzero(has_closed == is_closed)
-            judged = stream.judge(flows[rows])
-            scores[rows] = judged.scores
-            judged_by |= {row: (judged, place) for place, row in enumerate(rows.tolist())}
-
-        def reasons(row: int) -> list[ViewReason]:
-            judged, place = judged_by[row]
-            found: list[ViewReason] = judged.reasons(place)
-            return found
-
-        return scores, reasons
+        judged = self._stream.judge(flows)
+        return judged.scores, judged.reasons
 
     def _p_values(self, scores: np.ndarray) -> np.ndarray:
         """Return how often normal flows score as low: (1 + those that do) / (1 + all)."""
@@ -138,7 +108,9 @@ class Collector:
     ``incidents`` holds parameters of `IncidentTracker`.
     """
 
-    def __init__(self, findings: Findings, scorer: Scorer, incidents: Mapping[str, Any], drift: Drift | None = None):
+    def __init__(
+        self, findings: Findings, scorer: Scorer, incidents: Mapping[str, Any], drift: DriftMonitor | None = None
+    ):
         self.findings = findings
         self._scorer = scorer
         self._tracker = IncidentTracker(**incidents, on_end=self._keep)
@@ -199,18 +171,19 @@ class Collector:
             found.flows_by_hour[hour] = found.flows_by_hour.get(hour, 0) + number
 
     def _count_hosts(self, scored: Scored) -> None:
-        """Count the flows of each source that has flagged ones."""
-        hosts = self.findings.hosts
-        is_flagged = scored.verdicts == ABNORMAL
-        sources = scored.flows.src_ip
-        for source in np.unique(sources[is_flagged]).tolist():
-            its = sources == source
-            host = hosts.setdefault(source, HostFindings())
-            host.n_flagged += int((its & is_flagged).sum())
-            host.score = min(host.score, float(scored.scores[its & is_flagged].min()))
-        for source, number in zip(*np.unique(sources, return_counts=True), strict=True):
-            if source in hosts:
-                hosts[str(source)].n_flows += int(number)
+        """Count the flows of each source that has flagged ones, or had some before."""
+        hosts, is_flagged = self.findings.hosts, scored.verdicts == ABNORMAL
+        sources, number = np.unique(scored.flows.src_ip, return_inverse=True)
+        n_flows = np.bincount(number, minlength=len(sources))
+        n_flagged = np.bincount(number[is_flagged], minlength=len(sources))
+        lowest = np.zeros(len(sources))
+        np.minimum.at(lowest, number[is_flagged], scored.scores[is_flagged])
+        for place, source in enumerate(sources.tolist()):
+            if n_flagged[place] or source in hosts:
+                host = hosts.setdefault(source, HostFindings())
+                host.n_flows += int(n_flows[place])
+                host.n_flagged += int(n_flagged[place])
+                host.score = min(host.score, float(lowest[place]))
         if len(hosts) > 2 * MAX_KEPT:
             kept = heapq.nsmallest(MAX_KEPT, hosts, key=lambda name: hosts[name].score)
             self.findings.hosts = {name: hosts[name] for name in kept}

@@ -39,8 +39,8 @@ from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address, IPv6Address
 from typing import IO, TYPE_CHECKING, Any
 
-from sklearn_docids._text import csv_cell, printable
-from sklearn_docids._views.payload import PROTOCOL_NAMES, first_messages, quoted
+from sklearn_docids._text import PROTOCOL_NAMES, csv_cell, printable
+from sklearn_docids._views.payload import first_messages, quoted
 from sklearn_docids.capture.kernels import BEGINS, ENDS, FLOW_DTYPE
 from sklearn_docids.capture.layouts import FORWARD
 

@@ -10,7 +10,7 @@ from sklearn_docids._alarms.findings import doubt_of
 from sklearn_docids._report.bytemap import ByteMap, byte_maps, request_of
 from sklearn_docids._report.charts import QUANTILES, score_chart, share_heights, timeline
 from sklearn_docids._report.render import counted, moment, write
-from sklearn_docids._text import printable
+from sklearn_docids._text import PROTOCOL_NAMES, printable
 from sklearn_docids.capture.counting import described, most_frequent, summed
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 # What has its bytes shown takes some tens of kilobytes; a page of more is read by nobody.
 MOST_DETAILED, MOST_LISTED, MOST_HOSTS = 50, 1000, 50
-PROTOCOLS = {6: "tcp", 17: "udp"}
 SECTIONS = {
     "summary": "Summary",
     "drift": "Drift",
@@ -51,7 +50,7 @@ class Flow(NamedTuple):
     def ends(self) -> str:
         """Five-tuple."""
         source, destination = (_end(self.table, side) for side in ("src", "dst"))
-        return f"{PROTOCOLS[int(self.table.protocol[0])]} {source} -> {destination}"
+        return f"{PROTOCOL_NAMES[int(self.table.protocol[0])]} {source} -> {destination}"
 
     def number(self, column: str) -> int:
         """Return an entry of the table."""
@@ -148,11 +147,11 @@ def _address_filter(address: str) -> str:
 
 def _channel_filter(flow: FlowTable) -> str:
     addresses = [_address_filter(str(flow[f"{side}_ip"][0])) for side in ("src", "dst")]
-    return " && ".join([*addresses, f"{PROTOCOLS[int(flow.protocol[0])]}.port == {flow.dst_port[0]}"])
+    return " && ".join([*addresses, f"{PROTOCOL_NAMES[int(flow.protocol[0])]}.port == {flow.dst_port[0]}"])
 
 
 def _flow_filter(flow: FlowTable) -> str:
-    return f"{_channel_filter(flow)} && {PROTOCOLS[int(flow.protocol[0])]}.port == {flow.src_port[0]}"
+    return f"{_channel_filter(flow)} && {PROTOCOL_NAMES[int(flow.protocol[0])]}.port == {flow.src_port[0]}"
 
 
 def _incident_filter(alarm: Alarm) -> str:

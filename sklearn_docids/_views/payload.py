@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sklearn_docids._text import PROTOCOL_NAMES
 from sklearn_docids.capture.layouts import BACKWARD, DESCRIPTION_BYTES, FORWARD
 from sklearn_docids.capture.table import FlowTable
 
-PROTOCOL_NAMES = {6: "tcp", 17: "udp"}
 # Ports from here on are given out by systems as they like: one of them is as good as another.
 FIRST_EPHEMERAL_PORT = 32_768
 MAX_SERVICE = 255 * 65_536 + FIRST_EPHEMERAL_PORT

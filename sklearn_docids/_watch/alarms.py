@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from sklearn_docids._alarms.collect import ABNORMAL, HIDDEN, Drift, Scored
+from sklearn_docids._alarms.collect import ABNORMAL, HIDDEN, Scored
 from sklearn_docids._scratch import sync
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sklearn_docids._alarms.incidents import IncidentTracker
     from sklearn_docids._alarms.pcapng import PcapngWriter
     from sklearn_docids.capture.table import FlowTable
+    from sklearn_docids.monitoring import DriftMonitor
 
 # Incidents of which the flow written last is remembered.
 MOST_REMEMBERED = 10_000
@@ -63,7 +64,7 @@ class AlarmDesk:
         tracker: IncidentTracker,
         outputs: Sequence[Output],
         *,
-        drift: Drift | None = None,
+        drift: DriftMonitor | None = None,
         packets: Packets | None = None,
         paths: Sequence[str] = (),
     ):

@@ -28,6 +28,9 @@ KEY_FIELDS = [
     ("latest", np.int64),  # latest time of an event, ns; `NEVER` before the first
     ("used", np.int64),  # number of the last event
 ]
+# An event that comes so many seconds late at most counts at its own time: flows that idle out come late, many at a
+# time, and are no burst. One that is later still counts as now, or a clock that was set back would make blind.
+MOST_LATE = 600.0
 # Tables begin with room for so many keys, and grow at least fourfold.
 FIRST_KEYS = 2**10
 
@@ -183,11 +186,14 @@ def add_damped(first, keys, times, amounts, half_lives, words, table, result):
         if slot < 0:
             return i
         entry = table.entries[slot]
-        age = age_of(entry.latest, times[i])
+        age, late = age_of(entry.latest, times[i]), age_of(times[i], entry.latest)
+        if entry.latest == NEVER or late > MOST_LATE:
+            late = 0.0
         use_key(entry, table, max(entry.latest, times[i]))
         for j in range(len(half_lives)):
-            entry.sums[j] = entry.sums[j] * np.exp2(-age / half_lives[j]) + amounts[i]
-            result[i, j] = entry.sums[j]
+            left = amounts[i] * np.exp2(-late / half_lives[j])
+            entry.sums[j] = entry.sums[j] * np.exp2(-age / half_lives[j]) + left
+            result[i, j] = max(entry.sums[j], amounts[i])
     return len(keys)
 
 
@@ -223,14 +229,16 @@ class DampedCounts:
         keys : ndarray of uint64, shape (n,)
             Keys of the events, in their order.
         times : ndarray of int64, shape (n,)
-            Times, ns. One earlier than the latest of its key counts as that.
+            Times, ns. One earlier than the latest of its key counts at its own time, as far as something is left of it;
+            one that is more than 600 s earlier, as the latest.
         amounts : ndarray of float64, shape (n,), default=None
             What is summed; None: 1 for each event.
 
         Returns
         -------
         ndarray of float64, shape (n, n_half_lives)
-            Sum of ``amount * 2 ** (-age / half_life)`` over this and the earlier events of its key.
+            Sum of ``amount * 2 ** (-age / half_life)`` over this and the earlier events of its key, at its latest time;
+            at least the amount itself.
         """
         keys, times, amounts = _events(keys, times, amounts)
         self.table.reserve(len(keys))

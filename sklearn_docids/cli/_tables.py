@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 import numpy as np
 
-from sklearn_docids._text import csv_cell
-from sklearn_docids.cli._text import PROTOCOL_NAMES, main_reason
+from sklearn_docids._text import PROTOCOL_NAMES, csv_cell
+from sklearn_docids.cli._text import main_reason
 
 if TYPE_CHECKING:
     from sklearn_docids._alarms.collect import Scored

@@ -14,10 +14,11 @@ from sklearn.svm import OneClassSVM
 from sklearn.utils import Bunch
 
 from sklearn_docids._sampler import FlowSampler
+from sklearn_docids._text import PROTOCOL_NAMES
 from sklearn_docids.aggregation import find_incidents
 from sklearn_docids.capture.table import FlowTable
 from sklearn_docids.cli._outputs import replacing
-from sklearn_docids.cli._text import PROTOCOL_NAMES, main_reason, say
+from sklearn_docids.cli._text import main_reason, say
 from sklearn_docids.datasets import load_testbed
 from sklearn_docids.detectors import DOCIDSDetector, Judgement, MultiViewDetector, ReferenceData, StatisticDetector
 from sklearn_docids.metrics import attack_average_precision_score, attack_roc_auc_score

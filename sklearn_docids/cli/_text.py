@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sklearn_docids._text import format_p_value, printable
+from sklearn_docids._text import PROTOCOL_NAMES, format_p_value, printable
 
 if TYPE_CHECKING:
     from sklearn_docids.capture.table import FlowTable
     from sklearn_docids.detectors import ViewReason
     from sklearn_docids.inspection import ByteReason
 
-PROTOCOL_NAMES = {6: "tcp", 17: "udp"}
 # Characters of a reason in a table, which has a line per flow.
 MAX_REASON = 200
 
