@@ -145,7 +145,8 @@ def now() -> str:
 
 def in_time_order(flows: FlowTable) -> FlowTable:
     """Return flows in the order of their beginnings; those on disk stay there until they are looked at."""
-    times, flows = flows.time_first, on_demand(flows)
+    flows = on_demand(flows)
+    times = flows.time_first
     if (times[1:] >= times[:-1]).all():
         return flows
     return selected_flows(flows, np.argsort(times, kind="stable"))
