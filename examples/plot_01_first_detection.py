@@ -31,7 +31,7 @@ print(f"{len(train)} normal flows of {len(np.unique(train.src_ip))} hosts to lea
 # The detector looks at a flow in five ways. One of them is the network of DOC-IDS, which needs a labelled reference: the
 # testbed has 22 services. To be quick, the network passes over the flows once here; by default it takes 500 steps.
 
-network = DOCIDSDetector(batch_size=32, max_epochs=1)
+network = DOCIDSDetector(max_epochs=1)
 detector = MultiViewDetector(detector=network, false_alarm_rate=0.01, random_state=0)
 detector.fit(train, reference=(testbed.flows_reference, testbed.y_reference))
 
@@ -44,7 +44,8 @@ detector.fit(train, reference=(testbed.flows_reference, testbed.y_reference))
 kinds = ["port_scan", "dns_tunnel", "ssh_guessing", "beacon_tls"]
 chosen = np.isin(testbed.attack, ["", *kinds])
 flows, kind = testbed.flows_test[chosen], testbed.attack[chosen]
-scores = detector.score_samples(flows)
+judged = detector.stream().judge(flows)
+scores = judged.scores
 flagged = scores < detector.offset_
 
 counts = alarm_counts(np.where(kind == "", 1, -1), np.where(flagged, -1, 1))
@@ -58,11 +59,10 @@ for name in kinds:
 # A burst of guesses is a hundred flows and one thing to look at: `find_incidents` groups flagged flows, here by source.
 
 incidents = find_incidents(flows, scores, detector.offset_, level="host")
-reasons = detector.explain(flows)
 print(f"{flagged.sum()} flagged flows are {len(incidents)} incidents; the three most abnormal:")
 for incident in sorted(incidents, key=lambda incident: incident.score)[:3]:
     print(f"  {incident.src_ip}: {incident.n_flows} flows in {incident.n_channels} channels")
-    print(f"    {reasons[incident.most_abnormal][0].text}")
+    print(f"    {judged.reasons(incident.most_abnormal)[0].text}")
 
 # %%
 # The period in one picture
