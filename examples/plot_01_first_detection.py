@@ -28,8 +28,8 @@ print(f"{len(train)} normal flows of {len(np.unique(train.src_ip))} hosts to lea
 # %%
 # Learn what is normal
 # --------------------
-# The detector looks at a flow in five ways. One of them is the network of DOC-IDS, which needs a labelled reference: the
-# testbed has 22 services. To be quick, the network passes over the flows once here; by default it takes 500 steps.
+# The detector looks at a flow in five ways. One of them is the network of DOC-IDS, which needs a labelled reference:
+# the testbed has 22 services. To be quick, the network passes over the flows once here; by default it takes 500 steps.
 
 network = DOCIDSDetector(max_epochs=1)
 detector = MultiViewDetector(detector=network, false_alarm_rate=0.01, random_state=0)
@@ -68,8 +68,8 @@ for incident in sorted(incidents, key=lambda incident: incident.score)[:3]:
 # The period in one picture
 # -------------------------
 # Each dot is a flow, and what lies above the line is an alarm. More than the 1 % asked for of the normal flows are: the
-# view of content counts what a host has sent lately, so that the normal flows of a host that guesses passwords look like
-# part of it, and this period is a minute longer than the one that was learned.
+# view of content counts what a host has sent lately, so that the normal flows of a host that guesses passwords look
+# like part of it, and this period is a minute longer than the one that was learned.
 # :ref:`sphx_glr_gallery_plot_08_false_alarm_rate.py` is about rates that hold.
 
 minutes = (flows.time_first - flows.time_first.min()) / 60e9

@@ -61,8 +61,8 @@ print("best:", search.best_params_, f"{search.best_score_:.3f}")
 # ---------------------
 # Each cell holds the mean of two folds and how far they lie from it. The cells differ by little more than the folds do,
 # and with rows of two packets their order is the other way round: there is nothing to choose here. What is found this
-# way need not hold for real attacks either. With all flows, four packets and more epochs, the nine pairs have ROC-AUC of
-# 0.814 to 0.837 on the attacks of the testbed, and the pair that the stand-ins choose has 0.828.
+# way need not hold for real attacks either. With all flows, four packets and more epochs, the nine pairs have ROC-AUC
+# of 0.814 to 0.837 on the attacks of the testbed, and the pair that the stand-ins choose has 0.828.
 
 shape = [len(values) for values in grid.values()]
 mean, spread = results["mean_test_score"].reshape(shape), results["std_test_score"].reshape(shape)

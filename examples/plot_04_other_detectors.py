@@ -56,9 +56,9 @@ for name in list(detectors)[:-1]:
 # %%
 # Average precision by kind
 # -------------------------
-# Lines are 95 % intervals by a bootstrap over flows; guessing has 0.02. What only the company of a flow gives away, rows
-# of bytes show to no detector. Beacons over TLS begin as visits to a page do and stay hidden: there the forest is ahead,
-# at 0.13.
+# Lines are 95 % intervals by a bootstrap over flows; guessing has 0.02. What only the company of a flow gives away,
+# rows of bytes show to no detector. Beacons over TLS begin as visits to a page do and stay hidden: there the forest is
+# ahead, at 0.13.
 
 lines = {(row["detector"], row["attack"]): row for row in found.rows}
 order = sorted(kinds, key=lambda kind: lines["four views", kind]["average_precision"])
@@ -68,9 +68,7 @@ figure, ax = plt.subplots(figsize=(7, 5.6), layout="constrained")
 looks = zip(detectors, "sv^o", ["#56b4e9", "#cc79a7", "#e69f00", "#0072b2"], strict=True)
 for number, (name, marker, color) in enumerate(looks):
     measured = [lines[name, kind] for kind in order]
-    mean, low, high = (
-        np.array([row["average_precision" + end] for row in measured]) for end in ("", "_low", "_high")
-    )
+    mean, low, high = (np.array([row["average_precision" + end] for row in measured]) for end in ("", "_low", "_high"))
     at = places + 0.18 * (number - 1.5)
     ax.errorbar(mean, at, xerr=[mean - low, high - mean], fmt=marker, color=color, markersize=5, label=name)
 ax.set_yticks(places, order)
