@@ -96,6 +96,8 @@ def _class_looks() -> list[tuple[str, str]]:
 class ScoreHistogramDisplay:
     """Histogram of the scores of normal flows and attacks (paper, figure 2).
 
+    Guide: :doc:`/how-to/false-alarm-rate`.
+
     Parameters
     ----------
     scores : ndarray of float, shape (n_flows,)
@@ -222,6 +224,8 @@ class ScoreHistogramDisplay:
 class RocDisplay(RocCurveDisplay):
     """scikit-learn's `~sklearn.metrics.RocCurveDisplay`, with attacks as the positive class.
 
+    Guide: :doc:`/how-to/compare`.
+
     Parameters
     ----------
     fpr, tpr : ndarray of float, shape (n_thresholds,)
@@ -338,6 +342,8 @@ class RocDisplay(RocCurveDisplay):
 
 class PrecisionRecallDisplay(metrics.PrecisionRecallDisplay):
     """scikit-learn's `~sklearn.metrics.PrecisionRecallDisplay`, with attacks as the positive class.
+
+    Guide: :doc:`/how-to/compare`.
 
     Parameters
     ----------
@@ -461,6 +467,8 @@ class PrecisionRecallDisplay(metrics.PrecisionRecallDisplay):
 class ScoreByClassDisplay:
     """Boxes of the abnormality of each class, normal flows first (paper, figure 6).
 
+    Guide: :doc:`/gallery/plot_06_scores_by_kind`.
+
     Parameters
     ----------
     scores : ndarray of float, shape (n_flows,)
@@ -579,6 +587,8 @@ class ScoreByClassDisplay:
 class EmbeddingDisplay:
     """Map of features in two dimensions by t-SNE, a colour per class (paper, figures 3 and 4).
 
+    Guide: :doc:`/gallery/plot_05_feature_space`.
+
     Parameters
     ----------
     places : ndarray of float, shape (n_flows, 2)
@@ -693,6 +703,8 @@ class EmbeddingDisplay:
 class ExplanationDisplay:
     """Attribution of the score of one flow to its packets and bytes.
 
+    Guide: :doc:`/gallery/plot_07_explain_an_alarm`.
+
     Parameters
     ----------
     attribution : ndarray of float, shape (n_packets, n_bytes)
@@ -795,6 +807,8 @@ class ExplanationDisplay:
 
 class ViewsDisplay:
     """How unusual one flow is in each view of a `MultiViewDetector`, and why.
+
+    Guide: :doc:`/gallery/plot_07_explain_an_alarm`.
 
     Parameters
     ----------

@@ -164,6 +164,14 @@ def test_every_public_name_has_a_page(site):
     assert len(documented) == len(pages)  # one page for each
 
 
+def test_every_public_name_leads_to_a_page_that_teaches_it():
+    guides = {name: re.findall(r"Guide: :doc:`/(.+)`\.", value.__doc__) for name, value in public_objects()}
+    assert [name for name, found in guides.items() if len(found) != 1] == []
+    pages = {path.relative_to(DOCS).with_suffix("").as_posix() for path in DOCS.rglob("*.[mr][ds]*")}
+    pages |= {f"gallery/{path.stem}" for path in (ROOT / "examples").glob("plot_*.py")}
+    assert {found[0] for found in guides.values()} <= pages
+
+
 class Links(HTMLParser):
     def __init__(self, page):
         super().__init__()
@@ -197,7 +205,9 @@ def test_the_picture_of_an_estimator_leads_to_its_page(site):
         assert (site / link.removeprefix(SITE)).exists()
 
 
-@pytest.mark.parametrize("path", [*DOCS.rglob("*.md"), ROOT / "CHANGELOG.md", ROOT / "README.md"], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", [*DOCS.rglob("*.md"), ROOT / "CHANGELOG.md", ROOT / "README.md"], ids=lambda path: path.name
+)
 def test_files_that_a_page_links_to_are_there(path):
     """Also outside the site, where GitHub shows the same files."""
     for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8")):

@@ -69,6 +69,8 @@ MIN_BLOCK = 5
 class ViewReason(NamedTuple):
     """What one view says of a flow.
 
+    Guide: :doc:`/tutorials/from-alarm-to-reason`.
+
     Parameters
     ----------
     view : str
@@ -112,6 +114,8 @@ class MultiViewDetector(CalibratedMixin, OutlierMixin, BaseEstimator):
     ``"content"``
         Number of flows of like content that the same source began, or the same destination was sent, in the last 1, 10,
         60 and 240 s (flows count half after so long), to the most that was normal. The only view with a memory.
+
+    Guide: :doc:`/explanation/views`.
 
     Parameters
     ----------
@@ -541,6 +545,8 @@ class MultiViewDetector(CalibratedMixin, OutlierMixin, BaseEstimator):
 class Judgement:
     """What a `MultiViewDetector` says of flows: `ScoreStream.judge` makes it.
 
+    Guide: :doc:`/tutorials/from-alarm-to-reason`.
+
     Parameters
     ----------
     detector : MultiViewDetector
@@ -610,6 +616,8 @@ class Judgement:
 
 class ScoreStream:
     """A fitted `MultiViewDetector` that remembers the flows it has seen.
+
+    Guide: :doc:`/explanation/views`.
 
     Parameters
     ----------
