@@ -70,6 +70,8 @@ MIN_BLOCK = 5
 class ViewReason(NamedTuple):
     """What one view says of a flow.
 
+    Guide: :doc:`/tutorials/from-alarm-to-reason`.
+
     Parameters
     ----------
     view : str
@@ -114,10 +116,11 @@ class MultiViewDetector(CalibratedMixin, OutlierMixin, BaseEstimator):
         Number of flows of like content that the same source began, or the same destination was sent, in the last 1, 10,
         60 and 240 s (flows count half after so long), to the most that was normal. The only view with a memory.
 
+    Guide: :doc:`/explanation/views`.
+
     Parameters
     ----------
-    views : sequence of str or (str, estimator, list of str), default=("bytes", "statistics", "requests", "novelty", \
-"content")
+    views : sequence of str or tuple, default=("bytes", "statistics", "requests", "novelty", "content")
         Names of views, and views of one's own: a name, an outlier detector with `score_samples`, and the columns of the
         table that it is given, those of `FlowTable.context` included.
     detector : DOCIDSDetector or None, default=None
@@ -548,6 +551,8 @@ class MultiViewDetector(CalibratedMixin, OutlierMixin, BaseEstimator):
 class Judgement:
     """What a `MultiViewDetector` says of flows: `ScoreStream.judge` makes it.
 
+    Guide: :doc:`/tutorials/from-alarm-to-reason`.
+
     Parameters
     ----------
     detector : MultiViewDetector
@@ -617,6 +622,8 @@ class Judgement:
 
 class ScoreStream:
     """A fitted `MultiViewDetector` that remembers the flows it has seen.
+
+    Guide: :doc:`/explanation/views`.
 
     Parameters
     ----------
