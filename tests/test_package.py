@@ -526,7 +526,7 @@ FACES = {
         "attack_roc_auc_score",
         "recall_at_fpr_score",
     ],
-    "monitoring": ["DriftMonitor"],
+    "monitoring": ["DriftMonitor", "ScoreSketch"],
     "model_selection": ["NormalOnly", "NormalTrainSplit", "make_flow_scorer"],
     "paper": ["detector", "sampler"],
     "persistence": ["described_traffic", "load_detector", "save_detector"],
