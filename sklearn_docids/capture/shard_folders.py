@@ -201,24 +201,38 @@ def read_note(path: str, kind: str, name: str, settings: Mapping[str, Any]) -> S
         It is missing, or damaged as far as can be told without reading all of it.
     """
     if kind == PARQUET:
-        text = metadata_of(path)
-        layout, ((capture,), (counters,), (ignored,)) = described(text)
-        shard = json.loads(text)["shard"]
-    else:
-        (entry,) = json.loads(folders.stored(path).captures)
-        shard, capture, layout, ignored = (entry.pop(key) for key in ("shard", "name", "layout", "ignored"))
-        counters = entry
-    if shard["format"] != FORMAT:
-        raise ValueError(f"it is of format {shard['format']}, this version reads {FORMAT}")
-    if shard["name"] != name:
-        raise ValueError(f"it is the shard {shard['name']}")
-    others = _differing(shard["settings"], settings)
+        return _note_in_parquet(metadata_of(path), name, settings)
+    return _note_in_folder(folders.stored(path).captures, name, settings)
+
+
+def _note_in_parquet(text: bytes, name: str, settings: Mapping[str, Any]) -> ShardNote:
+    layout, ((_,), (counters,), (ignored,)) = described(text)
+    return _checked_note(json.loads(text)["shard"], layout, counters, ignored, name, settings)
+
+
+def _note_in_folder(text: bytes, name: str, settings: Mapping[str, Any]) -> ShardNote:
+    (entry,) = json.loads(text)
+    note, layout, ignored = (entry.pop(key) for key in ("shard", "layout", "ignored"))
+    del entry["name"]
+    return _checked_note(note, layout, entry, ignored, name, settings)
+
+
+def _checked_note(
+    note: Any, layout: Any, counters: Any, ignored: Any, name: str, settings: Mapping[str, Any]
+) -> ShardNote:
+    if note["format"] != FORMAT:
+        raise ValueError(f"it is of format {note['format']}, this version reads {FORMAT}")
+    if note["name"] != name:
+        raise ValueError(f"it is the shard {note['name']}")
+    others = _differing(note["settings"], settings)
     if others:
         raise ValueError(f"it is of other settings: {others}")
-    check_captures([capture], [counters], [ignored])
-    if layout != settings["layout"] or not all(isinstance(text, str) for text in shard["warnings"]):
+    check_captures([name], [counters], [ignored])
+    if layout != settings["layout"] or type(counters["flows"]) is not int:
         raise ValueError("its parts do not fit together")
-    return ShardNote(counters, ignored, shard["warnings"])
+    if not all(isinstance(text, str) for text in note["warnings"]):
+        raise ValueError("it holds something else than warnings")
+    return ShardNote(counters, ignored, note["warnings"])
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -237,7 +251,7 @@ def load_shards(folder: str) -> Parts:
     read = [shard for shard in listed.shards if shard.refused is None]
     check_there(folder, listed.kind, read)
     with closing(_Unpacked(listed.settings) if listed.kind == PARQUET else _InPlace(listed.settings)) as flows:
-        notes = {shard.name: _checked_shard(folder, listed, shard, flows) for shard in read}
+        notes = {shard.name: _added(flows, shard_path(folder, listed.kind, shard.name), shard) for shard in read}
         rows = flows.rows()
     counters = [notes[shard.name].counters if shard.name in notes else {} for shard in listed.shards]
     ignored = [notes[shard.name].ignored if shard.name in notes else {} for shard in listed.shards]
@@ -262,15 +276,10 @@ def check_there(folder: str, kind: str, shards: Sequence[Shard]) -> None:
         )
 
 
-def _checked_shard(folder: str, listed: ShardList, shard: Shard, flows: _InPlace) -> ShardNote:
+def _added(flows: _InPlace, path: str, shard: Shard) -> ShardNote:
     """Add the flows of a shard to others; return what it says of itself."""
-    path = shard_path(folder, listed.kind, shard.name)
     try:
-        note = read_note(path, listed.kind, shard.name, listed.settings)
-        n_flows = flows.add(path)
-        if type(note.counters.get("flows")) is not int or n_flows != note.counters["flows"]:
-            raise ValueError(f"it holds {n_flows} flows and says {note.counters.get('flows')}")
-        return note
+        return flows.add(path, shard.name)
     except (OSError, *OTHER_CONTENT) as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT, errno.ENOTDIR):
             raise  # of the system; those of pyarrow have no number
@@ -284,7 +293,7 @@ class _InPlace:
     """Flows of shards of arrays, which are read where they are."""
 
     def __init__(self, settings: Mapping[str, Any]):
-        self._layout = settings["layout"]
+        self._settings = settings
         n_packets = int(settings["n_packets"])
         # In order of `folders.ARRAYS`: the fields of `FlowRows`, and of each the type and the shape of a row.
         self._forms: dict[str, tuple[np.dtype, tuple[int, ...]]] = {
@@ -295,9 +304,10 @@ class _InPlace:
         }
         self._parts: dict[str, list[Part]] = {name: [] for name in self._forms}
 
-    def add(self, path: str) -> int:
-        """Add the flows of a shard, if they are in order; return how many there are."""
+    def add(self, path: str, name: str) -> ShardNote:
+        """Add the flows of a shard, if they are in order; return what it says of itself."""
         found = folders.stored(path)
+        note = _note_in_folder(found.captures, name, self._settings)
         folders.check_seal(found)
         arrays = {name: getattr(found, name) for name in self._forms}
         self._check_forms(arrays)
@@ -305,7 +315,8 @@ class _InPlace:
         check_rows(self._of_parts(parts, None))
         for name, (part,) in parts.items():
             self._parts[name].append(part)
-        return len(found.records)
+        _check_number(len(found.records), note)
+        return note
 
     def _check_forms(self, arrays: Mapping[str, np.ndarray]) -> None:
         if any((a.dtype, a.shape[1:]) != self._forms[name] or not a.ndim for name, a in arrays.items()):
@@ -313,7 +324,7 @@ class _InPlace:
 
     def _of_parts(self, parts: Mapping[str, Sequence[Part]], owner: object) -> FlowRows:
         arrays = {name: ShardedArray(parts[name], *form, owner=owner) for name, form in self._forms.items()}
-        return FlowRows(**arrays, layout=self._layout)  # type: ignore[arg-type] # read as arrays are
+        return FlowRows(**arrays, layout=self._settings["layout"])  # type: ignore[arg-type] # read as arrays are
 
     def rows(self) -> FlowRows:
         """Return all flows."""
@@ -321,6 +332,11 @@ class _InPlace:
 
     def close(self) -> None:
         """Stop adding."""
+
+
+def _check_number(n_flows: int, note: ShardNote) -> None:
+    if n_flows != note.counters["flows"]:
+        raise ValueError(f"it holds {n_flows} flows and says {note.counters['flows']}")
 
 
 class _Unpacked(_InPlace):
@@ -335,17 +351,19 @@ class _Unpacked(_InPlace):
         self._files = {name: open(os.path.join(self._owner.path, name), "wb") for name in self._forms}  # noqa: SIM115
         self._n_rows = 0
 
-    def add(self, path: str) -> int:
-        """Add the flows of a shard, if they are in order; return how many there are."""
+    def add(self, path: str, name: str) -> ShardNote:
+        """Add the flows of a shard, if they are in order; return what it says of itself."""
+        note = _note_in_parquet(metadata_of(path), name, self._settings)
         n_before = self._n_rows
-        for rows in groups_of(path, self._layout):
+        for rows in groups_of(path, self._settings["layout"]):
             self._check_forms({name: getattr(rows, name) for name in self._forms})
             check_rows(rows)
             with named(self._owner.path):
                 for name, file in self._files.items():
                     file.write(np.ascontiguousarray(getattr(rows, name)).data)
             self._n_rows += len(rows)
-        return self._n_rows - n_before
+        _check_number(self._n_rows - n_before, note)
+        return note
 
     def rows(self) -> FlowRows:
         """Return all flows."""

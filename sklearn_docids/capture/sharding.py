@@ -6,8 +6,9 @@ from __future__ import annotations
 import errno
 import json
 import os
-import tempfile
+import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +21,9 @@ from sklearn_docids.capture.containers import Located, located
 from sklearn_docids.capture.flows import FlowRows, FlowRules, Progress, warn_of_refused
 from sklearn_docids.capture.parquet import pyarrow_parquet, save_parquet
 from sklearn_docids.capture.shard_folders import (
-    NPY,
     PARQUET,
     Shard,
+    ShardNote,
     add_to_list,
     check_same,
     check_there,
@@ -152,20 +153,26 @@ def _reported(results: Sequence[Sharded]) -> tuple[list[dict[str, int]], list[di
 def write_shard(capture: Located, name: str, job: ShardJob, stopped: Callable[[], bool]) -> Sharded:
     """Write the shard of a capture, if it is not there; return what became of it, which is small."""
     check_seen(job.scratch)
-    path = shard_path(job.folder, job.kind, name)
-    try:
-        note = read_note(path, job.kind, name, job.settings)
+    note = _note(name, job)
+    if note is not None:
         job.progress(capture.name, None, note.counters)
         return Sharded(note.counters, note.ignored, [(text, CaptureWarning) for text in note.warnings])
-    except (OSError, *OTHER_CONTENT):  # it is missing, or made again
-        with named(job.folder), tempfile.TemporaryDirectory(dir=job.scratch) as scratch:
-            return _write_shard(capture, name, job, stopped, scratch)
+    with named(job.folder):
+        return _write_shard(capture, name, job, stopped)
 
 
-def _write_shard(capture: Located, name: str, job: ShardJob, stopped: Callable[[], bool], scratch: str) -> Sharded:
+def _note(name: str, job: ShardJob) -> ShardNote | None:
+    """Return what a shard says of itself; None: it is missing, or has to be written again."""
+    try:
+        return read_note(shard_path(job.folder, job.kind, name), job.kind, name, job.settings)
+    except (OSError, *OTHER_CONTENT):
+        return None
+
+
+def _write_shard(capture: Located, name: str, job: ShardJob, stopped: Callable[[], bool]) -> Sharded:
     with collected() as found:
         files, read = write_run(
-            [capture], job.rules, job.on_error, scratch, row_formats(job.rules), job.progress, job.drop_midstream,
+            [capture], job.rules, job.on_error, job.scratch, row_formats(job.rules), job.progress, job.drop_midstream,
             stopped,
         )  # fmt: skip
     if read.errors or stopped():  # of what was stopped, nobody will ask
@@ -177,15 +184,15 @@ def _write_shard(capture: Located, name: str, job: ShardJob, stopped: Callable[[
             "captures": [capture.name], "counters": [counters], "ignored": [ignored], "layout": job.rules.layout,
             "shard": note,
         }  # fmt: skip
-        _publish_parquet(files, counters, json.dumps(described), os.path.join(scratch, name), job, name)
+        _publish_parquet(files, counters, json.dumps(described), job, name)
     else:
         described = {"name": capture.name, **counters, "ignored": ignored, "layout": job.rules.layout, "shard": note}
-        _publish_folder(whole_folder(scratch, files, [described]), shard_path(job.folder, NPY, name), scratch)
+        _publish_folder(whole_folder(files, [described]), name, job)
     return Sharded(counters, ignored, found)
 
 
 def _publish_parquet(
-    files: Sequence[RowFile], counters: dict[str, int], described: str, part: str, job: ShardJob, name: str
+    files: Sequence[RowFile], counters: dict[str, int], described: str, job: ShardJob, name: str
 ) -> None:
     """Write flows that lie in files as Parquet, some of them at a time; the file gets its name when it is whole."""
     arrays = {
@@ -196,17 +203,22 @@ def _publish_parquet(
     }
     rows = FlowRows(**arrays, layout=job.rules.layout)  # type: ignore[arg-type] # read as arrays are
     table = FlowTable(rows, np.zeros(len(rows), np.int64), [name], [counters])
+    part = os.path.join(os.path.dirname(files[0].path), name)
     save_parquet(table, COLUMNS, part, described)
     sync(part)
     os.replace(part, shard_path(job.folder, PARQUET, name))
+    shutil.rmtree(os.path.dirname(part))
 
 
-def _publish_folder(whole: str, path: str, scratch: str) -> None:
-    """Give a folder its name; one that has it is as good, and was written by another, or it is damaged."""
+def _publish_folder(whole: str, name: str, job: ShardJob) -> None:
+    """Give a folder its name, unless another writer was quicker: what it wrote is the same."""
+    path = shard_path(job.folder, job.kind, name)
     try:
         os.rename(whole, path)
     except OSError as error:
         if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
             raise
-        os.rename(path, os.path.join(scratch, "replaced"))
-        os.rename(whole, path)
+        if _note(name, job) is None:
+            with suppress(FileNotFoundError):
+                os.rename(path, f"{whole}-damaged")
+            os.rename(whole, path)

@@ -7,10 +7,10 @@ import errno
 import json
 import os
 import socket
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 
@@ -169,7 +169,7 @@ def write_flows(
                 {"name": capture_name(source), **counts, "ignored": kinds, "layout": rules.layout}
                 for source, counts, kinds in zip(sources, counters, ignored, strict=True)
             ]
-            folders.publish(whole_folder(scratch, joined, described), out)
+            folders.publish(whole_folder(joined, described), out)
     return counters, ignored
 
 
@@ -183,16 +183,13 @@ def check_seen(scratch: str) -> None:
         raise FileNotFoundError(errno.ENOENT, why, os.path.dirname(os.path.dirname(scratch)))
 
 
-def whole_folder(scratch: str, files: Sequence[RowFile], described: list[dict[str, Any]]) -> str:
-    """Return a folder with all files of a call under their names."""
-    whole = os.path.join(scratch, "whole")
-    os.mkdir(whole)
-    for file in files:
-        os.rename(file.path, os.path.join(whole, file.form.name))
-    with open(os.path.join(whole, folders.CAPTURES), "w", encoding="utf-8") as text:
+def whole_folder(files: Sequence[RowFile], described: list[dict[str, Any]]) -> str:
+    """Return the folder that the files lie in, with all that belongs to them."""
+    folder = os.path.dirname(files[0].path)
+    with open(os.path.join(folder, folders.CAPTURES), "w", encoding="utf-8") as text:
         json.dump(described, text, indent=1)
-    folders.seal(whole)
-    return whole
+    folders.seal(folder)
+    return folder
 
 
 def write_run(
@@ -210,7 +207,8 @@ def write_run(
     Another process may do so: what is returned has no flows in it.
     """
     check_seen(scratch)
-    folder = tempfile.mkdtemp(dir=scratch)  # a worker that was given up may still write
+    folder = os.path.join(scratch, uuid4().hex)  # a worker that was given up may still write to its own
+    os.mkdir(folder)
     files = [RowFile(os.path.join(folder, form.name), form) for form in formats]
     left_out: list[np.ndarray] = []
 
