@@ -178,9 +178,13 @@ def add_to_list(folder: str, scratch: str, kind: str, settings: Mapping[str, Any
 
 def _merged(listed: Sequence[Shard], new: Sequence[Shard], is_there: Callable[[str], bool]) -> list[Shard]:
     """Return entries; what a run that has been given up listed of these captures is gone, if they are others now."""
-    captures = {shard.capture for shard in new}
-    kept = {shard.name: shard for shard in listed if shard.capture not in captures or is_there(shard.name)}
-    return list((kept | {shard.name: shard for shard in new}).values())
+    entries, captures = {shard.name: shard for shard in new}, {shard.capture for shard in new}
+    kept = {
+        shard.name: shard
+        for shard in listed
+        if shard.name in entries or shard.capture not in captures or is_there(shard.name)
+    }
+    return list((kept | entries).values())  # those that are listed keep their places
 
 
 # --------------------------------------------------------------------------------------------------------------------
