@@ -10,6 +10,7 @@ import numpy as np
 
 from sklearn_docids._sealed import is_number
 from sklearn_docids._views.payload import service_name, services
+from sklearn_docids.capture.lazy import pieces
 
 if TYPE_CHECKING:
     from sklearn_docids.capture.table import FlowTable
@@ -60,21 +61,22 @@ def described_traffic(flows: FlowTable) -> dict[str, Any]:
     20
     """
     numbers, n_flows = np.unique(services(flows), return_counts=True)
+    times = flows.time_first
     most = np.argsort(-n_flows, kind="stable")[:MAX_SERVICES]
     return {
-        "captures": [_described_capture(flows, number) for number in range(len(flows.captures))[:MAX_CAPTURES]],
+        "captures": [_described_capture(flows, number, times) for number in range(len(flows.captures))[:MAX_CAPTURES]],
         "n_captures": len(flows.captures),
         "n_flows": len(flows),
         "n_hosts": _n_hosts(flows),
         "services": [[service_name(numbers[place]), int(n_flows[place])] for place in most],
         "n_services": len(numbers),
-        **_times(flows.time_first),
+        **_times(times),
     }
 
 
-def _described_capture(flows: FlowTable, number: int) -> dict[str, Any]:
+def _described_capture(flows: FlowTable, number: int, times: np.ndarray) -> dict[str, Any]:
     counters = flows.counters[number] if number < len(flows.counters) else {}
-    times = flows.time_first[flows.capture == number]
+    times = times[flows.capture == number]
     return {
         "name": _cut(flows.captures[number]),
         "packets": counters.get("packets"),
@@ -90,9 +92,12 @@ def _times(times: np.ndarray) -> dict[str, int | None]:
 
 
 def _n_hosts(flows: FlowTable) -> int:
-    records = flows.rows.records
-    high, low = (np.concatenate([records[f"{side}_{half}"] for side in ("src", "dst")]) for half in ("high", "low"))
-    return len(np.unique(np.stack([high, low], axis=1), axis=0))
+    hosts = np.zeros((0, 2), np.uint64)
+    for piece in pieces(len(flows)):
+        records = flows.rows.records[piece]
+        sides = [np.stack([records[f"{side}_high"], records[f"{side}_low"]], axis=1) for side in ("src", "dst")]
+        hosts = np.unique(np.concatenate([hosts, *sides]), axis=0)
+    return len(hosts)
 
 
 def storable_settings(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from sklearn_docids._training.callbacks import EarlyStopping, Snapshot
 from sklearn_docids._training.moments import moments_of, shapes_of
 from sklearn_docids._training.net import PairedNet
 from sklearn_docids._warn import warn_caller
+from sklearn_docids.capture.lazy import is_lazy
 
 FORMAT = 1
 # At most one file in this time: it holds three times the weights.
@@ -217,9 +218,9 @@ def fingerprint(parts: list[Any]) -> str:
     digest = hashlib.sha256()
     versions = [version(package) for package in ("torch", "numpy", "sklearn-docids")]
     for part in [FORMAT, *versions, torch.get_num_threads(), *parts]:
-        if isinstance(part, np.ndarray):
+        if isinstance(part, np.ndarray) or is_lazy(part):
             digest.update(json.dumps([part.dtype.str, part.shape]).encode())
-            rows = np.atleast_1d(part)
+            rows = part if part.ndim else part[None]
             for first in range(0, len(rows), 65536):  # never a second copy of all rows
                 digest.update(np.ascontiguousarray(rows[first : first + 65536]).data)
         else:

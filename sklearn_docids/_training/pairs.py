@@ -16,7 +16,7 @@ from sklearn_docids._network.tensors import rows_to_tensor
 
 def resident(rows: np.ndarray, device: torch.device) -> np.ndarray | Tensor:
     """Return rows on the graphics card where they take less than half of its free memory, otherwise as they are."""
-    if device.type == "cuda" and rows.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
+    if device.type == "cuda" and isinstance(rows, np.ndarray) and rows.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
         return rows_to_tensor(rows).to(device)
     return rows
 
@@ -66,10 +66,10 @@ class PairedFlows(Dataset):
         return inputs, labels
 
     def _index(self, rows: np.ndarray | Tensor, places: np.ndarray) -> np.ndarray | Tensor:
-        return places if isinstance(rows, np.ndarray) else torch.from_numpy(places).to(self.device)
+        return torch.from_numpy(places).to(self.device) if isinstance(rows, Tensor) else places
 
     def _rows(self, rows: Any, places: Any) -> Tensor:
-        if isinstance(rows, np.ndarray):
+        if not isinstance(rows, Tensor):
             drawn = rows_to_tensor(rows[places])
             return drawn if self.device.type == "cpu" else drawn.to(self.device, non_blocking=True)
         return rows[places] if isinstance(places, slice) else rows.index_select(0, places)

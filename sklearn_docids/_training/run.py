@@ -37,7 +37,10 @@ AUTO_STEPS = 500  # chosen on the validation part of the testbed (docs/benchmark
 
 
 def n_epochs(max_epochs: str | int, n_rows: int, batch_size: int) -> int:
-    """Return the number of epochs that a detector's ``max_epochs`` means: "auto" is about 500 steps, at least one."""
+    """Return the number of epochs that ``max_epochs`` means: "auto" is about 500 steps, at least one epoch.
+
+    A detector gives no more rows than 500 steps take.
+    """
     if max_epochs == "auto":
         return max(1, round(AUTO_STEPS / len(batch_bounds(n_rows, batch_size))))
     return int(max_epochs)

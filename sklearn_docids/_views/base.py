@@ -11,6 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from sklearn_docids._views.arrays import ArrayRule
+from sklearn_docids.capture.lazy import pieces, selected_flows
 from sklearn_docids.capture.table import FlowTable
 
 # Normal flows that distances are measured to, evenly spaced in time where there are more.
@@ -27,8 +28,9 @@ class Observation(NamedTuple):
 class View(ABC):
     """A view of flows, in order of time.
 
-    ``observe`` is given a memory, which ``new_memory`` makes: what it has seen before of the same stream. Only a view
-    that looks at the past of a flow has one.
+    It is fitted on any number of flows, of a table that may be on disk, and looks at one piece of them after the other.
+    ``observe`` is given one piece, which is in memory, and a memory, which ``new_memory`` makes: what it
+    has seen before of the same stream. Only a view that looks at the past of a flow has one.
     """
 
     needs_payload: ClassVar[bool] = False
@@ -53,16 +55,27 @@ class View(ABC):
         """Learn what need not be learned anew without the flows of each block of time: nothing."""
         return
 
-    def abnormality_by_others(self, flows: FlowTable, blocks: np.ndarray, seed: int) -> np.ndarray:
-        """Return how abnormal the flows of each block are to the view that has learned from the other blocks.
+    def abnormality(self, flows: FlowTable) -> np.ndarray:
+        """Return how abnormal any number of flows are, as one stream."""
+        found, memory = np.empty(len(flows)), self.new_memory()
+        for piece in pieces(len(flows)):
+            found[piece] = self.observe(flows[piece], memory).abnormality
+        return found
+
+    def fit_in_blocks(self, flows: FlowTable, blocks: np.ndarray, seed: int, rng: np.random.RandomState) -> np.ndarray:
+        """Learn from all flows; return how abnormal those of each block are to what is learned from the other blocks.
 
         What the view remembers is the whole past, its own block's included.
         """
-        found = np.full(len(flows), np.nan)
-        for block in np.unique(blocks[blocks >= 0]):
-            view = copy.copy(self)
-            view.fit(flows[blocks != block], np.random.RandomState(seed))
-            found[blocks == block] = view.observe(flows, view.new_memory()).abnormality[blocks == block]
+        found = np.empty(len(flows))
+        for block in np.unique(blocks):
+            own, view = np.flatnonzero(blocks == block), copy.copy(self)
+            view.fit(selected_flows(flows, np.flatnonzero(blocks != block)), np.random.RandomState(seed))
+            if view.new_memory() is None:
+                found[own] = view.abnormality(selected_flows(flows, own))
+            else:
+                found[own] = view.abnormality(flows)[own]
+        self.fit(flows, rng)
         return found
 
 

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, NamedTuple
+import copy
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from sklearn.cluster import KMeans
@@ -14,6 +15,7 @@ from sklearn_docids._views.payload import Messages, first_messages, hashed
 from sklearn_docids._warn import warn_caller
 from sklearn_docids.capture.context import DampedCounts
 from sklearn_docids.capture.layouts import BACKWARD, FORWARD
+from sklearn_docids.capture.lazy import pieces, selected
 from sklearn_docids.capture.table import FlowTable
 
 # Chosen on the validation part of the testbed (docs/benchmarks.md).
@@ -22,6 +24,8 @@ N_CLUSTERS, N_CLUSTERINGS = 40, 4
 HALF_LIVES = (1.0, 10.0, 60.0, 240.0)
 # Share of normal flows of a cluster that had at most so many like them: the very largest is a matter of chance.
 QUANTILE = 0.99
+# Normal flows whose counts tell it, evenly spaced in time where there are more.
+MAX_COUNTED = 2**18
 # Trigrams of a message are hashed to so many places.
 N_PLACES = 512
 FACTORS = np.array([7919, 104_729, 1_299_709])
@@ -82,14 +86,34 @@ class ContentView(StoredView):
 
     def fit(self, flows: FlowTable, rng: np.random.RandomState) -> None:
         """Learn how many flows alike are normal in each cluster."""
-        self.clusterings = []
-        of_flows = clusters_of(flows, self.centers)
-        for centers, clusters, memory in zip(self.centers, of_flows, self.new_memory(), strict=True):
-            counts = self._counts(flows, clusters, memory)
-            most = np.zeros((len(SIDES), len(centers), len(self.half_lives)))
-            for cluster in np.unique(clusters):
-                most[:, cluster] = np.quantile(counts[:, clusters == cluster], QUANTILE, axis=1)
-            self.clusterings.append(Clustering(centers, most))
+        self._learn(flows.rows.records, clusters_of(flows, self.centers))
+
+    def _learn(self, records: Any, of_flows: np.ndarray) -> None:
+        """Learn from flows whose clusters are known: uint8 (n_clusterings, n_flows)."""
+        counted, memory, found = spaced(len(records), MAX_COUNTED), self.new_memory(), []
+        for piece in pieces(len(records)):
+            counts = self._counts(records[piece], of_flows[:, piece], memory)
+            found.append(counts[:, :, counted[(counted >= piece.start) & (counted < piece.stop)] - piece.start])
+        self.clusterings = [
+            Clustering(centers, _most(counts, clusters[counted], len(centers)))
+            for centers, counts, clusters in zip(self.centers, np.concatenate(found, axis=2), of_flows, strict=True)
+        ]
+
+    def fit_in_blocks(self, flows: FlowTable, blocks: np.ndarray, seed: int, rng: np.random.RandomState) -> np.ndarray:
+        """Do what any view does, but find the clusters of flows once."""
+        records, of_flows, learned = flows.rows.records, clusters_of(flows, self.centers), {}
+        for block in np.unique(blocks).tolist():
+            others, learned[block] = np.flatnonzero(blocks != block), copy.copy(self)
+            learned[block]._learn(selected(records, others), of_flows[:, others])
+        found, memory = np.empty(len(flows)), self.new_memory()
+        for piece in pieces(len(flows)):
+            clusters, some = of_flows[:, piece], found[piece]
+            counts = self._counts(records[piece], clusters, memory)
+            for block in np.unique(blocks[piece]).tolist():
+                own = blocks[piece] == block
+                some[own] = learned[block]._excesses(counts[:, :, own], clusters[:, own]).max(axis=(1, 3)).mean(axis=0)
+        self._learn(records, of_flows)
+        return found
 
     def new_memory(self) -> list[list[DampedCounts]]:
         """Return counters: of each clustering, by source and by destination."""
@@ -97,13 +121,13 @@ class ContentView(StoredView):
 
     def observe(self, flows: FlowTable, memory: list[list[DampedCounts]]) -> Observation:
         """Return the largest excess over sides and half-lives, as a logarithm, on average over clusterings."""
-        excesses, everything = [], []
-        of_flows = clusters_of(flows, [clustering.centers for clustering in self.clusterings])
-        for clustering, clusters, counters in zip(self.clusterings, of_flows, memory, strict=True):
-            counts, most = self._counts(flows, clusters, counters), clustering.most[:, clusters]
-            excesses.append((counts - most).max(axis=(0, 2)))
-            everything.append((counts, most))
-        return Observation(np.mean(excesses, axis=0), lambda row: self._reason(flows, row, everything))
+        clusters = clusters_of(flows, [clustering.centers for clustering in self.clusterings])
+        counts = self._counts(flows.rows.records, clusters, memory)
+        excesses = self._excesses(counts, clusters)
+        return Observation(
+            excesses.max(axis=(1, 3)).mean(axis=0),
+            lambda row: self._reason(flows, row, counts[:, :, row], excesses[:, :, row]),
+        )
 
     def state(self) -> dict[str, np.ndarray]:
         """Return the words of the hash, half-lives, and of all clusterings centers and counts."""
@@ -124,26 +148,39 @@ class ContentView(StoredView):
         self.centers = list(centers)
         self.clusterings = [Clustering(*parts) for parts in zip(centers, most, strict=True)]
 
-    def _counts(self, flows: FlowTable, clusters: np.ndarray, counters: list[DampedCounts]) -> np.ndarray:
-        """Return logarithms of counts, this flow included: (2, n_flows, n_half_lives)."""
-        records = flows.rows.records
+    def _counts(self, records: np.ndarray, of_flows: np.ndarray, memory: list[list[DampedCounts]]) -> np.ndarray:
+        """Return logarithms of counts, this flow included: (n_clusterings, 2, n_flows, n_half_lives)."""
+        hosts, times = [(records[f"{side}_high"], records[f"{side}_low"]) for side in SIDES], records["time_first"]
         counts = [
-            counter.update(
-                hashed(self.salt, records[f"{side}_high"], records[f"{side}_low"], clusters), records["time_first"]
-            )
-            for side, counter in zip(SIDES, counters, strict=True)
+            [
+                counter.update(hashed(self.salt, *host, clusters), times)
+                for host, counter in zip(hosts, counters, strict=True)
+            ]
+            for clusters, counters in zip(of_flows, memory, strict=True)
         ]
         return np.log(counts)
 
-    def _reason(self, flows: FlowTable, row: int, everything: list[tuple[np.ndarray, np.ndarray]]) -> str:
-        excess = [(counts[:, row] - most[:, row]).max() for counts, most in everything]
-        counts, most = (values[:, row] for values in everything[int(np.argmax(excess))])
-        side, half_life = np.unravel_index((counts - most).argmax(), counts.shape)
+    def _excesses(self, counts: np.ndarray, of_flows: np.ndarray) -> np.ndarray:
+        """Return how far counts are beyond what is normal in their clusters."""
+        pairs = zip(self.clusterings, of_flows, strict=True)
+        return counts - np.stack([clustering.most[:, clusters] for clustering, clusters in pairs])
+
+    def _reason(self, flows: FlowTable, row: int, counts: np.ndarray, excesses: np.ndarray) -> str:
+        place = np.unravel_index(excesses.argmax(), excesses.shape)
+        _, side, half_life = place
         host = f"from {flows.src_ip[row]}" if side == 0 else f"to {flows.dst_ip[row]}"
         return (
-            f"{_count(float(counts[side, half_life]))} flows like this {host} in {self.half_lives[half_life]:g} s; "
-            f"normal are at most {_count(float(most[side, half_life]))}"
+            f"{_count(float(counts[place]))} flows like this {host} in {self.half_lives[half_life]:g} s; "
+            f"normal are at most {_count(float(counts[place] - excesses[place]))}"
         )
+
+
+def _most(counts: np.ndarray, clusters: np.ndarray, n_clusters: int) -> np.ndarray:
+    """Return what counts of flows, (2, n_flows, n_half_lives), are normal in each cluster."""
+    most = np.zeros((len(counts), n_clusters, counts.shape[2]))
+    for cluster in np.unique(clusters):
+        most[:, cluster] = np.quantile(counts[:, clusters == cluster], QUANTILE, axis=1)
+    return most
 
 
 def _count(logarithm: float) -> str:
@@ -169,12 +206,12 @@ def _trigrams(messages: Messages) -> np.ndarray:
     return np.asarray(found / np.maximum(1e-9, np.linalg.norm(found, axis=1, keepdims=True)))
 
 
-def clusters_of(flows: FlowTable, all_centers: list[np.ndarray]) -> list[np.ndarray]:
-    """Return for each clustering the number of the nearest center of each flow."""
+def clusters_of(flows: FlowTable, all_centers: list[np.ndarray]) -> np.ndarray:
+    """Return the number of the nearest center of each flow: uint8 (n_clusterings, n_flows)."""
     halves = [(centers.T, 0.5 * (centers**2).sum(axis=1)) for centers in all_centers]
-    found: list[list[np.ndarray]] = [[] for _ in all_centers]
+    found = np.empty((len(all_centers), len(flows)), np.uint8)
     for first in range(0, len(flows), N_AT_ONCE):
         places = described(flows[first : first + N_AT_ONCE])
         for of_clustering, (centers, half_squares) in zip(found, halves, strict=True):
-            of_clustering.append((places @ centers - half_squares).argmax(axis=1))
-    return [np.concatenate([*of_clustering, np.zeros(0, np.int64)]).astype(np.int64) for of_clustering in found]
+            of_clustering[first : first + N_AT_ONCE] = (places @ centers - half_squares).argmax(axis=1)
+    return found

@@ -10,6 +10,7 @@ import numpy as np
 from sklearn_docids._views.arrays import ANY_NUMBER, ArrayRule, bytes_of, exactly, words_of
 from sklearn_docids._views.base import Observation, StoredView
 from sklearn_docids._views.payload import hashed, service_name, services
+from sklearn_docids.capture.lazy import pieces
 from sklearn_docids.capture.table import FlowTable
 
 N_SALT = 11
@@ -31,11 +32,14 @@ class NoveltyView(StoredView):
 
     def fit(self, flows: FlowTable, rng: np.random.RandomState) -> None:
         """Learn who asks whom for what."""
-        self.seen = [np.unique(keys) for keys in self._keys(flows)]
+        self.seen = [np.zeros(0, np.uint64) for _ in KEYS]
+        for piece in pieces(len(flows)):
+            both = zip(self.seen, self._keys(flows[piece]), strict=True)
+            self.seen = [np.union1d(seen, keys) for seen, keys in both]
 
     def observe(self, flows: FlowTable, memory: Any) -> Observation:
         """Return how many of the three are new; 3 where nobody ever asked for the service."""
-        new = np.stack([~np.isin(keys, seen) for keys, seen in zip(self._keys(flows), self.seen, strict=True)])
+        new = np.stack([_are_new(keys, seen) for keys, seen in zip(self._keys(flows), self.seen, strict=True)])
         return Observation(new.sum(axis=0).astype(float), lambda row: _reason(flows, row, int(new[:, row].sum())))
 
     def state(self) -> dict[str, np.ndarray]:
@@ -55,6 +59,11 @@ class NoveltyView(StoredView):
         source = records["src_high"], records["src_low"]
         columns = ([*source, *destination, service], [*destination, service], [service])
         return [hashed(self.salt, *of_key) for of_key in columns]
+
+
+def _are_new(keys: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """Return which keys are not among those seen, which are sorted, and at least one."""
+    return np.asarray(seen[np.minimum(np.searchsorted(seen, keys), len(seen) - 1)] != keys)
 
 
 def _reason(flows: FlowTable, row: int, n_new: int) -> str:

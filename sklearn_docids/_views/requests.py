@@ -11,6 +11,7 @@ from sklearn_docids._views.arrays import ArrayRule, check_whole_and_ascending, e
 from sklearn_docids._views.base import Observation, StoredView
 from sklearn_docids._views.payload import MAX_SERVICE, first_messages, quoted, service_name, services
 from sklearn_docids.capture.layouts import FORWARD
+from sklearn_docids.capture.lazy import pieces
 from sklearn_docids.capture.table import FlowTable
 
 # Bytes of a request that are looked at: what it asks for comes first.
@@ -34,16 +35,17 @@ class RequestsView(StoredView):
 
     def fit(self, flows: FlowTable, rng: np.random.RandomState) -> None:
         """Learn the pairs of bytes in requests to each service."""
-        service, pairs, is_pair = services(flows), *_pairs(flows)
-        names, sizes = np.unique(service, return_counts=True)
+        names, sizes = np.unique(services(flows), return_counts=True)
         known = names[np.argsort(-sizes, kind="stable")[:MAX_SERVICES]]
-        service = np.where(np.isin(service, known), service, OTHER)
-        self.seen = {}
-        for name in np.unique(service).tolist():
-            seen = np.zeros(N_PAIRS, bool)
-            of_service = service == name
-            seen[pairs[of_service][is_pair[of_service]]] = True
-            self.seen[name] = np.packbits(seen)
+        seen = {int(name): np.zeros(N_PAIRS, bool) for name in [*known, *([OTHER] if len(known) < len(names) else [])]}
+        for piece in pieces(len(flows)):
+            some = flows[piece]
+            service, pairs, is_pair = services(some), *_pairs(some)
+            service = np.where(np.isin(service, known), service, OTHER)
+            for name in np.unique(service).tolist():
+                of_service = service == name
+                seen[name][pairs[of_service][is_pair[of_service]]] = True
+        self.seen = {name: np.packbits(seen[name]) for name in sorted(seen)}
 
     def observe(self, flows: FlowTable, memory: Any) -> Observation:
         """Return the share; 1 for a service that was never seen, 0 where there is no request."""

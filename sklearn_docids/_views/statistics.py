@@ -7,10 +7,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 from sklearn.neighbors import NearestNeighbors
+from sklearn.preprocessing import StandardScaler
 
 from sklearn_docids._views.arrays import ArrayRule, exactly, up_to
 from sklearn_docids._views.base import MAX_NEIGHBORS, Observation, StoredView, spaced
 from sklearn_docids.capture.kernels import RST
+from sklearn_docids.capture.lazy import pieces
 from sklearn_docids.capture.table import FlowTable
 
 COUNTS = (
@@ -39,11 +41,13 @@ class StatisticsView(StoredView):
 
     def fit(self, flows: FlowTable, rng: np.random.RandomState) -> None:
         """Learn which statistics are normal."""
-        values = statistics_of(flows)
-        self.mean, self.spread = values.mean(axis=0), values.std(axis=0)
+        scaler = StandardScaler()
+        for piece in pieces(len(flows)):
+            scaler.partial_fit(statistics_of(flows[piece]))
+        self.mean, self.spread = np.asarray(scaler.mean_), np.sqrt(scaler.var_)
         # What never varied says more than nothing where it does vary. Its deviation may be other than 0 by rounding.
         self.spread[self.spread < CONSTANT] = 1.0
-        self._place(self._standardised(values[spaced(len(values), MAX_NEIGHBORS)]))
+        self._place(self._standardised(statistics_of(flows[spaced(len(flows), MAX_NEIGHBORS)])))
 
     def observe(self, flows: FlowTable, memory: Any) -> Observation:
         """Return the logarithm of 1 and the distance."""

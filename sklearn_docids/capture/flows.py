@@ -131,9 +131,10 @@ class FlowRows:
         return len(self.records)
 
     def __getitem__(self, key: Any) -> FlowRows:
-        return self._each(lambda array: array[key])
+        return self.each(lambda array: array[key])
 
-    def _each(self, function: Callable[[np.ndarray], np.ndarray]) -> FlowRows:
+    def each(self, function: Callable[[Any], Any]) -> FlowRows:
+        """Return flows of what a function makes of each of the arrays."""
         arrays = [function(array) for array in (self.records, self.X, self.kept_bytes, self.payload_lengths)]
         return FlowRows(arrays[0], arrays[1], arrays[2], arrays[3], self.layout)
 
@@ -175,7 +176,7 @@ class FlowRows:
 
     def copy(self) -> FlowRows:
         """Return the flows in arrays of their own."""
-        return self._each(np.ndarray.copy)
+        return self.each(np.ndarray.copy)
 
     def resize(self, n_flows: int) -> None:
         """Grow, the new rows all zero, or shrink."""

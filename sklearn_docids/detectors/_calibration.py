@@ -12,11 +12,15 @@ from sklearn.utils.validation import check_is_fitted
 from sklearn_docids._provenance import MAX_CALIBRATIONS
 from sklearn_docids._thinning import Thinner
 from sklearn_docids._thresholds import least_held_out
+from sklearn_docids._views.base import spaced
 from sklearn_docids._views.tails import Tails
 from sklearn_docids._warn import warn_caller
+from sklearn_docids.capture.lazy import on_demand, pieces, selected_flows
 from sklearn_docids.capture.table import FlowTable
 
 NO_SCORES = np.zeros(0)
+# Scores that a calibration keeps, evenly spaced in time where there are more.
+MAX_SCORES = 2**20
 
 
 class Calibration(NamedTuple):
@@ -33,7 +37,8 @@ class Calibration(NamedTuple):
     n_flows : int
         Flows that have set the threshold.
     scores : ndarray of float64
-        Their scores, in order of time; none where they were learned from as well, and say nothing of new flows.
+        Their scores, in order of time, evenly spaced where there are more than 2**20; none where they were learned from
+        as well, and say nothing of new flows.
     thinned : ndarray of float64
         Those of one flow per channel and minute; none where nothing is known of channels.
     tails : tuple of Tails
@@ -139,13 +144,23 @@ def now() -> str:
 
 
 def in_time_order(flows: FlowTable) -> FlowTable:
-    """Return flows in the order of their beginnings."""
-    return flows[np.argsort(flows.time_first, kind="stable")]
+    """Return flows in the order of their beginnings; those on disk stay there until they are looked at."""
+    times, flows = flows.time_first, on_demand(flows)
+    if (times[1:] >= times[:-1]).all():
+        return flows
+    return selected_flows(flows, np.argsort(times, kind="stable"))
 
 
 def thinned(flows: FlowTable, scores: np.ndarray) -> np.ndarray:
     """Return the scores of one flow per channel and minute; flows are in order of time."""
-    return scores[Thinner().chosen(flows)]
+    thinner = Thinner()
+    chosen = [thinner.chosen(flows[piece]) for piece in pieces(len(flows))]
+    return scores[np.concatenate([np.zeros(0, bool), *chosen])]
+
+
+def scores_to_keep(scores: np.ndarray) -> np.ndarray:
+    """Return the scores that a calibration keeps."""
+    return scores[spaced(len(scores), MAX_SCORES)] if len(scores) > MAX_SCORES else scores
 
 
 def check_enough(n_flows: int, rate: float) -> None:

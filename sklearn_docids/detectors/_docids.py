@@ -78,7 +78,8 @@ class DOCIDSDetector(TrainedDetector):
         Share of the rows kept out of training, in (0, 1): once for ``false_alarm_rate`` (at least ceil(1/rate) - 1
         rows), and once more, of the others, for ``early_stopping``.
     max_epochs : "auto" or int, default="auto"
-        Passes over the target. "auto": as many as give about 500 steps, at least 1.
+        Passes over the target. "auto": as many as give about 500 steps; where one pass takes more, 500 steps over rows
+        that are drawn at random.
     batch_size : int, default=64
         Target rows per mini-batch, with as many reference rows. At least 2. The paper does not state it; 64 detects as
         well as 128 and takes half the time.

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -28,6 +28,7 @@ from sklearn_docids._views.requests import RequestsView
 from sklearn_docids._views.statistics import StatisticsView
 from sklearn_docids._views.tails import Tails
 from sklearn_docids._warn import warn_caller
+from sklearn_docids.capture.lazy import ROWS_AT_ONCE, on_demand, pieces, selected_flows
 from sklearn_docids.capture.table import FlowTable
 from sklearn_docids.detectors._calibration import (
     CalibratedMixin,
@@ -36,6 +37,7 @@ from sklearn_docids.detectors._calibration import (
     checked_rate,
     in_time_order,
     now,
+    scores_to_keep,
     thinned,
 )
 from sklearn_docids.detectors._docids import DOCIDSDetector
@@ -279,15 +281,15 @@ class MultiViewDetector(CalibratedMixin, OutlierMixin, BaseEstimator):
         arguments = [(view, flows, blocks, seed) for view, seed in zip(views, seeds, strict=True)]
         # Nothing is set while views learn: a fit that fails leaves no half of a detector.
         abnormality = Parallel(n_jobs=self.n_jobs, prefer="threads")(delayed(_learn)(*some) for some in arguments)
-        judged = blocks >= 0
         self._views, self._power = views, float(self.power)
         self._n_columns, self._layout = flows.X.shape[1], flows.layout
         self.view_names_ = [view.name for view in views]
         self.sampler_ = None
-        of_judged = [scores[judged] for scores in abnormality]
-        tails, groups = self._tails_of(of_judged, flows[judged]), services(flows)[judged]
-        scores = self._combined(self._surprises(of_judged, groups, tails))
-        self._begin_calibrations(self._calibration(scores, tails, flows[judged], float(self.false_alarm_rate)))
+        judged = _judged(flows, blocks)
+        groups = services(judged)
+        tails = self._tails_of(abnormality, groups)
+        scores = self._scores_of(abnormality, groups, tails)
+        self._begin_calibrations(self._calibration(scores, tails, judged, float(self.false_alarm_rate)))
         return self
 
     def calibrate(self, X: FlowTable, *, false_alarm_rate: float | None = None) -> MultiViewDetector:
@@ -328,30 +330,39 @@ class MultiViewDetector(CalibratedMixin, OutlierMixin, BaseEstimator):
         rate = checked_rate(self.false_alarm_rate if false_alarm_rate is None else false_alarm_rate)
         flows = in_time_order(self._checked_like_fit(X))
         check_enough(len(flows), rate)
-        abnormality = [view.observe(flows, view.new_memory()).abnormality for view in self._views]
-        scores = self._scores_by_others(abnormality, flows)
-        self._add_calibration(self._calibration(scores, self._tails_of(abnormality, flows), flows, rate))
+        abnormality = [view.abnormality(flows) for view in self._views]
+        groups = services(flows)
+        scores = self._scores_by_others(abnormality, groups)
+        self._add_calibration(self._calibration(scores, self._tails_of(abnormality, groups), flows, rate))
         return self
 
-    def _tails_of(self, abnormality: list[np.ndarray], flows: FlowTable) -> tuple[Tails, ...]:
-        """Return the tails of what views say of normal flows."""
-        groups = services(flows)
+    def _tails_of(self, abnormality: Iterable[np.ndarray], groups: np.ndarray) -> tuple[Tails, ...]:
+        """Return the tails of what views say of normal flows, each of a group."""
         return tuple(
             Tails.of(scores, groups if view.groups_by_service else None)
             for view, scores in zip(self._views, abnormality, strict=True)
         )
 
-    def _scores_by_others(self, abnormality: list[np.ndarray], flows: FlowTable) -> np.ndarray:
+    def _scores_of(self, abnormality: list[np.ndarray], groups: np.ndarray, tails: tuple[Tails, ...]) -> np.ndarray:
+        """Return scores by what views say of flows."""
+        scores = np.empty(len(groups))
+        for piece in pieces(len(groups)):
+            some = [of_view[piece] for of_view in abnormality]
+            scores[piece] = self._combined(self._surprises(some, groups[piece], tails))
+        return scores
+
+    def _scores_by_others(self, abnormality: list[np.ndarray], groups: np.ndarray) -> np.ndarray:
         """Return scores of flows in order of time, every tenth of them by the tails of the others.
 
         By tails that a flow is part of, it is never beyond the largest: a threshold set by such scores would flag more
         new flows than it was asked for.
         """
-        found, groups = np.empty(len(flows)), services(flows)
-        for number in range(min(N_FOLDS, len(flows))):
-            own = np.arange(len(flows)) % N_FOLDS == number
-            tails = self._tails_of([scores[~own] for scores in abnormality], flows[~own])
-            found[own] = self._combined(self._surprises([scores[own] for scores in abnormality], groups[own], tails))
+        found = np.empty(len(groups))
+        for first in range(min(N_FOLDS, len(groups))):
+            own = slice(first, None, N_FOLDS)
+            others = np.arange(len(groups)) % N_FOLDS != first
+            tails = self._tails_of((scores[others] for scores in abnormality), groups[others])
+            found[own] = self._scores_of([scores[own] for scores in abnormality], groups[own], tails)
         return found
 
     def _calibration(self, scores: np.ndarray, tails: tuple[Tails, ...], flows: FlowTable, rate: float) -> Calibration:
@@ -359,9 +370,9 @@ class MultiViewDetector(CalibratedMixin, OutlierMixin, BaseEstimator):
         doubt = doubt_of(scores)
         if doubt:
             warn_caller(doubt)
-        offset = conformal_threshold(scores, rate)
-        traffic = described_traffic(flows)
-        return Calibration(now(), offset, rate, len(scores), scores, thinned(flows, scores), tails, traffic)
+        offset, traffic = conformal_threshold(scores, rate), described_traffic(flows)
+        stored = scores_to_keep(scores), scores_to_keep(thinned(flows, scores))
+        return Calibration(now(), offset, rate, len(scores), *stored, tails, traffic)
 
     @property
     def _tails(self) -> tuple[Tails, ...]:
@@ -636,7 +647,7 @@ class ScoreStream:
         ndarray of float64, shape (n_flows,)
             At most 0; the lower, the more abnormal.
         """
-        return self.judge(X).scores
+        return self._by_pieces(X, lambda judged: judged.scores)
 
     def p_values(self, X: FlowTable) -> np.ndarray:
         """Return what each view says of the next flows.
@@ -651,7 +662,7 @@ class ScoreStream:
         ndarray of float64, shape (n_flows, n_views)
             As `MultiViewDetector.p_values`.
         """
-        return self.judge(X).p_values
+        return self._by_pieces(X, lambda judged: judged.p_values)
 
     def explain(self, X: FlowTable) -> list[list[ViewReason]]:
         """Return for each of the next flows the views in which it is unusual.
@@ -684,6 +695,17 @@ class ScoreStream:
         """
         return Judgement(self.detector, *self._surprises(X))
 
+    def _by_pieces(self, X: FlowTable, asked: Callable[[Judgement], np.ndarray]) -> np.ndarray:
+        """Return what is asked of the judgements of flows, of which one piece after the other is in memory."""
+        table = on_demand(self.detector._checked_like_fit(X))
+        if len(table) <= ROWS_AT_ONCE:
+            return asked(self.judge(table))
+        order = np.argsort(table.time_first, kind="stable")
+        in_order = np.concatenate([asked(self.judge(table[order[piece]])) for piece in pieces(len(table))])
+        found = np.empty_like(in_order)
+        found[order] = in_order
+        return found
+
     def _surprises(self, X: FlowTable) -> tuple[np.ndarray, list[Observation], np.ndarray]:
         """Return surprises in the order of X, what views observed in order of time, and where each flow is there."""
         detector = self.detector
@@ -705,14 +727,19 @@ class ScoreStream:
 def _learn(view: View, flows: FlowTable, blocks: np.ndarray, seed: int) -> np.ndarray:
     """Fit a view, and return how abnormal the flows of each block are to what has not learned from that block."""
     rng = np.random.RandomState(seed)
-    learned = flows if (blocks >= 0).all() else flows[blocks < 0]
+    if (blocks >= 0).all():
+        view.prepare(flows, rng)
+        return view.fit_in_blocks(flows, blocks, seed, rng)
+    learned = selected_flows(flows, np.flatnonzero(blocks < 0))
     view.prepare(learned, rng)
-    if len(learned) == len(flows):
-        found = view.abnormality_by_others(flows, blocks, seed)
-        view.fit(flows, rng)
-        return found
     view.fit(learned, rng)
-    return view.observe(flows, view.new_memory()).abnormality
+    return view.abnormality(flows)[blocks >= 0]
+
+
+def _judged(flows: FlowTable, blocks: np.ndarray) -> FlowTable:
+    """Return the flows of a block, which a calibration is made of."""
+    is_judged = blocks >= 0
+    return flows if is_judged.all() else selected_flows(flows, np.flatnonzero(is_judged))
 
 
 def _checked_table(X: Any) -> FlowTable:

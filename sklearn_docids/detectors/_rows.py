@@ -19,6 +19,7 @@ from sklearn_docids._thresholds import (
     pooled_threshold,
 )
 from sklearn_docids._training.net import WeightedLosses
+from sklearn_docids.capture.lazy import selected
 from sklearn_docids.detectors._profile import RowProfile
 
 Score = Callable[[np.ndarray], np.ndarray]
@@ -38,6 +39,13 @@ class FitRows(NamedTuple):
     reference: np.ndarray | None = None
     labels: np.ndarray | None = None  # class numbers of the reference
     classes: np.ndarray | None = None
+
+    def with_at_most(self, n_rows: int) -> FitRows:
+        """Return this with at most so many rows to train on, drawn at random."""
+        if len(self.training) <= n_rows:
+            return self
+        places = np.random.default_rng(self.seed).choice(len(self.training), n_rows, replace=False)
+        return self._replace(training=self.training[np.sort(places)])
 
 
 def split(detector: Any, X: np.ndarray, split_seed: int | None) -> FitRows:
@@ -68,7 +76,7 @@ def hold_out(X: np.ndarray, share: float, rng: np.random.RandomState) -> tuple[n
     """Return other rows and held-out rows, a share of all, both in their order."""
     n_held_out = round(share * len(X))
     order = rng.permutation(len(X))
-    return X[np.sort(order[n_held_out:])], X[np.sort(order[:n_held_out])]
+    return selected(X, np.sort(order[n_held_out:])), selected(X, np.sort(order[:n_held_out]))
 
 
 def _check_held_out(detector: Any, n_rows: int, n_others: int, n_held_out: int) -> None:

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sklearn_docids.capture.lazy import selected
+
 
 class Drawn(NamedTuple):
     """Templates, and the rows of a fit that are none of them."""
@@ -31,7 +33,7 @@ def draw_templates(
         kept = earlier[np.sort(rng.permutation(len(earlier))[:n_kept])]
     n_drawn = min(n_wanted - len(kept), _most(len(X)))
     order = rng.permutation(len(X))
-    drawn, others = X[np.sort(order[:n_drawn])], X[np.sort(order[n_drawn:])]
+    drawn, others = X[np.sort(order[:n_drawn])], selected(X, np.sort(order[n_drawn:]))
     return Drawn(np.concatenate([kept, drawn]) if len(kept) else drawn, len(kept), others)
 
 

@@ -28,7 +28,7 @@ from sklearn_docids._provenance import described_traffic
 from sklearn_docids._thresholds import AUTO_CONTAMINATION, conformal_threshold, doubt_of
 from sklearn_docids._training.net import TrainingSettings, WeightedLosses
 from sklearn_docids._training.pairs import PairedFlows
-from sklearn_docids._training.run import Trained, fit_network, n_epochs
+from sklearn_docids._training.run import AUTO_STEPS, Trained, fit_network, n_epochs
 from sklearn_docids._warn import warn_caller
 from sklearn_docids.capture.table import FlowTable
 from sklearn_docids.detectors._base import ScoringDetector, check_range, rows_of_fit, rows_to_score
@@ -40,6 +40,7 @@ from sklearn_docids.detectors._calibration import (
     checked_rate,
     in_time_order,
     now,
+    scores_to_keep,
     thinned,
 )
 from sklearn_docids.detectors._callbacks import CallbackSupportMixin, FitTasks, available_if, with_callbacks
@@ -70,6 +71,7 @@ class TrainedDetector(CallbackSupportMixin, CalibratedMixin, ScoringDetector):
     __metadata_request__fit: ClassVar[dict[str, bool]] = {"reference": True}
     __metadata_request__partial_fit: ClassVar[dict[str, bool]] = {"reference": True}
 
+    reads_pieces = True
     _network_class: ClassVar[type[StoredNetwork]]
     _fitted_names: ClassVar[tuple[str, ...]] = (
         *CalibratedMixin._calibration_names, "network_", "history_", "n_iter_", "interrupted_", "callbacks_",
@@ -217,6 +219,8 @@ class TrainedDetector(CallbackSupportMixin, CalibratedMixin, ScoringDetector):
         if not goes_on:
             forget_fit(self)
         rows = self._checked_rows(X, reference, goes_on)
+        if self.max_epochs == "auto" and not is_partial:
+            rows = rows.with_at_most(AUTO_STEPS * self.batch_size)
         settings = self._training_settings(rows, is_partial)
         learned = partial(self._learned, rows=rows, adds_up=is_partial and goes_on)
         with self._tasks(X, y, settings.n_epochs, lambda trained: learned(trained)[0]) as on_epoch:
@@ -311,7 +315,9 @@ class TrainedDetector(CallbackSupportMixin, CalibratedMixin, ScoringDetector):
         kept = (scorer.score_templates()[: drawn.n_kept], n_seen) if drawn.n_kept else None
         score = partial(scorer.score, device=resolved_device(self.device))
         found = threshold(self, score, rows, drawn.others, kept)
-        calibration = Calibration(now(), found.offset, self.false_alarm_rate, found.n_rows, found.held_out)
+        calibration = Calibration(
+            now(), found.offset, self.false_alarm_rate, found.n_rows, scores_to_keep(found.held_out)
+        )
         fitted = {
             "network_": trained.network,
             "offset_": found.offset,
@@ -395,8 +401,8 @@ class TrainedDetector(CallbackSupportMixin, CalibratedMixin, ScoringDetector):
                 conformal_threshold(scores, rate),
                 rate,
                 len(scores),
-                scores,
-                NO_SCORES if flows is None else thinned(flows, scores),
+                scores_to_keep(scores),
+                NO_SCORES if flows is None else scores_to_keep(thinned(flows, scores)),
                 traffic=None if flows is None else described_traffic(flows),
             )
         )
