@@ -93,11 +93,13 @@ def _run_far(function: Function, arguments: Arguments, n_jobs: int | None) -> li
         A worker died, and then one again. Dask itself gives what a dead worker had to another one first.
     """
     calls = [delayed(_worked)(function, each) for each in arguments]
+    # One call at a time: what goes through a scheduler stays small, and little is done again where a worker died.
+    parallel = Parallel(n_jobs=n_jobs, prefer="threads", batch_size=1)
     try:
-        results = Parallel(n_jobs=n_jobs, prefer="threads")(calls)
+        results = parallel(calls)
     except _deaths():
         try:
-            results = Parallel(n_jobs=n_jobs, prefer="threads")(calls)
+            results = parallel(calls)
         except _deaths() as error:
             reason = " ".join(str(error).split())
             raise ChildProcessError(f"a worker died, and another one when its work was done again: {reason}") from None
