@@ -421,7 +421,7 @@ def test_searches_on_a_cluster_send_no_rows_that_lie_in_shards(rows, cluster, tr
     with joined(cluster):
         found = searched(mapped_array(X), ReferenceData(mapped_array(reference.X), reference.y))
     assert found == searched(X, reference)
-    assert {array.dtype for array in traffic.arrays} == {np.dtype(np.int64)}  # which rows are in a fold
+    assert traffic.arrays == []
     assert 0 < max(traffic.sizes) < MOST_BYTES
 
 

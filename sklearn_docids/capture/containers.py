@@ -91,7 +91,8 @@ def located(source: Any) -> Located:
             f"{capture_name(source)} is no path: shards, and workers of joblib in other processes, open captures "
             "themselves; give a path or a URL"
         )
-    return Located(source if is_url(source) else os.path.abspath(os.fsdecode(source)), capture_name(source))
+    path = os.fsdecode(source)
+    return Located(path if is_url(path) else os.path.abspath(path), capture_name(source))
 
 
 def capture_name(source: Any) -> str:

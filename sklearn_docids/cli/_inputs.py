@@ -58,6 +58,15 @@ def add_scheduler(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+async def _scheduler_answers(address: str) -> None:
+    """Return once a scheduler has answered: a client would wait for ever where a connection is taken and no more."""
+    import distributed
+
+    settings = distributed.Security().get_connection_args("client")
+    async with distributed.rpc(address, connection_args=settings) as scheduler:
+        await scheduler.identity()
+
+
 @contextmanager
 def on_cluster(address: str | None) -> Iterator[None]:
     """Let joblib use a Dask cluster; None: nothing changes."""
@@ -68,13 +77,16 @@ def on_cluster(address: str | None) -> Iterator[None]:
         import distributed
     except ImportError:
         raise missing("--scheduler", "distributed") from None
+    import asyncio
+
     import joblib
 
     try:
-        client = distributed.Client(address, timeout=SCHEDULER_ANSWERS_WITHIN)
+        asyncio.run(asyncio.wait_for(_scheduler_answers(address), SCHEDULER_ANSWERS_WITHIN))
     except Exception as error:  # whoever answers in another language makes it raise anything
-        raise ConnectionError(f"--scheduler {address}: no Dask scheduler answers there: {error}") from None
-    with client:
+        reason = str(error) or f"nothing came for {SCHEDULER_ANSWERS_WITHIN:g} s"
+        raise ConnectionError(f"--scheduler {address}: no Dask scheduler answers there: {reason}") from None
+    with distributed.Client(address, timeout=SCHEDULER_ANSWERS_WITHIN) as client:
         try:
             client.wait_for_workers(1, timeout=SCHEDULER_ANSWERS_WITHIN)
         except TimeoutError:
