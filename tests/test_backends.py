@@ -21,16 +21,8 @@ from captures import pcap, tcp, udp
 from conftest import ROOT
 from sklearn.model_selection import GridSearchCV
 
-from sklearn_docids import (
-    CaptureError,
-    CaptureWarning,
-    DOCIDSDetector,
-    FlowSampler,
-    ReferenceData,
-    _running,
-    load_detector,
-    save_detector,
-)
+import sklearn_docids  # torch only where a detector is: workers import this module
+from sklearn_docids import CaptureError, CaptureWarning, FlowSampler, _running
 from sklearn_docids.capture import FlowTable
 from sklearn_docids.capture.shards import mapped_array
 from sklearn_docids.cli import main
@@ -388,7 +380,7 @@ def rows(tmp_path):
     for name, n_rows in {"X": 240, "reference": 120}.items():
         np.save(tmp_path / f"{name}.npy", rng.integers(0, 256, (n_rows, 20), dtype=np.uint8))
     X, reference = (np.load(tmp_path / f"{name}.npy", mmap_mode="r") for name in ("X", "reference"))
-    return X, ReferenceData(reference, np.arange(120, dtype=np.uint8) % 3)
+    return X, sklearn_docids.ReferenceData(reference, np.arange(120, dtype=np.uint8) % 3)
 
 
 def identity(X):
@@ -396,11 +388,11 @@ def identity(X):
 
 
 def scored(model, shard):
-    return load_detector(model).score_samples(FlowTable.load(shard).X)
+    return sklearn_docids.load_detector(model).score_samples(FlowTable.load(shard).X)
 
 
 def searched(X, reference):
-    detector = DOCIDSDetector(max_epochs=1, random_state=0)
+    detector = sklearn_docids.DOCIDSDetector(max_epochs=1, random_state=0)
     search = GridSearchCV(
         detector, {"lambda_reconstruction": [1.0, 10.0]}, cv=2, scoring=mean_score, error_score="raise"
     )
@@ -411,7 +403,7 @@ def searched(X, reference):
 @pytest.mark.parametrize("of", [identity, mapped_array], ids=["map", "shards"])
 def test_searches_in_processes_take_rows_that_are_mapped(rows, processes, of):
     X, reference = rows
-    found = searched(of(X), ReferenceData(of(reference.X), reference.y))
+    found = searched(of(X), sklearn_docids.ReferenceData(of(reference.X), reference.y))
     with joblib.parallel_config("sequential"):
         assert found == searched(X, reference)
 
@@ -419,7 +411,7 @@ def test_searches_in_processes_take_rows_that_are_mapped(rows, processes, of):
 def test_searches_on_a_cluster_send_no_rows_that_lie_in_shards(rows, cluster, traffic):
     X, reference = rows
     with joined(cluster):
-        found = searched(mapped_array(X), ReferenceData(mapped_array(reference.X), reference.y))
+        found = searched(mapped_array(X), sklearn_docids.ReferenceData(mapped_array(reference.X), reference.y))
     assert found == searched(X, reference)
     assert traffic.arrays == []
     assert 0 < max(traffic.sizes) < MOST_BYTES
@@ -429,8 +421,8 @@ def test_shards_are_scored_by_whoever_takes_them(days, cluster, rows, tmp_path, 
     X, reference = rows
     FlowSampler(n_packets=1, n_bytes=20).write(days[:2], tmp_path / "out", shards="npy")
     flows = FlowTable.load(tmp_path / "out")
-    detector = DOCIDSDetector(max_epochs=1, random_state=0).fit(X, reference=reference)
-    save_detector(detector, tmp_path / "model")
+    detector = sklearn_docids.DOCIDSDetector(max_epochs=1, random_state=0).fit(X, reference=reference)
+    sklearn_docids.save_detector(detector, tmp_path / "model")
     with joined(cluster):
         shards = sorted(shards_in(tmp_path / "out"))
         scores = joblib.Parallel(batch_size=1)(
