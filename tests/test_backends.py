@@ -25,7 +25,7 @@ import sklearn_docids  # torch only where a detector is: workers import this mod
 from sklearn_docids import CaptureError, CaptureWarning, FlowSampler, _running
 from sklearn_docids.capture import FlowTable
 from sklearn_docids.capture.shards import mapped_array
-from sklearn_docids.cli import main
+from sklearn_docids.cli import _inputs, main
 
 MOST_BYTES = 10_000  # of a task, and of what comes back
 LOCALHOST = "tcp://127.0.0.1"
@@ -115,27 +115,21 @@ def test_an_error_of_a_process_is_the_caller_s(days, processes, tmp_path):
         FlowSampler().flows([days[0], tmp_path / "gone.pcap"])
 
 
-def died_at_first(flag, stopped):
-    with contextlib.suppress(FileNotFoundError):
-        os.remove(flag)
-        os.kill(os.getpid(), signal.SIGKILL)
-    return "done"
-
-
-def always_dies(stopped):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
 def test_work_of_a_process_that_was_killed_is_done_again(processes, tmp_path):
+    def dies_at_first(flag, stopped):
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(flag)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return "done"
+
     (tmp_path / "flag").touch()
-    assert (
-        _running.run_all(died_at_first, [(str(tmp_path / name),) for name in ("a", "flag", "b")], None) == ["done"] * 3
-    )
+    flags = [(str(tmp_path / name),) for name in ("a", "flag", "b")]
+    assert _running.run_all(dies_at_first, flags, None) == ["done"] * 3
 
 
 def test_a_call_that_kills_each_process_is_an_error(processes):
     with pytest.raises(ChildProcessError, match="a worker died, and another one when its work was done again: "):
-        _running.run_all(always_dies, [()], None)
+        _running.run_all(lambda stopped: os.kill(os.getpid(), signal.SIGKILL), [()], None)
 
 
 def test_shards_of_processes_that_died_are_named(days, tmp_path, monkeypatch):
@@ -328,7 +322,7 @@ def test_no_capture_is_lost_with_a_worker_that_is_killed(tmp_path, tmp_path_fact
         client = stack.enter_context(joined(address))
         run = threading.Thread(target=written, args=[address])
         run.start()
-        at_work = wait_for_work_of(client, first.pid, out)
+        at_work = wait_for_work_of(client, first.pid, run, out)
         first.send_signal(signal.SIGKILL)
         n_done = len(shards_in(out))
         run.join(60)
@@ -356,14 +350,15 @@ def shards_in(folder):
     return [path for path in folder.glob("*-*") if not path.name.startswith(".")]
 
 
-def wait_for_work_of(client, pid, out):
+def wait_for_work_of(client, pid, run, out):
     """Wait until there are some shards, and the worker with a process number has work; return what that is."""
     (worker,) = [address for address, found in client.run(os.getpid).items() if found == pid]
-    while True:
+    while run.is_alive():
         at_work = client.processing()[worker]
         if len(shards_in(out)) > 3 and any("write_shard" in key or "batch" in key for key in at_work):
             return at_work
         time.sleep(0.005)
+    return ()
 
 
 # Searches.
@@ -445,6 +440,11 @@ def test_sample_on_a_cluster(days, expected, cluster, tmp_path, capsys):
     assert "- is standard input, which neither --shards nor --scheduler can read" in capsys.readouterr().err
 
 
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(_inputs, "SCHEDULER_ANSWERS_WITHIN", 1.0)
+
+
 def refused(days, tmp_path, capsys, address):
     """Return the one line that the command prints."""
     begin = time.monotonic()
@@ -454,7 +454,7 @@ def refused(days, tmp_path, capsys, address):
     return line
 
 
-def test_a_scheduler_that_does_not_answer_is_one_line(days, tmp_path, capsys):
+def test_a_scheduler_that_does_not_answer_is_one_line(impatient, days, tmp_path, capsys):
     pytest.importorskip("distributed")
     with socket.create_server(("127.0.0.1", 0)) as free:
         silent = f"{LOCALHOST}:{free.getsockname()[1]}"
@@ -464,7 +464,7 @@ def test_a_scheduler_that_does_not_answer_is_one_line(days, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_cluster_without_workers_is_one_line(days, tmp_path, capsys):
+def test_a_cluster_without_workers_is_one_line(impatient, days, tmp_path, capsys):
     pytest.importorskip("distributed")
     with contextlib.ExitStack() as stack:
         address = started_scheduler(stack, tmp_path)
