@@ -44,7 +44,7 @@ _CHANGES_NO_SHARD = ("n_jobs", "output", "random_state", "rotated", "verbose")
 
 
 class FlowSampler(TransformerMixin, BaseEstimator):
-    """Sample the first bytes of the first packets of each flow of a capture.
+    """Turn captures into rows of bytes for a detector: the first bytes of the first packets of each flow.
 
     A flow is a bidirectional five-tuple (addresses, ports, protocol TCP or UDP); its direction is that of the handshake
     (see `FlowTable`). Each flow becomes one row of ``n_packets`` places of ``n_bytes`` bytes: its first packets, from
@@ -52,6 +52,8 @@ class FlowSampler(TransformerMixin, BaseEstimator):
     first packet.
 
     The sampler is stateless: `transform`, `flows`, `sample`, `write` and `iter_flows` work before `fit`.
+
+    Guide: :doc:`/sampling`.
 
     Parameters
     ----------
