@@ -150,7 +150,7 @@ class FlowAggregator(BaseEstimator):
         scores of their most abnormal flows do, also beyond all normal ones (see `abnormality`).
     n_highest : int, default=50
         Most abnormal flows of a channel that are added up; not used with ``combine="most_abnormal"``. This and the
-        power were chosen on the validation part of the testbed (docs/benchmarks.md).
+        power were chosen on the validation part of the testbed (:doc:`/benchmarks`).
     false_alarm_rate : float, "auto" or None, default="auto"
         Share of normal channels or hosts per window that may be flagged, in (0, 0.5]. ``"auto"``: 0.01 where there are
         enough normal groups for it, otherwise no threshold, with a warning. None: no threshold.

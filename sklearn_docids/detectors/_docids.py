@@ -57,7 +57,7 @@ class DOCIDSDetector(TrainedDetector):
     lambda_compactness : float, default=0.1
         Weight of the compactness loss (paper, section 3.3.3).
     lambda_reconstruction : float, default=1.0
-        Weight of the reconstruction loss. The paper's is 10; measured, less is better (docs/benchmarks.md).
+        Weight of the reconstruction loss. The paper's is 10; measured, less is better (:doc:`/benchmarks`).
     score_method : {"knn", "reconstruction"}, default="knn"
         ``"knn"``: mean Euclidean distance in class-score space to the ``n_neighbors`` nearest of at most
         ``n_templates`` target flows (Perera and Patel [2]_ score by distance to 40 templates).
