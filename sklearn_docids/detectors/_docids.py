@@ -344,10 +344,11 @@ class DOCIDSDetector(TrainedDetector):
     def explain(self, X: ArrayLike, *, n_packets: int | None = None) -> np.ndarray:
         """Return which bytes make flows abnormal.
 
-        With templates: integrated gradients of the abnormality (opposite of the score) [4]_, on the straight way to the
-        flow from itself with every byte that no template has at its place replaced by the byte of the most similar
-        template. Other bytes get 0: each of them alone is normal. A flow of which every byte is in some template is
-        explained on the way from the most similar template instead. Without templates: the gradient.
+        With templates: integrated gradients of the abnormality, the opposite of the score (Sundararajan et al., ICML
+        2017), on the straight way to the flow from itself with every byte that no template has at its place replaced by
+        the byte of the most similar template. Other bytes get 0: each of them alone is normal. A flow of which every
+        byte is in some template is explained on the way from the most similar template instead. Without templates: the
+        gradient.
 
         Parameters
         ----------

@@ -115,8 +115,7 @@ class MultiViewDetector(CalibratedMixin, OutlierMixin, BaseEstimator):
 
     Parameters
     ----------
-    views : sequence of str or (str, estimator, list of str), default=("bytes", "statistics", "requests", "novelty", \
-"content")
+    views : sequence of str or tuple, default=("bytes", "statistics", "requests", "novelty", "content")
         Names of views, and views of one's own: a name, an outlier detector with `score_samples`, and the columns of the
         table that it is given, those of `FlowTable.context` included.
     detector : DOCIDSDetector or None, default=None
