@@ -60,6 +60,8 @@ Key = tuple[Any, ...]
 class FlowGroup:
     """Flows of one channel or host in one window.
 
+    Guide: :doc:`/how-to/false-alarm-rate`.
+
     Parameters
     ----------
     src_ip : str
@@ -132,6 +134,8 @@ class FlowAggregator(BaseEstimator):
     would be to count the same flows again and again.
 
     Flows may come all at once (`aggregate`) or as they end, in bounded memory (`stream`).
+
+    Guide: :doc:`/how-to/false-alarm-rate`.
 
     Parameters
     ----------
@@ -375,6 +379,8 @@ class GroupStream:
 
     It holds at most ``max_groups`` channels, with at most ``n_highest`` numbers each, and keeps to the fit it began
     with, whatever becomes of the aggregator.
+
+    Guide: :doc:`/how-to/false-alarm-rate`.
 
     Parameters
     ----------

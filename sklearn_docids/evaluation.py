@@ -66,6 +66,8 @@ CONFIDENCE = 0.95
 class Scored(NamedTuple):
     """Scores of one fit, and its alarms.
 
+    Guide: :doc:`/how-to/compare`.
+
     Parameters
     ----------
     normal : ndarray of float64, shape (n_normal,)
@@ -99,6 +101,8 @@ class Scored(NamedTuple):
 
 class Evaluation:
     """What `evaluate` found.
+
+    Guide: :doc:`/how-to/compare`.
 
     Attributes
     ----------
@@ -448,6 +452,8 @@ def evaluate(
 ) -> Evaluation:
     """Score normal flows and attacks with detectors, which are fitted first if there is something to train on; measure.
 
+    Guide: :doc:`/how-to/compare`.
+
     Parameters
     ----------
     detectors : mapping of str to estimator
@@ -603,6 +609,8 @@ def _flagged(detector: Any, flows: Any, scores: np.ndarray) -> np.ndarray:
 def fit_clone(detector: Any, train: Any, *, reference: Any = None, seed: int = 0) -> Any:
     """Return a clone of a detector, fitted as `evaluate` does.
 
+    Guide: :doc:`/how-to/compare`.
+
     Parameters
     ----------
     detector : estimator
@@ -644,6 +652,8 @@ def _fit_params(detector: Any, reference: Any) -> dict[str, Any]:
 def score_flows(detector: Any, normal: Any, attacks: Mapping[str, Any]) -> Scored:
     """Return the scores and alarms of a fitted detector.
 
+    Guide: :doc:`/how-to/compare`.
+
     Parameters
     ----------
     detector : estimator
@@ -681,6 +691,8 @@ def score_groups(
     detector: Any, aggregator: FlowAggregator, normal: FlowTable, attacks: Mapping[str, FlowTable]
 ) -> Scored:
     """Return the scores and alarms of channels or hosts: of normal flows, and of those that have flows of an attack.
+
+    Guide: :doc:`/how-to/compare`.
 
     Parameters
     ----------

@@ -14,12 +14,13 @@ import numpy as np
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, validate_params
 
+from sklearn_docids._score_sketch import ScoreSketch
 from sklearn_docids._thinning import Recent, Thinner
 
 if TYPE_CHECKING:
     from sklearn_docids.capture.table import FlowTable
 
-__all__ = ["DriftMonitor"]
+__all__ = ["DriftMonitor", "ScoreSketch"]
 
 # Bets that a share b of the p-values is at most a. Each b is so far above its a that traffic has to change a good deal:
 # at a = 0.05, a bet gains from 15 % on, where 5 % are normal.
@@ -43,6 +44,8 @@ class DriftMonitor:
     monitor compares the scores of new flows with theirs, and says so when many more are unusual than were then: another
     site, a changed network, or another way of capturing. More normal flows are no drift. It may be asked after each
     flow: the probability that it ever says so without a change is at most ``rate`` [1]_.
+
+    Guide: :doc:`/how-to/still-fits`.
 
     Parameters
     ----------

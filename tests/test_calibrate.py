@@ -295,7 +295,7 @@ def set_at(*place):
         (set_at(..., "offset", "0"), "'offset'"),
         (set_at(..., "false_alarm_rate", 0.7), "'false_alarm_rate'"),
         (set_at(..., "n_flows", 0), "'n_flows'"),
-        (set_at(..., "n_flows", 299), "another number of scores than flows"),
+        (set_at(..., "n_flows", 299), "more scores than flows"),
         (set_at(..., "traffic", {}), "'traffic'"),
         (set_at(..., "arrays", "thinned", ["F64", 0]), "'arrays.thinned'"),
         (set_at(..., "arrays", "thinned", ["F64", 2**40]), "'arrays.thinned'"),

@@ -104,6 +104,19 @@ def test_code_of_a_page_runs_as_it_stands(page, after_first_page, tmp_path, monk
         run_page(page)
 
 
+def test_the_readme_runs_and_prints_what_it_shows(tmp_path, brief_training, capsys):
+    """All but its two commands that install: those are what .ci/run and a reader begin with."""
+    blocks = blocks_of("../README.md")
+    shell = [code for language, code in blocks if language == "sh"]
+    assert [code.split()[0] for code in shell] == ["python3", "python3", "docids"]
+    (code,) = (code for language, code in blocks if language == "python")
+    exec(compile(code, "README.md", "exec"), {})
+    assert capsys.readouterr().out == dict(blocks)["text"]
+    with contextlib.chdir(tmp_path):
+        run_shell(shell[-1])
+    assert {"office.model", "day.html"} <= set(os.listdir(tmp_path))
+
+
 def test_what_is_not_run_says_why():
     texts = {path: path.read_text(encoding="utf-8") for path in DOCS.rglob("*.md")}
     reasons = [each["why_not"] for text in texts.values() for each in BLOCK.finditer(text) if each["why_not"]]
@@ -151,6 +164,14 @@ def test_every_public_name_has_a_page(site):
     assert len(documented) == len(pages)  # one page for each
 
 
+def test_every_public_name_leads_to_a_page_that_teaches_it():
+    guides = {name: re.findall(r"Guide: :doc:`/(.+)`\.", value.__doc__) for name, value in public_objects()}
+    assert [name for name, found in guides.items() if len(found) != 1] == []
+    pages = {path.relative_to(DOCS).with_suffix("").as_posix() for path in DOCS.rglob("*.[mr][ds]*")}
+    pages |= {f"gallery/{path.stem}" for path in (ROOT / "examples").glob("plot_*.py")}
+    assert {found[0] for found in guides.values()} <= pages
+
+
 class Links(HTMLParser):
     def __init__(self, page):
         super().__init__()
@@ -184,7 +205,9 @@ def test_the_picture_of_an_estimator_leads_to_its_page(site):
         assert (site / link.removeprefix(SITE)).exists()
 
 
-@pytest.mark.parametrize("path", [*DOCS.rglob("*.md"), ROOT / "CHANGELOG.md"], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", [*DOCS.rglob("*.md"), ROOT / "CHANGELOG.md", ROOT / "README.md"], ids=lambda path: path.name
+)
 def test_files_that_a_page_links_to_are_there(path):
     """Also outside the site, where GitHub shows the same files."""
     for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8")):

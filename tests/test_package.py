@@ -101,10 +101,10 @@ LAYERS = {
     "_network.folding": "_network.table1",
     "_network.losses": "",
     "_network.onnx": "_network.scoring _warn",
-    "_network.scoring": "_network.autoencoders _network.folding _network.table1 _network.tensors",
+    "_network.scoring": "_network.autoencoders _network.folding _network.table1 _network.tensors capture.lazy",
     "_network.table1": "_network.losses _network.tensors",
     "_network.tensors": "",
-    "_provenance": "_sealed _views.payload capture.table",
+    "_provenance": "_sealed _views.payload capture.lazy capture.table",
     "_report": "",
     "_report.bytemap": "_meta _views.payload capture.layouts capture.table inspection",
     "_report.charts": "",
@@ -120,6 +120,7 @@ LAYERS = {
         "_bases _text _warn capture.containers capture.counting capture.fields capture.flows capture.layouts "
         "capture.table capture.writing exceptions"
     ),
+    "_score_sketch": "_scratch _thresholds _warn",
     "_scratch": "",
     "_sealed": "",
     "_stored": "",
@@ -136,7 +137,7 @@ LAYERS = {
     "_thresholds": "",
     "_training": "",
     "_training.callbacks": "_training.net _training.pairs",
-    "_training.checkpoint": "_sealed _training.callbacks _training.moments _training.net _warn",
+    "_training.checkpoint": "_sealed _training.callbacks _training.moments _training.net _warn capture.lazy",
     "_training.moments": "",
     "_training.net": "_network.losses _network.table1 _training.pairs",
     "_training.pairs": "_network.tensors",
@@ -147,14 +148,16 @@ LAYERS = {
     "_version": "",
     "_views": "",
     "_views.arrays": "",
-    "_views.base": "_views.arrays capture.table",
+    "_views.base": "_views.arrays capture.lazy capture.table",
     "_views.columns": "_meta _views.base capture.context capture.table",
-    "_views.content": "_views.arrays _views.base _views.payload _warn capture.context capture.layouts capture.table",
+    "_views.content": (
+        "_views.arrays _views.base _views.payload _warn capture.context capture.layouts capture.lazy capture.table"
+    ),
     "_views.network": "_meta _views.arrays _views.base _views.payload capture.layouts capture.table",
-    "_views.novelty": "_views.arrays _views.base _views.payload capture.table",
+    "_views.novelty": "_views.arrays _views.base _views.payload capture.lazy capture.table",
     "_views.payload": "_text capture.layouts capture.table",
-    "_views.requests": "_views.arrays _views.base _views.payload capture.layouts capture.table",
-    "_views.statistics": "_views.arrays _views.base capture.kernels capture.table",
+    "_views.requests": "_views.arrays _views.base _views.payload capture.layouts capture.lazy capture.table",
+    "_views.statistics": "_views.arrays _views.base capture.kernels capture.lazy capture.table",
     "_views.tails": "_views.arrays _views.payload",
     "_warn": "",
     "_watch": "",
@@ -193,9 +196,11 @@ LAYERS = {
     ),
     "capture.kinds": "capture.headers",
     "capture.layouts": "",
+    "capture.lazy": "capture.shards capture.table",
     "capture.records": "capture._native",
     "capture.reordering": "_warn capture.records exceptions",
     "capture.rewriting": "capture._native capture.headers capture.layouts",
+    "capture.shards": "",
     "capture.table": (
         "_scratch _warn capture.community_id capture.context capture.flows capture.folders capture.headers "
         "capture.kernels"
@@ -205,9 +210,11 @@ LAYERS = {
     "cli": "cli._main",
     "cli._alarm_options": "_alarms.allow _alarms.zeek cli._text cli._values monitoring",
     "cli._allow": "_alarms.allow _alarms.names _alarms.stored _text cli._outputs",
-    "cli._calibrate": "_stored.summary cli._info cli._inputs cli._outputs cli._text cli._values evaluation persistence",
+    "cli._calibrate": (
+        "_stored.summary cli._info cli._inputs cli._outputs cli._text cli._values evaluation monitoring persistence"
+    ),
     "cli._config": "",
-    "cli._demo": "cli._testbed cli._values",
+    "cli._demo": "cli._testbed cli._values datasets._testbed",
     "cli._evaluate": (
         "_meta _report.evaluation _text aggregation cli._explaining cli._inputs cli._outputs cli._text "
         "cli._values datasets._folder detectors evaluation"
@@ -260,8 +267,10 @@ LAYERS = {
     "detectors._autoencoders": (
         "_network.autoencoders _network.scoring _network.tensors _training.net detectors._trained"
     ),
-    "detectors._base": "_bases detectors._profile",
-    "detectors._calibration": "_provenance _thinning _thresholds _views.tails _warn capture.table",
+    "detectors._base": "_bases capture.lazy detectors._profile",
+    "detectors._calibration": (
+        "_provenance _score_sketch _thinning _thresholds _views.base _views.tails _warn capture.lazy capture.table"
+    ),
     "detectors._callbacks": "_training.run",
     "detectors._doc_features": (
         "_bases _meta _network.scoring _network.table1 _network.tensors _training.net _training.pairs "
@@ -275,26 +284,26 @@ LAYERS = {
     "detectors._ensemble": "_bases _meta _thresholds _warn detectors._base",
     "detectors._frames": "capture.layouts",
     "detectors._multiview": (
-        "_bases _meta _provenance _sampler _thresholds _views.base _views.columns _views.content _views.network "
-        "_views.novelty _views.payload _views.requests _views.statistics _views.tails _warn capture.table "
-        "detectors._calibration detectors._docids detectors._reference"
+        "_bases _meta _provenance _sampler _score_sketch _thresholds _views.base _views.columns _views.content "
+        "_views.network _views.novelty _views.payload _views.requests _views.statistics _views.tails _warn "
+        "capture.lazy capture.table detectors._calibration detectors._docids detectors._reference"
     ),
     "detectors._profile": "_warn capture.layouts detectors._frames",
     "detectors._reference": "_warn detectors._base",
-    "detectors._rows": "_thresholds _training.net detectors._profile",
+    "detectors._rows": "_thresholds _training.net capture.lazy detectors._profile",
     "detectors._simple": "_meta _thresholds _warn detectors._base detectors._reference",
-    "detectors._templates": "",
+    "detectors._templates": "capture.lazy",
     "detectors._trained": (
-        "_meta _network.tensors _provenance _sampler _thresholds _training.net _training.pairs _training.run "
-        "_warn capture.table detectors._base detectors._calibration detectors._callbacks detectors._profile "
-        "detectors._reference detectors._rows detectors._templates"
+        "_meta _network.tensors _provenance _sampler _score_sketch _thresholds _training.net _training.pairs "
+        "_training.run _warn capture.table detectors._base detectors._calibration detectors._callbacks "
+        "detectors._profile detectors._reference detectors._rows detectors._templates"
     ),
     "evaluation": "_incidents _measures _meta _text _warn aggregation capture.table metrics",
     "exceptions": "",
     "inspection": "capture.headers capture.layouts",
     "metrics": "_measures _warn",
     "model_selection": "_bases _meta",
-    "monitoring": "_thinning capture.table",
+    "monitoring": "_score_sketch _thinning capture.table",
     "paper": "_sampler detectors",
     "persistence": (
         "_provenance _sampler _sealed _stored.multiview _stored.parameters _stored.trained _version _warn "
@@ -517,7 +526,7 @@ FACES = {
         "attack_roc_auc_score",
         "recall_at_fpr_score",
     ],
-    "monitoring": ["DriftMonitor"],
+    "monitoring": ["DriftMonitor", "ScoreSketch"],
     "model_selection": ["NormalOnly", "NormalTrainSplit", "make_flow_scorer"],
     "paper": ["detector", "sampler"],
     "persistence": ["described_traffic", "load_detector", "save_detector"],

@@ -4,6 +4,9 @@
 Another week, or a network that has changed a little: the model keeps what it has learned, and takes from these captures
 what is normal now. Earlier calibrations stay in the file: --list shows them, --restore goes back to one. Where the
 captures are of another site, the rate of false alarms holds, but docids fit finds more.
+
+Many sensors, one model: each writes a --sketch of the scores of its captures, a file of at most 2 MB, and --merge sets
+the threshold by all of them together.
 """
 
 from __future__ import annotations
@@ -31,6 +34,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="rate of false alarms to hold on new normal flows (default: as before)",
     )  # fmt: skip
     parser.add_argument("-o", "--output", metavar="NEW", help="model file to write instead")
+    parser.add_argument(
+        "--sketch", metavar="FILE", help="write the scores of the captures in brief, for --merge, and leave the model"
+    )
+    parser.add_argument(
+        "--merge", nargs="+", metavar="FILE", help="set the threshold by sketches that this model gave, of many sensors"
+    )
     parser.add_argument("--list", action="store_true", help="list the calibrations of the model, and do nothing else")
     parser.add_argument("--restore", type=_number, metavar="N", help="go back to a calibration of the list")
     parser.add_argument("--force", action="store_true", help="let --output replace a model; never an input")
@@ -44,7 +53,7 @@ def _number(text: str) -> int:
 
 
 def run(args: argparse.Namespace) -> None:
-    """List, restore, or calibrate and write the model."""
+    """List, restore, write a sketch, or calibrate and write the model."""
     from sklearn_docids._stored.summary import summary_of
 
     captures = expanded(args.captures)
@@ -53,7 +62,10 @@ def run(args: argparse.Namespace) -> None:
     if args.list:
         _print(args, before["calibrations"], [calibration_line(one, before) for one in before["calibrations"]])
         return
-    flagged = _change(args, captures)
+    if args.sketch:
+        _write_sketch(args, captures, before["sha256"])
+        return
+    flagged = _change(args, captures, before["sha256"])
     after = summary_of(args.output or args.model)
     threshold = {**after["threshold"], "before": before["threshold"]["offset"], "flagged_before": flagged}
     lines = [f"threshold before: {threshold['before']:.6g}", *_first_with(threshold_lines(threshold), "threshold: ")]
@@ -75,38 +87,81 @@ def _first_with(lines: list[str], title: str) -> list[str]:
 
 def _check(args: argparse.Namespace, captures: list[str], n_calibrations: int) -> None:
     """Refuse what can be refused before anything is read."""
-    wanted = {"captures": captures, "--list": args.list, "--restore": args.restore is not None}
+    wanted = {
+        "captures": captures, "--list": args.list, "--restore": args.restore is not None, "--merge": args.merge,
+    }  # fmt: skip
     given = [name for name, is_given in wanted.items() if is_given]
     if len(given) != 1:
-        raise ValueError(f"give captures, --list or --restore, one of the three; given: {', '.join(given) or 'none'}")
+        raise ValueError(
+            f"give captures, --list, --restore or --merge, one of the four; given: {', '.join(given) or 'none'}"
+        )
     others = {
-        "--false-alarm-rate": args.false_alarm_rate is not None and not captures,
-        "--output": args.list and args.output,
+        "--false-alarm-rate": args.false_alarm_rate is not None and (args.sketch or not (captures or args.merge)),
+        "--output": args.output and (args.list or args.sketch),
+        "--sketch": args.sketch and not captures,
     }
     for option, is_of_no_use in others.items():
         if is_of_no_use:
-            raise ValueError(f"{option} is of no use with {given[0]}")
+            raise ValueError(f"{option} is of no use with {'--sketch' if args.sketch and captures else given[0]}")
     if args.restore is not None and args.restore >= n_calibrations:
         raise ValueError(
             f"--restore {args.restore}: there is no such calibration; --list shows 0 to {n_calibrations - 1}"
         )
-    if args.output:
-        check_spared("--output", args.output, [args.model, *captures], force=args.force)
-    if not args.list:
+    inputs = [args.model, *captures, *(args.merge or ())]
+    for option, path in (("--output", args.output), ("--sketch", args.sketch)):
+        if path:
+            check_spared(option, path, inputs, force=args.force)
+    if args.sketch:
+        check_writable("--sketch", args.sketch, is_file=True)
+    elif not args.list:
         check_writable("--output" if args.output else "MODEL", args.output or args.model, is_file=True)
 
 
-def _change(args: argparse.Namespace, captures: list[str]) -> float | None:
-    """Write the model with another calibration; return what share of the captures' flows the old one flags."""
+def _write_sketch(args: argparse.Namespace, captures: list[str], checksum: str) -> None:
+    """Write what the model says of the captures' flows."""
+    from sklearn_docids.monitoring import ScoreSketch
+    from sklearn_docids.persistence import load_detector
+
+    sketch, loaded = ScoreSketch(checksum), load_detector(args.model)
+    detector = _detector_of(loaded)
+    sketch.update(_scores(detector, _sampled(args, detector, captures)))
+    sketch.save(args.sketch)
+    lines = [f"{sketch.n_scores} scores of the model with sha256 {checksum[:12]}... in {args.sketch}"]
+    _print(args, {"sketch": args.sketch, "n_scores": sketch.n_scores, "model": checksum}, lines)
+
+
+def _merged(paths: list[str], checksum: str) -> Any:
+    """Return sketches as one; they must be of the model as it is."""
+    from sklearn_docids.monitoring import ScoreSketch
+
+    merged = ScoreSketch(checksum)
+    for path in paths:
+        sketch = ScoreSketch.load(path)
+        if sketch.model != checksum:
+            raise ValueError(
+                f"{path}: its scores are of another model, or of another calibration of this one; make it again with "
+                "the model file as it is"
+            )
+        merged.merge(sketch)
+    return merged
+
+
+def _detector_of(loaded: Any) -> Any:
     from sklearn.pipeline import Pipeline
 
+    return loaded[-1] if isinstance(loaded, Pipeline) else loaded
+
+
+def _change(args: argparse.Namespace, captures: list[str], checksum: str) -> float | None:
+    """Write the model with another calibration; return what share of the captures' flows the old one flags."""
     from sklearn_docids.persistence import load_detector, save_detector
 
     loaded = load_detector(args.model)
-    detector: Any = loaded[-1] if isinstance(loaded, Pipeline) else loaded
-    flagged = None
+    detector, flagged = _detector_of(loaded), None
     if args.restore is not None:
         detector.restore_calibration(args.restore)
+    elif args.merge:
+        detector.calibrate(_merged(args.merge, checksum), false_alarm_rate=args.false_alarm_rate)
     else:
         flagged = _calibrate(args, detector, captures)
     output = args.output or args.model
@@ -117,13 +172,8 @@ def _change(args: argparse.Namespace, captures: list[str]) -> float | None:
 
 
 def _calibrate(args: argparse.Namespace, detector: Any, captures: list[str]) -> float:
-    from sklearn_docids.evaluation import given
-
-    if detector.sampler_ is None:
-        raise ValueError(f"{args.model} holds no sampler, so captures cannot be read as it was trained; use docids fit")
-    flows = sampled_flows(detector, captures, "CAPTURE", quiet=args.quiet)
-    check_read(flows.counters, captures)
-    flagged = float((detector.score_samples(given(detector, flows)) < detector.offset_).mean())
+    flows = _sampled(args, detector, captures)
+    flagged = float((_scores(detector, flows) < detector.offset_).mean())
     detector.calibrate(flows, false_alarm_rate=args.false_alarm_rate)
     if flagged > ANOTHER_SITE:
         note(
@@ -132,3 +182,18 @@ def _calibrate(args: argparse.Namespace, detector: Any, captures: list[str]) -> 
             "rate of false alarms holds now, but docids fit on them would find more attacks",
         )
     return flagged
+
+
+def _sampled(args: argparse.Namespace, detector: Any, captures: list[str]) -> Any:
+    """Return the flows of the captures."""
+    if detector.sampler_ is None:
+        raise ValueError(f"{args.model} holds no sampler, so captures cannot be read as it was trained; use docids fit")
+    flows = sampled_flows(detector, captures, "CAPTURE", quiet=args.quiet)
+    check_read(flows.counters, captures)
+    return flows
+
+
+def _scores(detector: Any, flows: Any) -> Any:
+    from sklearn_docids.evaluation import given
+
+    return detector.score_samples(given(detector, flows))

@@ -84,7 +84,7 @@ def rows_to_score(estimator: Any, X: ArrayLike) -> np.ndarray:
 
 def _checked_rows(estimator: Any, X: ArrayLike, *, reset: bool, min_samples: int = 1) -> np.ndarray:
     """Return rows as scikit-learn checks them; those on disk stay there, if the estimator reads them in pieces."""
-    rows = lazily(X) if getattr(estimator, "reads_pieces", False) else X
+    rows: Any = lazily(X) if getattr(estimator, "reads_pieces", False) else X
     if not is_lazy(rows):
         return np.asarray(validate_data(estimator, X, reset=reset, ensure_min_samples=min_samples))
     # The first row tells what is wrong with all of them, but for their number and values that are no numbers.

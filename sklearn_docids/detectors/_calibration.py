@@ -10,8 +10,9 @@ import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_docids._provenance import MAX_CALIBRATIONS
+from sklearn_docids._score_sketch import ScoreSketch
 from sklearn_docids._thinning import Thinner
-from sklearn_docids._thresholds import least_held_out
+from sklearn_docids._thresholds import doubt_of, least_held_out
 from sklearn_docids._views.base import spaced
 from sklearn_docids._views.tails import Tails
 from sklearn_docids._warn import warn_caller
@@ -25,6 +26,8 @@ MAX_SCORES = 2**20
 
 class Calibration(NamedTuple):
     """What tells normal scores from abnormal ones, and what it was made of.
+
+    Guide: :doc:`/explanation/thresholds`.
 
     Parameters
     ----------
@@ -80,7 +83,10 @@ class CalibratedMixin:
 
     @property
     def calibration_scores_(self) -> np.ndarray:
-        """Scores of the flows that set the threshold, in order of time; none where the network has learned them."""
+        """Scores of the flows that set the threshold, in order of time; none where the network has learned them.
+
+        After a calibration by a `~sklearn_docids.monitoring.ScoreSketch`, scores at equal distances of rank, ascending.
+        """
         return self._active().scores
 
     @property
@@ -117,6 +123,15 @@ class CalibratedMixin:
         self._activate(number)
         return self
 
+    def _calibrate_by(self, sketch: ScoreSketch, rate: float) -> None:
+        """Take the threshold of a sketch; what else is known of normal flows stays, as the scores go by it."""
+        check_enough(sketch.n_scores, rate)
+        active, offset, scores = self._active(), sketch.threshold(rate), sketch.quantiles()
+        doubt = doubt_of(scores)
+        if doubt:
+            warn_caller(doubt)
+        self._add_calibration(Calibration(now(), offset, rate, sketch.n_scores, scores, active.thinned, active.tails))
+
     def _activate(self, number: int) -> None:
         self.active_calibration_ = number
         self.offset_ = self._active().offset
@@ -145,7 +160,8 @@ def now() -> str:
 
 def in_time_order(flows: FlowTable) -> FlowTable:
     """Return flows in the order of their beginnings; those on disk stay there until they are looked at."""
-    times, flows = flows.time_first, on_demand(flows)
+    flows = on_demand(flows)
+    times = flows.time_first
     if (times[1:] >= times[:-1]).all():
         return flows
     return selected_flows(flows, np.argsort(times, kind="stable"))

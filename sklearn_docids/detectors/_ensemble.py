@@ -25,6 +25,8 @@ class SeedEnsemble(FitParamsToEstimator, MetaEstimatorMixin, ScoringDetector):
     It takes ``n_estimators`` times the time to train and to score; docs/benchmarks.md tells what that gains. There is
     no model file of an ensemble; save its members.
 
+    Guide: :doc:`/how-to/compare`.
+
     Parameters
     ----------
     estimator : estimator

@@ -16,6 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 from sklearn_docids._bases import BaseEstimator, OutlierMixin
 from sklearn_docids._meta import forget_fit
 from sklearn_docids._provenance import described_traffic
+from sklearn_docids._score_sketch import ScoreSketch
 from sklearn_docids._thresholds import conformal_threshold, doubt_of, least_held_out
 from sklearn_docids._views import network
 from sklearn_docids._views.base import Observation, StoredView, View, check_layout
@@ -69,6 +70,8 @@ MIN_BLOCK = 5
 class ViewReason(NamedTuple):
     """What one view says of a flow.
 
+    Guide: :doc:`/tutorials/from-alarm-to-reason`.
+
     Parameters
     ----------
     view : str
@@ -112,6 +115,8 @@ class MultiViewDetector(CalibratedMixin, OutlierMixin, BaseEstimator):
     ``"content"``
         Number of flows of like content that the same source began, or the same destination was sent, in the last 1, 10,
         60 and 240 s (flows count half after so long), to the most that was normal. The only view with a memory.
+
+    Guide: :doc:`/explanation/views`.
 
     Parameters
     ----------
@@ -291,7 +296,7 @@ class MultiViewDetector(CalibratedMixin, OutlierMixin, BaseEstimator):
         self._begin_calibrations(self._calibration(scores, tails, judged, float(self.false_alarm_rate)))
         return self
 
-    def calibrate(self, X: FlowTable, *, false_alarm_rate: float | None = None) -> MultiViewDetector:
+    def calibrate(self, X: FlowTable | ScoreSketch, *, false_alarm_rate: float | None = None) -> MultiViewDetector:
         """Set the threshold anew by other normal traffic, and how unusual a flow is in each view, without training.
 
         The views keep what they have learned, and say of the new traffic how abnormal it is to them; that is then what
@@ -301,9 +306,10 @@ class MultiViewDetector(CalibratedMixin, OutlierMixin, BaseEstimator):
 
         Parameters
         ----------
-        X : FlowTable
+        X : FlowTable or ScoreSketch
             Normal flows that `fit` has not seen, sampled alike, in any order: they are judged in order of time, as one
-            stream.
+            stream. Or a `~sklearn_docids.monitoring.ScoreSketch` of what `score_samples` says of such flows, perhaps at
+            many sensors: it sets the threshold alone, and how unusual a flow is in each view stays.
         false_alarm_rate : float or None, default=None
             Share of new normal flows that may be flagged, in (0, 0.5]. None: the parameter of that name.
 
@@ -318,7 +324,8 @@ class MultiViewDetector(CalibratedMixin, OutlierMixin, BaseEstimator):
         TypeError
             X is no FlowTable.
         ValueError
-            Too few flows for the rate, rows of another width or layout, or a rate out of range.
+            Too few flows for the rate, rows of another width or layout, or a rate out of range or below the error of a
+            sketch.
 
         Warns
         -----
@@ -327,6 +334,9 @@ class MultiViewDetector(CalibratedMixin, OutlierMixin, BaseEstimator):
         """
         check_is_fitted(self)
         rate = checked_rate(self.false_alarm_rate if false_alarm_rate is None else false_alarm_rate)
+        if isinstance(X, ScoreSketch):
+            self._calibrate_by(X, rate)
+            return self
         flows = in_time_order(self._checked_like_fit(X))
         check_enough(len(flows), rate)
         abnormality = [view.abnormality(flows) for view in self._views]
@@ -541,6 +551,8 @@ class MultiViewDetector(CalibratedMixin, OutlierMixin, BaseEstimator):
 class Judgement:
     """What a `MultiViewDetector` says of flows: `ScoreStream.judge` makes it.
 
+    Guide: :doc:`/tutorials/from-alarm-to-reason`.
+
     Parameters
     ----------
     detector : MultiViewDetector
@@ -610,6 +622,8 @@ class Judgement:
 
 class ScoreStream:
     """A fitted `MultiViewDetector` that remembers the flows it has seen.
+
+    Guide: :doc:`/explanation/views`.
 
     Parameters
     ----------

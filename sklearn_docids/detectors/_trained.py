@@ -25,6 +25,7 @@ from sklearn.utils.validation import check_is_fitted
 from sklearn_docids._meta import forget_fit
 from sklearn_docids._network.tensors import StoredNetwork, resolved_device
 from sklearn_docids._provenance import described_traffic
+from sklearn_docids._score_sketch import ScoreSketch
 from sklearn_docids._thresholds import AUTO_CONTAMINATION, conformal_threshold, doubt_of
 from sklearn_docids._training.net import TrainingSettings, WeightedLosses
 from sklearn_docids._training.pairs import PairedFlows
@@ -359,7 +360,7 @@ class TrainedDetector(CallbackSupportMixin, CalibratedMixin, ScoringDetector):
                 # Usable from here on, and the search or script around it ends as its user wants.
                 raise KeyboardInterrupt("training was interrupted; the detector is fitted as far as it came")
 
-    def calibrate(self, X: ArrayLike | FlowTable, *, false_alarm_rate: float | None = None) -> Self:
+    def calibrate(self, X: ArrayLike | FlowTable | ScoreSketch, *, false_alarm_rate: float | None = None) -> Self:
         """Set the threshold anew by other normal traffic, without training.
 
         The earlier threshold stays in ``calibrations_``, for `restore_calibration`. Where a tenth or more of the rows
@@ -367,9 +368,10 @@ class TrainedDetector(CallbackSupportMixin, CalibratedMixin, ScoringDetector):
 
         Parameters
         ----------
-        X : array-like of shape (n_flows, n_columns) or FlowTable
+        X : array-like of shape (n_flows, n_columns), FlowTable or ScoreSketch
             Normal flows that `fit` has not seen, sampled alike; of a table, the rows are scored, and its times and
-            channels let `~sklearn_docids.monitoring.DriftMonitor` compare later traffic with it.
+            channels let `~sklearn_docids.monitoring.DriftMonitor` compare later traffic with it. Or a
+            `~sklearn_docids.monitoring.ScoreSketch` of what `score_samples` says of such flows, perhaps of many.
         false_alarm_rate : float or None, default=None
             Share of new normal flows that may be flagged, in (0, 0.5]. None: the parameter of that name, or, where that
             is None, the share of ``contamination``.
@@ -382,7 +384,8 @@ class TrainedDetector(CallbackSupportMixin, CalibratedMixin, ScoringDetector):
         Raises
         ------
         ValueError
-            Too few flows for the rate, rows of another width or scale, or a rate out of range.
+            Too few flows for the rate, rows of another width or scale, or a rate out of range or below the error of a
+            sketch.
 
         Warns
         -----
@@ -392,6 +395,9 @@ class TrainedDetector(CallbackSupportMixin, CalibratedMixin, ScoringDetector):
         """
         check_is_fitted(self)
         rate = checked_rate(self._default_rate() if false_alarm_rate is None else false_alarm_rate)
+        if isinstance(X, ScoreSketch):
+            self._calibrate_by(X, rate)
+            return self
         flows = in_time_order(X) if isinstance(X, FlowTable) else None
         scores = self.score_samples(X if flows is None else flows.X)
         check_enough(len(scores), rate)
