@@ -5,44 +5,46 @@ from __future__ import annotations
 
 import io
 import os
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextvars import Context, copy_context
+from functools import partial
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import numpy as np
-from joblib import Parallel, delayed, effective_n_jobs
+from joblib import effective_n_jobs
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils._set_output import _get_output_config
 
 from sklearn_docids._bases import BaseEstimator, TransformerMixin
+from sklearn_docids._running import is_far, run_all, shared_folder
 from sklearn_docids._text import printable
-from sklearn_docids._warn import called_from, caller
 from sklearn_docids.capture import fields as field_policies
-from sklearn_docids.capture.containers import capture_name
+from sklearn_docids.capture.containers import capture_name, located
 from sklearn_docids.capture.counting import described
 from sklearn_docids.capture.flows import (
     FlowAssembler,
     FlowRows,
     FlowRules,
+    Progress,
     assemble,
     first_time,
     read_captures,
     warn_of_refused,
 )
 from sklearn_docids.capture.layouts import DESCRIPTION_BYTES, LAYOUTS
+from sklearn_docids.capture.shard_folders import NPY, PARQUET
+from sklearn_docids.capture.sharding import write_shards
 from sklearn_docids.capture.table import FlowTable, concatenate, less_dropped, without_midstream
-from sklearn_docids.capture.writing import write_flows
+from sklearn_docids.capture.writing import flows_through_files, write_flows
 from sklearn_docids.exceptions import CaptureError
 
-# A thread that waits for a pipe cannot be stopped; one that reads a file takes far less time to notice.
-STOPS_WITHIN_S = 5.0
+# Parameters that change nothing in a shard, which is of one capture; what is randomised is not in it either.
+_CHANGES_NO_SHARD = ("n_jobs", "output", "random_state", "rotated", "verbose")
 
 
 class FlowSampler(TransformerMixin, BaseEstimator):
-    """Sample the first bytes of the first packets of each flow of a capture.
+    """Turn captures into rows of bytes for a detector: the first bytes of the first packets of each flow.
 
     A flow is a bidirectional five-tuple (addresses, ports, protocol TCP or UDP); its direction is that of the handshake
     (see `FlowTable`). Each flow becomes one row of ``n_packets`` places of ``n_bytes`` bytes: its first packets, from
@@ -50,6 +52,8 @@ class FlowSampler(TransformerMixin, BaseEstimator):
     first packet.
 
     The sampler is stateless: `transform`, `flows`, `sample`, `write` and `iter_flows` work before `fit`.
+
+    Guide: :doc:`/sampling`.
 
     Parameters
     ----------
@@ -80,7 +84,7 @@ class FlowSampler(TransformerMixin, BaseEstimator):
     rotated : bool, default=True
         Whether flows go on from one capture of a list to the next where that begins no earlier than the one before
         ended and at most ``idle_timeout`` later, as the files of ``tcpdump -G`` and ``-C`` do. Their row is that of the
-        capture in which they began. False: each capture on its own.
+        capture in which they began. False: each capture on its own, as always with the ``shards`` of `write`.
     tunnels : {"outermost", "innermost"}, default="outermost"
         Which IP packet of a tunnel makes the flow: the one on the wire, or the one inside GRE (with ERSPAN and PPTP),
         VXLAN, Geneve, GTP-U, EtherIP, IP-in-IP, 6in4 or MPLS in any of them, through at most 16 tunnels. A row then
@@ -119,6 +123,9 @@ class FlowSampler(TransformerMixin, BaseEstimator):
     n_jobs : int or None, default=None
         Threads over captures, as in joblib. The result does not depend on it. Captures that may continue each other,
         each beginning no earlier than the one before it, are read by one thread: ``rotated=False`` reads all at a time.
+        `joblib.parallel_config` gives the captures, if they are paths or URLs, to other workers, such as processes
+        (``"loky"``) or a cluster (``"dask"``); these leave flows in files, in a folder that they must share with the
+        caller: ``out`` of `write`, otherwise ``JOBLIB_TEMP_FOLDER`` or that for temporary files.
     random_state : int, RandomState instance or None, default=None
         Source of the randomised fields.
     output : {"rows", "flows"}, default="rows"
@@ -289,7 +296,8 @@ class FlowSampler(TransformerMixin, BaseEstimator):
         ----------
         captures : path, binary file or list of them
             Captures, pcap or pcapng, each also packed with gzip, zstd, lz4, xz or bzip2; the first bytes decide, not
-            the name. A binary file may be a pipe or ``sys.stdin.buffer``: all that is needed is ``readinto``.
+            the name. A binary file may be a pipe or ``sys.stdin.buffer``: all that is needed is ``readinto``. A path
+            with ``://`` in it is a URL that fsspec opens, if it is installed, such as ``"s3://bucket/day.pcap"``.
 
         Returns
         -------
@@ -367,7 +375,7 @@ class FlowSampler(TransformerMixin, BaseEstimator):
         flows = self._sampled(captures, training=True, y=y)
         return self._given(flows), _flow_labels(y, flows), flows.capture
 
-    def write(self, captures: Any, out: str | os.PathLike[str]) -> list[dict[str, int]]:
+    def write(self, captures: Any, out: str | os.PathLike[str], *, shards: str | None = None) -> list[dict[str, int]]:
         """Write what `flows` returns to disk in bounded memory.
 
         Parameters
@@ -380,16 +388,41 @@ class FlowSampler(TransformerMixin, BaseEstimator):
             ``checksums.json``. When all captures have been read, files of these names are replaced, for
             `FlowTable.load` all at once: whatever kills a process, and however many write to one folder, it loads what
             one call wrote. Other files stay.
+        shards : {"npy", "parquet"} or None, default=None
+            Whether ``out`` becomes a folder of shards, which `FlowTable.load` opens as one table: for each capture a
+            folder of arrays as above, or a Parquet file as `FlowTable.save` writes it. Each capture is on its own, as
+            with ``rotated=False``, and a path or URL. A shard is whole or not there, and named by what is in its
+            capture (its size and up to 1 MiB of it, evenly spread) and by the parameters: one that is there is not made
+            again, so the same call goes on where another one was killed, and several may write to one folder at a time.
+            A capture that has changed since gets another shard, beside the older one. Captures of the same name and
+            content have one shard. None: no shards.
 
         Returns
         -------
         list of dict
-            Counters per capture.
+            Counters per capture; those of shards that were there are the same as when they were written.
+
+        Raises
+        ------
+        OSError
+            A capture cannot be read, or the folder not be written, or a worker of joblib does not see it.
+        ChildProcessError
+            Workers of joblib died. Shards that are missing then are named: call again.
+        TypeError
+            A capture is an open file, and ``shards`` is given, or joblib's workers are other processes.
+        ValueError
+            The folder has shards of other parameters, which are named, or flows that are no shards.
         """
-        counters, self.ignored_ = write_flows(
-            self._runs(_as_list(captures)), self._rules(), self.on_error, os.fsdecode(out), self._progress,
-            self._run_all, self.midstream == "drop",
-        )  # fmt: skip
+        out, sources = os.fsdecode(out), _as_list(captures)
+        rules = self._rules()
+        how = (self._progress(), self._run_all, self.midstream == "drop")
+        if shards is None:
+            out = os.path.abspath(out) if is_far() else out
+            counters, self.ignored_ = write_flows(self._runs(sources), rules, self.on_error, out, *how)
+        elif shards in (NPY, PARQUET):
+            counters, self.ignored_ = write_shards(sources, self._settings(), rules, self.on_error, out, shards, *how)
+        else:
+            raise ValueError(f"shards is 'npy', 'parquet' or None, got {shards!r}")
         self.counters_ = counters
         return counters
 
@@ -518,7 +551,11 @@ class FlowSampler(TransformerMixin, BaseEstimator):
         rules = self._rules(training=training)
         sources = _as_list(captures)
         runs = self._runs(sources, _capture_labels(y, len(sources)))
-        parts = self._run_all(read_captures, [(run, rules, self.on_error, self._progress) for run in runs])
+        progress = self._progress()
+        if is_far():
+            parts = flows_through_files(runs, rules, self.on_error, shared_folder(), progress, self._run_all)
+        else:
+            parts = self._run_all(read_captures, [(run, rules, self.on_error, progress) for run in runs])
         flows = concatenate([capture_name(source) for source in sources], parts)
         if self.midstream == "drop":
             flows = without_midstream(flows)
@@ -534,7 +571,10 @@ class FlowSampler(TransformerMixin, BaseEstimator):
         """Return the captures in groups that are read one after the other: those that may continue each other.
 
         A capture that begins earlier than the one before it cannot, and one of another label is of something else.
+        Where other processes read them, they are told where the captures are.
         """
+        if is_far():
+            sources = [located(source) for source in sources]
         if not self.rotated:
             return [[source] for source in sources]
         in_threads = effective_n_jobs(self.n_jobs) > 1
@@ -549,47 +589,16 @@ class FlowSampler(TransformerMixin, BaseEstimator):
         return runs
 
     def _run_all(self, function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Call a function once per capture, in threads: kernels release the GIL, and nothing is copied.
+        """Call a function once per capture, or run of captures, as joblib is told to."""
+        return run_all(function, arguments, self.n_jobs)
 
-        After an error no other capture is begun; those in work are finished, so that no thread goes on behind the
-        caller's back, and the first error in order of captures is raised, whatever the number of threads. Ctrl-C stops
-        those in work, too.
-        """
-        failed, stopped = threading.Event(), threading.Event()
-        begun: list[threading.Event] = []
-        with called_from(caller()):
-            contexts = [copy_context() for _ in arguments]  # two threads cannot be in one
+    def _progress(self) -> Progress:
+        return partial(_print_progress, self.verbose)
 
-        def guarded(context: Context, each: tuple[Any, ...]) -> tuple[Any, Exception | None]:
-            done = threading.Event()
-            begun.append(done)
-            try:
-                if failed.is_set() or stopped.is_set():
-                    return None, None
-                return context.run(function, *each, stopped.is_set), None
-            except Exception as error:
-                failed.set()
-                return None, error
-            finally:
-                done.set()
-
-        try:
-            calls = (delayed(guarded)(*call) for call in zip(contexts, arguments, strict=True))
-            results = Parallel(n_jobs=self.n_jobs, require="sharedmem")(calls)
-        except BaseException:  # joblib's own threads would go on
-            stopped.set()
-            for done in begun:
-                done.wait(STOPS_WITHIN_S)
-            raise
-        for _, error in results:
-            if error:
-                raise error
-        return [result for result, _ in results]
-
-    def _progress(self, name: str, fraction: float | None, counters: dict[str, int]) -> None:
-        if self.verbose > (0 if fraction is None else 1):
-            done = "" if fraction is None else f"{fraction:.0%}, "
-            print(f"{printable(name)}: {done}{described(counters)}", flush=True)
+    def _settings(self) -> dict[str, Any]:
+        """Return what decides which flows a capture on its own has, and their bytes, as JSON gives it back."""
+        kept = {name: _plain(value) for name, value in self.get_params().items() if name not in _CHANGES_NO_SHARD}
+        return kept | {"fields": field_policies.described_actions(self._actions(training=False))}
 
     def _given(self, flows: FlowTable) -> Any:
         return flows if self.output == "flows" else flows.X
@@ -627,6 +636,22 @@ class _ReadSoFar:
         self.counters.append({})
         self.ignored.append({})
         self.dropped = np.append(self.dropped, 0)
+
+
+def _print_progress(verbose: int, name: str, fraction: float | None, counters: dict[str, int]) -> None:
+    if verbose > (0 if fraction is None else 1):
+        done = "" if fraction is None else f"{fraction:.0%}, "
+        print(f"{printable(name)}: {done}{described(counters)}", flush=True)
+
+
+def _plain(value: Any) -> Any:
+    """Return a parameter as JSON gives it back, equal ones alike."""
+    if isinstance(value, tuple | list):
+        return sorted(map(_plain, value))
+    if isinstance(value, Real) and not isinstance(value, bool | np.bool_):
+        number = float(value)
+        return int(number) if number.is_integer() else number
+    return bool(value) if isinstance(value, np.bool_) else value
 
 
 def _patience(rules: FlowRules) -> float | None:

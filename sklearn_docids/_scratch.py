@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -17,12 +18,25 @@ except ImportError:  # Windows: no litter is removed there, as nobody could tell
 
 PREFIX = ".docids-"
 LOCK, FILES = "lock", "files"
+# There is no room for what is written.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def sync(path: str) -> None:
     """Wait until a file is on the disk: renamed earlier, it could be empty after a loss of power."""
     with open(path, "r+b") as file:
         os.fsync(file.fileno())
+
+
+@contextmanager
+def named(path: str) -> Iterator[None]:
+    """Name a file or folder in the error of a full disk: the system does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL and error.filename is None:
+            raise OSError(error.errno, error.strerror, path) from None
+        raise
 
 
 @contextmanager
@@ -40,6 +54,16 @@ def scratch_folder(beside: str | os.PathLike[str]) -> Iterator[str]:
             yield os.path.join(path, FILES)
     finally:
         _remove(path)
+
+
+@contextmanager
+def locked(path: str) -> Iterator[None]:
+    """Let one process at a time go on; the file stays. Where the file system cannot lock, nobody waits."""
+    with open(path, "ab") as file:
+        if fcntl is not None:
+            with suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _remove(path: str) -> None:

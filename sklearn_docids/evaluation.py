@@ -26,6 +26,7 @@ from sklearn.utils.validation import has_fit_parameter
 from sklearn_docids._incidents import LEVELS
 from sklearn_docids._measures import Curve, Ranking, average_precision, recall_at_fpr, resolves, roc_auc, too_few_normal
 from sklearn_docids._meta import seeded_clone, takes_tables
+from sklearn_docids._shard_scores import score_shards
 from sklearn_docids._text import csv_cell
 from sklearn_docids._warn import missing, warn_caller
 from sklearn_docids.aggregation import FlowAggregator
@@ -35,7 +36,7 @@ from sklearn_docids.metrics import alarm_counts
 if TYPE_CHECKING:
     from sklearn_docids.aggregation import FlowGroup
 
-__all__ = ["Evaluation", "Scored", "evaluate", "fit_clone", "score_flows", "score_groups"]
+__all__ = ["Evaluation", "Scored", "evaluate", "fit_clone", "score_flows", "score_groups", "score_shards"]
 
 ALL, MACRO = "all attacks", "mean over attacks"
 MAX_FPRS = {"recall_at_fpr_0_01": 0.01, "recall_at_fpr_0_001": 0.001}

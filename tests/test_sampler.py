@@ -20,8 +20,7 @@ from sklearn.base import clone
 from sklearn.utils.estimator_checks import check_estimator
 
 from sklearn_docids import CaptureError, CaptureWarning, FlowSampler
-from sklearn_docids.capture import folders
-from sklearn_docids.capture import table as tables
+from sklearn_docids.capture import folders, stored
 from sklearn_docids.capture.table import COLUMNS, FlowTable
 
 
@@ -345,7 +344,7 @@ def test_truth_values_are_0_or_1(captures, tmp_path):
 
 
 def test_records_are_checked_to_the_last(captures, tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "RECORDS_AT_ONCE", 3)
+    monkeypatch.setattr(stored, "RECORDS_AT_ONCE", 3)
     flows = FlowSampler().flows(captures)
     flows.rows.records["protocol"][-1] = 1
     flows.save(tmp_path / "flows.npz")
@@ -565,10 +564,11 @@ def test_scoring_touches_no_random_generator(captures):
     assert generator.randint(10**9) == np.random.RandomState(0).randint(10**9)
 
 
-def test_threads_stay_threads_under_any_joblib_backend(captures):
+def test_open_files_are_refused_where_other_processes_read(captures):
     with joblib.parallel_config("loky", n_jobs=2):
         files = [io.BytesIO(path.read_bytes()) for path in captures]
-        assert len(FlowSampler().transform(files)) == 8
+        with pytest.raises(TypeError, match=r"BytesIO> is no path: shards, and workers of joblib"):
+            FlowSampler().transform(files)
 
 
 @pytest.mark.parametrize("name", COLUMNS)

@@ -18,10 +18,11 @@ import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from sklearn_docids._warn import missing
 from sklearn_docids.capture import records
 from sklearn_docids.capture.compression import CompressionError, Unpacked, compression_of
 from sklearn_docids.capture.headers import LINK_TYPES
@@ -65,6 +66,35 @@ FOREIGN_MAGIC = {
 }
 
 
+class Located(NamedTuple):
+    """A capture as another process finds it, and what the caller calls it: paths are often relative."""
+
+    path: str  # absolute, or a URL
+    name: str
+
+
+def is_url(source: Any) -> bool:
+    """Whether a source is opened by fsspec."""
+    return isinstance(source, str) and "://" in source
+
+
+def located(source: Any) -> Located:
+    """Return where a capture is.
+
+    Raises
+    ------
+    TypeError
+        It is an open file, which is this process's alone.
+    """
+    if not isinstance(source, str | bytes | os.PathLike):
+        raise TypeError(
+            f"{capture_name(source)} is no path: shards, and workers of joblib in other processes, open captures "
+            "themselves; give a path or a URL"
+        )
+    path = os.fsdecode(source)
+    return Located(path if is_url(path) else os.path.abspath(path), capture_name(source))
+
+
 def capture_name(source: Any) -> str:
     """Return what messages call a source: its path, the name of an open file, or its type."""
     name = source if isinstance(source, str | bytes | os.PathLike) else getattr(source, "name", None)
@@ -81,14 +111,36 @@ def opened(source: Any) -> Iterator[BinaryIO]:
     """Open a path without Python's own buffering; leave an open file open, it belongs to the caller."""
     if isinstance(source, io.TextIOBase):
         raise TypeError(f"{capture_name(source)} is open in text mode; open it with mode 'rb', or take its .buffer")
+    source = source.path if isinstance(source, Located) else source
     if hasattr(source, "readinto"):
         yield source
+    elif is_url(source):
+        with _opened_url(source) as file:
+            yield file
     elif isinstance(source, str | bytes | os.PathLike):
         # FileIO directly: open() would say "directory" only on reading, and a path is all that is allowed here.
         with io.FileIO(os.fspath(source), "rb") as file:
             yield file
     else:
         raise TypeError(f"a capture is a path or an open binary file, got {type(source).__name__}")
+
+
+def _opened_url(url: str) -> Any:
+    """Return what opens a URL and closes it again.
+
+    Raises
+    ------
+    ValueError
+        Nobody knows the protocol.
+    """
+    try:
+        import fsspec
+    except ImportError:
+        raise missing(f"a capture at {url}", "fsspec") from None
+    try:
+        return fsspec.open(url, "rb")
+    except ValueError as error:
+        raise ValueError(f"{url} cannot be opened: {error}") from None
 
 
 def _pages(n_bytes: int) -> np.ndarray:

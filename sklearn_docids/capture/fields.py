@@ -62,6 +62,11 @@ def policy_actions(fields: str | Mapping[str, str], *, training: bool) -> np.nda
     return actions if training else np.where(actions == RANDOMIZE, KEEP, actions)
 
 
+def described_actions(actions: np.ndarray) -> dict[str, str]:
+    """Return actions as a mapping that `policy_actions` takes, without those that keep."""
+    return {name: ACTIONS[action] for name, action in zip(FIELDS, actions.tolist(), strict=True) if action != KEEP}
+
+
 def is_random(actions: np.ndarray) -> bool:
     """Whether actions need `apply_fields` after the capture has been read.
 

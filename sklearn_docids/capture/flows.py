@@ -16,7 +16,7 @@ import numpy as np
 
 from sklearn_docids._warn import warn_caller
 from sklearn_docids.capture import kernels
-from sklearn_docids.capture.containers import Capture, capture_name, opened
+from sklearn_docids.capture.containers import Capture, capture_name, is_url, opened
 from sklearn_docids.capture.counting import described, most_frequent, mostly_ignored
 from sklearn_docids.capture.hashing import N_KEYS
 from sklearn_docids.capture.headers import (
@@ -560,7 +560,7 @@ def _report_ignored(name: str, assembler: FlowAssembler) -> None:
 
 def first_time(source: Any) -> int | None:
     """Return the time of the first packet of a file, None where it cannot be had without changing anything."""
-    if not (isinstance(source, str | bytes | os.PathLike) and os.path.isfile(source)):
+    if not is_url(source) and not (isinstance(source, str | bytes | os.PathLike) and os.path.isfile(source)):
         return None
     try:
         with opened(source) as stream, closing(Capture(stream, capture_name(source))) as capture:

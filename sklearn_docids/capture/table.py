@@ -5,22 +5,23 @@ from __future__ import annotations
 
 import json
 import os
-import tokenize
-import zipfile
-from collections.abc import Iterable, Sequence
-from functools import cached_property, partial
-from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from ipaddress import IPv4Address, IPv6Address
+from typing import Any
 
 import numpy as np
 
 from sklearn_docids._scratch import scratch_folder, sync
 from sklearn_docids._warn import missing
-from sklearn_docids.capture import folders, kernels
+from sklearn_docids.capture import kernels
 from sklearn_docids.capture.community_id import community_id
 from sklearn_docids.capture.context import FlowContext
 from sklearn_docids.capture.flows import FlowRows, ReadCaptures, warn_of_refused
-from sklearn_docids.capture.headers import LINK_TYPES, TCP
+from sklearn_docids.capture.headers import TCP
+from sklearn_docids.capture.parquet import load_parquet, save_parquet
+from sklearn_docids.capture.shard_folders import is_list_in, load_shards
+from sklearn_docids.capture.stored import OTHER_CONTENT, Parts, load_folder, load_npz
 
 COLUMNS = (
     "capture", "time_first", "time_last", "src_ip", "dst_ip", "src_port", "dst_port", "protocol",
@@ -31,16 +32,15 @@ COLUMNS = (
 # Columns that hold a number or more for each packet of a row.
 PACKET_COLUMNS = ("X", "kept_bytes", "payload_lengths")
 
-# Records are checked in groups that stay in the processor's caches, as each check reads all of their memory.
-RECORDS_AT_ONCE = 2**13
-
 
 class FlowTable:
-    """Flows of one or more captures, as columns.
+    """Flows of one or more captures, a row each: what detectors learn from, select from and explain.
 
     Every column is an attribute and an item: ``table.src_ip`` is ``table["src_ip"]``. Columns are read-only; a copy is
     not. A slice, an index array or a mask selects flows: ``table[table.dst_port == 443]``. scikit-learn's splitters,
     `cross_val_score` and `GridSearchCV` take a table as they take an array, and hand on tables.
+
+    Guide: :doc:`/tutorials/python`.
 
     Parameters
     ----------
@@ -159,12 +159,12 @@ class FlowTable:
     @property
     def kept_bytes(self) -> np.ndarray:
         """Bytes kept of each packet."""
-        return _read_only(self.rows.kept_bytes)
+        return _read_only(np.asarray(self.rows.kept_bytes))
 
     @property
     def payload_lengths(self) -> np.ndarray:
         """Payload bytes of each packet, negative from destination to source."""
-        return _read_only(self.rows.payload_lengths.astype(np.int64))
+        return _read_only(np.asarray(self.rows.payload_lengths).astype(np.int64))
 
     @property
     def layout(self) -> str:
@@ -396,7 +396,7 @@ class FlowTable:
         with scratch_folder(os.path.dirname(path) or ".") as scratch:
             part = os.path.join(scratch, "table")
             if path.endswith(".parquet"):
-                _save_parquet(self, part, described)
+                save_parquet(self, COLUMNS, part, described)
             else:
                 with open(part, "wb") as file:
                     np.savez(
@@ -415,7 +415,10 @@ class FlowTable:
         ----------
         path : path
             A ``.npz`` or ``.parquet`` file, or a folder of `FlowSampler.write`: its arrays are mapped into memory,
-            read-only, and read as they are used.
+            read-only, and read as they are used. The shards of a folder are one table, whose ``X`` is read from
+            the files wherever it is indexed (``numpy.asarray(table.X)`` reads all) and whose other columns take memory
+            once they are asked for; Parquet shards are unpacked into temporary files first (``TMPDIR``), which go with
+            the table.
 
         Returns
         -------
@@ -425,16 +428,24 @@ class FlowTable:
         Raises
         ------
         ValueError
-            The file does not hold a flow table.
+            The file does not hold a flow table; or a shard is missing or damaged, or is of other settings than its
+            folder.
         ImportError
             pyarrow is not installed.
         """
         path = os.fsdecode(path)
-        read = _load_folder if os.path.isdir(path) else _load_parquet if path.endswith(".parquet") else _load_npz
+        read = _reader(path)
         try:
-            return cls(*_checked(*read(path)))
-        except _OTHER_CONTENT as error:
+            return cls(*read(path))
+        except OTHER_CONTENT as error:
             raise ValueError(f"{path}: no flow table: {str(error) or type(error).__name__}") from None
+
+
+def _reader(path: str) -> Callable[[str], Parts]:
+    """Return what reads a file or a folder of flows."""
+    if os.path.isdir(path):
+        return load_shards if is_list_in(path) else load_folder
+    return load_parquet if path.endswith(".parquet") else load_npz
 
 
 def is_midstream(records: np.ndarray) -> np.ndarray:
@@ -447,177 +458,6 @@ def _read_only(array: np.ndarray) -> np.ndarray:
     view = array.view()
     view.flags.writeable = False
     return view
-
-
-# Flows, the capture of each, and per capture its name, its counters, and what was ignored.
-_Parts: TypeAlias = "tuple[FlowRows, np.ndarray, list[str], list[dict[str, int]], list[dict[str, int]]]"
-
-
-def _described(text: bytes) -> tuple[str, tuple[list[str], list[dict[str, int]], list[dict[str, int]]]]:
-    """Return the layout of a file, and what it says of each capture."""
-    described = json.loads(text)
-    return described["layout"], (list(described["captures"]), list(described["counters"]), list(described["ignored"]))
-
-
-def _checked(
-    rows: FlowRows,
-    capture: np.ndarray,
-    captures: list[str],
-    counters: list[dict[str, int]],
-    ignored: list[dict[str, int]],
-) -> _Parts:
-    """Return the parts of a table read from a file, if they fit together."""
-    rows.check()
-    if not (
-        (capture.dtype, capture.shape) == (np.dtype(np.int64), (len(rows),))
-        and len(captures) == len(counters) == len(ignored)
-        and all(isinstance(name, str) for name in captures)
-        and all(isinstance(counts, dict) for counts in (*counters, *ignored))
-        and (len(capture) == 0 or 0 <= capture.min() <= capture.max() < len(captures))
-    ):
-        raise ValueError("its parts do not fit together")
-    for first in range(0, len(rows), RECORDS_AT_ONCE):
-        some = rows[first : first + RECORDS_AT_ONCE]
-        _check_records(some.records)
-        _check_lengths(some)
-    return rows, capture, captures, counters, ignored
-
-
-def _check_records(records: np.ndarray) -> None:
-    """Refuse records of flows that no capture could have given."""
-    is_ipv4, protocol = records["ip_version"] == 4, records["protocol"]
-    if not ((is_ipv4 | (records["ip_version"] == 6)).all() and ((protocol == 6) | (protocol == 17)).all()):
-        raise ValueError("it holds flows that are not TCP or UDP over IP")
-    beyond = np.zeros(len(records), np.uint64)
-    for name in ("src", "dst"):
-        beyond |= records[f"{name}_high"] | records[f"{name}_low"] >> np.uint64(32)
-    if beyond[is_ipv4].any():
-        raise ValueError("it holds IPv4 flows with longer addresses")
-    if not np.isin(records["link_type"], sorted(LINK_TYPES)).all():
-        raise ValueError("it holds flows of a link type that cannot be read")
-    if (records["begin"] >= len(kernels.BEGINS)).any() or (records["end"] >= len(kernels.ENDS)).any():
-        raise ValueError("it holds flows that begin or end in no known way")
-    if (records["truncated"].view(np.uint8) > 1).any():
-        raise ValueError("it holds truth values other than 0 and 1")
-
-
-def _check_lengths(rows: FlowRows) -> None:
-    """Refuse payload of packets that are not there, and more of it than the flow has."""
-    lengths = rows.payload_lengths.astype(np.int64)
-    if lengths[rows.kept_bytes == 0].any():
-        raise ValueError("payload_lengths holds payload of packets of which no byte was kept")
-    forward, backward = lengths.clip(min=0).sum(axis=1), -lengths.clip(max=0).sum(axis=1)
-    if (forward > rows.records["payload_forward"]).any() or (backward > rows.records["payload_backward"]).any():
-        raise ValueError("payload_lengths holds more payload than the flows have")
-
-
-# What json, zipfile, numpy and pyarrow raise of a file that holds something else, or is damaged.
-_OTHER_CONTENT = (
-    ValueError, LookupError, TypeError, AttributeError, ArithmeticError, EOFError, RuntimeError, zipfile.BadZipFile,
-    tokenize.TokenError,
-)  # fmt: skip
-
-
-def _load_npz(path: str) -> _Parts:
-    with zipfile.ZipFile(path) as archive:
-        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-            raise ValueError("it is compressed, which save never does")
-    with np.load(path, allow_pickle=False) as arrays:
-        records, X, kept_bytes, payload_lengths, capture, text = (
-            folders.array_from(partial(arrays.__getitem__, name))
-            for name in ("records", "X", "kept_bytes", "payload_lengths", "capture", "described")
-        )
-    layout, described = _described(text.tobytes())
-    return FlowRows(records, X, kept_bytes, payload_lengths, layout), capture, *described
-
-
-def _load_folder(path: str) -> _Parts:
-    found = folders.stored(path)
-    described = json.loads(found.captures)
-    names = [entry.pop("name") for entry in described]
-    ignored = [entry.pop("ignored", {}) for entry in described]
-    n_flows = [entry.get("flows", 0) for entry in described]
-    if not all(type(n) is int and n >= 0 for n in n_flows) or sum(n_flows) != len(found.records):
-        raise ValueError("captures.json has other numbers of flows than flows.npy")
-    folders.check_seal(found)
-    layouts = [entry.pop("layout") for entry in described]
-    if layouts != layouts[:1] * len(layouts):
-        raise ValueError("captures.json has several layouts")
-    capture = np.repeat(np.arange(len(names)), n_flows)
-    rows = FlowRows(found.records, found.X, found.kept_bytes, found.payload_lengths, layouts[0])
-    return rows, capture, names, described, ignored
-
-
-# Columns of a Parquet file that the records hold under the same name.
-_NAMED = {"begin": kernels.BEGINS, "end": kernels.ENDS}
-_STORED = ("row", *(name for name in COLUMNS if name in (kernels.FLOW_DTYPE.names or ()) and name not in _NAMED))
-_TIMES = ("time_first", "time_last")
-_OF_PACKETS = ("kept_bytes", "payload_lengths")
-
-
-def _parquet() -> Any:
-    """Return pyarrow, with what reads and writes Parquet."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise missing("a Parquet file", "pyarrow") from None
-    return pyarrow
-
-
-def _save_parquet(table: FlowTable, path: str, described: str) -> None:
-    pyarrow = _parquet()
-    records = table.rows.records
-    columns: dict[str, Any] = {"capture": table.capture, "row": records["row"]}
-    columns |= {name: table[name] for name in COLUMNS if name != "capture"}
-    columns |= {name: pyarrow.array(columns[name], pyarrow.timestamp("ns", "UTC")) for name in _TIMES}
-    for name in _OF_PACKETS:
-        numbers = getattr(table.rows, name)
-        columns[name] = pyarrow.FixedSizeListArray.from_arrays(numbers.reshape(-1), table.n_packets)
-    rows = np.ascontiguousarray(table.X)
-    columns["X"] = pyarrow.FixedSizeBinaryArray.from_buffers(
-        pyarrow.binary(rows.shape[1]), len(rows), [None, pyarrow.py_buffer(rows)]
-    )
-    stored = pyarrow.table(columns).replace_schema_metadata({"sklearn_docids": described})
-    pyarrow.parquet.write_table(stored, path)
-
-
-def _load_parquet(path: str) -> _Parts:
-    pyarrow = _parquet()
-    stored = pyarrow.parquet.read_table(path)
-    layout, described = _described(stored.schema.metadata[b"sklearn_docids"])
-    if any(column.null_count for column in stored.columns):
-        raise ValueError("it has missing values")
-    records = np.zeros(len(stored), kernels.FLOW_DTYPE)
-    for name, values in _NAMED.items():
-        records[name] = [values.index(value) for value in stored[name].to_pylist()]
-    for name in _STORED:
-        column = stored[name].cast(pyarrow.int64()) if name in _TIMES else stored[name]
-        # A checked cast: a number that does not fit raises.
-        records[name] = column.cast(pyarrow.from_numpy_dtype(records.dtype[name])).to_numpy()
-    versions = [_store_addresses(records, side, stored[f"{side}_ip"].to_numpy()) for side in ("src", "dst")]
-    if (versions[0] != versions[1]).any():
-        raise ValueError("it has flows between IPv4 and IPv6")
-    records["ip_version"] = versions[0]
-    kept_bytes, payload_lengths = (
-        stored[name].combine_chunks().flatten().to_numpy().reshape(-1, stored.schema.field(name).type.list_size)
-        for name in _OF_PACKETS
-    )
-    width = stored.schema.field("X").type.byte_width
-    X = np.frombuffer(b"".join(stored["X"].to_pylist()), np.uint8).reshape(-1, width).copy()
-    capture = stored["capture"].cast(pyarrow.int64()).to_numpy()
-    return FlowRows(records, X, kept_bytes, payload_lengths, layout), capture, *described
-
-
-def _store_addresses(records: np.ndarray, side: str, texts: np.ndarray) -> np.ndarray:
-    """Fill in the addresses of one side, each distinct one parsed once; return their IP versions."""
-    distinct, place = np.unique(texts.astype("U39"), return_inverse=True)
-    addresses = [ip_address(str(text)) for text in distinct]
-    low = np.array([int(address) & (2**64 - 1) for address in addresses], np.uint64)
-    high = np.array([int(address) >> 64 for address in addresses], np.uint64)
-    versions = np.array([address.version for address in addresses], np.uint8)
-    records[f"{side}_low"], records[f"{side}_high"] = low[place], high[place]
-    return versions[place]
 
 
 def _addresses(records: np.ndarray, side: str) -> np.ndarray:

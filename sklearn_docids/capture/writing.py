@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 
@@ -15,6 +18,7 @@ from sklearn_docids._scratch import scratch_folder, sync
 from sklearn_docids.capture import folders, kernels
 from sklearn_docids.capture.containers import capture_name
 from sklearn_docids.capture.flows import FlowRows, FlowRules, Progress, ReadCaptures, read_captures, warn_of_refused
+from sklearn_docids.capture.shard_folders import is_list_in
 from sklearn_docids.capture.table import is_midstream, less_dropped
 
 MAX_GAP_ROWS = 64
@@ -45,6 +49,9 @@ class RowFile:
         self._file = open(path, "w+b", buffering=0)  # noqa: SIM115 - closed by `close`
         self._write_header()
         self.data_start: int = self._file.tell()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_file": None}  # closed, where a file goes to another process
 
     def _write_header(self) -> None:
         # numpy pads the header so that the length can grow to 20 digits in place.
@@ -140,19 +147,15 @@ def write_flows(
     are read, they are joined and get their names: an array file at once, the files of a folder all at once.
     """
     only_bytes = out.endswith(".npy")
+    if is_list_in(out):
+        raise ValueError(f"{out} has shards: use another folder, or write more of them with shards=")
     if only_bytes and os.path.isdir(out):
         raise IsADirectoryError(f"{out} is a folder; a name that ends in .npy is that of a file")
     folder = (os.path.dirname(out) or ".") if only_bytes else out
     os.makedirs(folder, exist_ok=True)
     formats = row_formats(rules)[:1] if only_bytes else row_formats(rules)
     with scratch_folder(folder) as scratch:
-        parts = run_all(
-            _write_run,
-            [
-                (run, rules, on_error, scratch, number, formats, progress, drop_midstream)
-                for number, run in enumerate(runs)
-            ],
-        )
+        parts = run_all(write_run, [(run, rules, on_error, scratch, formats, progress, drop_midstream) for run in runs])
         sources = [source for run in runs for source in run]
         warn_of_refused([error for _, read in parts for error in read.errors], len(sources))
         counters = [counts for _, read in parts for counts in read.counters]
@@ -166,35 +169,47 @@ def write_flows(
                 {"name": capture_name(source), **counts, "ignored": kinds, "layout": rules.layout}
                 for source, counts, kinds in zip(sources, counters, ignored, strict=True)
             ]
-            folders.publish(_whole(scratch, joined, described), out)
+            folders.publish(whole_folder(joined, described), out)
     return counters, ignored
 
 
-def _whole(scratch: str, files: Sequence[RowFile], described: list[dict[str, Any]]) -> str:
-    """Return a folder with all files of a call under their names."""
-    whole = os.path.join(scratch, "whole")
-    os.mkdir(whole)
-    for file in files:
-        os.rename(file.path, os.path.join(whole, file.form.name))
-    with open(os.path.join(whole, folders.CAPTURES), "w", encoding="utf-8") as text:
+def check_seen(scratch: str) -> None:
+    """Refuse to work where the caller's folder cannot be seen: in a worker elsewhere, or when the caller has gone."""
+    if not os.path.isdir(scratch):
+        why = (
+            f"a worker on {socket.gethostname()} does not see the caller's folder: workers need a file system that "
+            "they share with the caller, also for JOBLIB_TEMP_FOLDER"
+        )
+        raise FileNotFoundError(errno.ENOENT, why, os.path.dirname(os.path.dirname(scratch)))
+
+
+def whole_folder(files: Sequence[RowFile], described: list[dict[str, Any]]) -> str:
+    """Return the folder that the files lie in, with all that belongs to them."""
+    folder = os.path.dirname(files[0].path)
+    with open(os.path.join(folder, folders.CAPTURES), "w", encoding="utf-8") as text:
         json.dump(described, text, indent=1)
-    folders.seal(whole)
-    return whole
+    folders.seal(folder)
+    return folder
 
 
-def _write_run(
+def write_run(
     sources: Sequence[Any],
     rules: FlowRules,
     on_error: str,
     scratch: str,
-    number: int,
     formats: Sequence[RowFormat],
     progress: Progress,
     drop_midstream: bool,
     stopped: Callable[[], bool],
 ) -> tuple[list[RowFile], ReadCaptures]:
-    """Write the flows of captures that are read one after the other; return the files and what was read."""
-    files = [RowFile(os.path.join(scratch, f"{number}-{form.name}"), form) for form in formats]
+    """Write the flows of captures that are read one after the other; return the files and what was read.
+
+    Another process may do so: what is returned has no flows in it.
+    """
+    check_seen(scratch)
+    folder = os.path.join(scratch, uuid4().hex)  # a worker that was given up may still write to its own
+    os.mkdir(folder)
+    files = [RowFile(os.path.join(folder, form.name), form) for form in formats]
     left_out: list[np.ndarray] = []
 
     def put(rows: FlowRows) -> None:
@@ -212,7 +227,21 @@ def _write_run(
     finally:
         for file in files:
             file.close()
+    read.rows = FlowRows.empty(0, rules)  # room for live flows, which have all gone
     return files, read
+
+
+def flows_through_files(
+    runs: Sequence[Sequence[Any]], rules: FlowRules, on_error: str, beside: str, progress: Progress, run_all: RunAll
+) -> list[ReadCaptures]:
+    """Return the flows of runs of captures as `read_captures` does, which whoever read them left in files."""
+    with scratch_folder(beside) as scratch:
+        formats = row_formats(rules)
+        parts = run_all(write_run, [(run, rules, on_error, scratch, formats, progress, False) for run in runs])
+        for files, read in parts:
+            arrays = {file.form.field: np.load(file.path, allow_pickle=False) for file in files}
+            read.rows = FlowRows(**arrays, layout=rules.layout)
+    return [read for _, read in parts]
 
 
 def _leave_out(places: np.ndarray, files: Sequence[RowFile], read: ReadCaptures) -> None:

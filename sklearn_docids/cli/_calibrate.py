@@ -14,9 +14,10 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from sklearn_docids._scratch import named
 from sklearn_docids.cli._info import calibration_line, percent, threshold_lines
 from sklearn_docids.cli._inputs import CAPTURE_HELP, check_read, expanded, sampled_flows
-from sklearn_docids.cli._outputs import check_spared, check_writable, named
+from sklearn_docids.cli._outputs import check_spared, check_writable
 from sklearn_docids.cli._text import note, print_json, say
 from sklearn_docids.cli._values import rate
 

@@ -14,9 +14,18 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sklearn_docids.cli._inputs import add_captures, check_read, expanded, note_captures, reading
+from sklearn_docids._scratch import named
+from sklearn_docids.cli._inputs import (
+    add_captures,
+    add_scheduler,
+    check_read,
+    expanded,
+    note_captures,
+    on_cluster,
+    reading,
+)
 from sklearn_docids.cli._options import NETWORK, SAMPLER, SEVERAL_VIEWS, add_parameters, given
-from sklearn_docids.cli._outputs import check_spared, check_writable, named
+from sklearn_docids.cli._outputs import check_spared, check_writable
 from sklearn_docids.cli._text import note, print_json
 from sklearn_docids.cli._values import add_seed, rate
 
@@ -28,7 +37,7 @@ VIEWS = ("bytes", "statistics", "requests", "novelty", "content")
 PAPER = ("bytes",)
 FALSE_ALARM_RATE = 0.01
 # Options that say nothing of the model.
-NO_SETTINGS = {"captures", "command", "config", "force", "given", "json", "model", "quiet", "verbose"}
+NO_SETTINGS = {"captures", "command", "config", "force", "given", "json", "model", "quiet", "scheduler", "verbose"}
 # With fewer flows than this nothing can be held out in blocks of time.
 FEWEST_FLOWS = 20
 
@@ -49,6 +58,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "few flows allow)",
     )  # fmt: skip
     add_seed(parser)
+    add_scheduler(parser)
     parser.add_argument("--json", action="store_true", help="print what was learned as JSON")
     parser.add_argument(
         "--views", type=_views, default=VIEWS, metavar="V,V,...",
@@ -76,7 +86,8 @@ def run(args: argparse.Namespace) -> None:
 
     detector, sampler = _unfitted(args)
     reference = _reference(args, sampler) if "bytes" in args.views else None
-    with reading(captures, "reading", quiet=args.quiet) as sources:
+    by_path = args.scheduler is not None
+    with on_cluster(args.scheduler), reading(captures, "reading", quiet=args.quiet, by_path=by_path) as sources:
         flows, _, _ = sampler.sample(sources)
     X, provenance = flows, _provenance(args, flows)
     if args.views == PAPER:

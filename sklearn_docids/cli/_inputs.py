@@ -13,16 +13,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from sklearn_docids._warn import missing
 from sklearn_docids.cli._text import note
 
 CAPTURE_HELP = (
     "pcap or pcapng, packed or not; a folder: the captures in it, in the order of time; a quoted pattern such as "
-    "'day-*.pcap'; -: standard input"
+    "'day-*.pcap'; a URL that fsspec opens, such as s3://bucket/day.pcap; -: standard input"
 )
 MODEL_HELP = (
     "model file written by fit, by someone you trust: its checksum shows damage, not who wrote it; a hostile model "
     "runs no code, but may read captures so as to miss attacks, or call them normal"
 )
+# A scheduler that has not answered for so long, in seconds, is not there.
+SCHEDULER_ANSWERS_WITHIN = 5.0
 # Progress is shown of what takes longer, in seconds; and how often where no terminal replaces the line before.
 SHOWN_AFTER, SECONDS_BETWEEN_LINES = 2.0, 10.0
 
@@ -46,6 +49,54 @@ def add_midstream(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def add_scheduler(parser: argparse.ArgumentParser) -> None:
+    """Add where captures are read."""
+    parser.add_argument(
+        "--scheduler", metavar="ADDRESS",
+        help="scheduler of a Dask cluster that you trust, such as tcp://10.0.0.1:8786: its workers read the captures; "
+        "they must see captures and output under the same paths, also JOBLIB_TEMP_FOLDER where flows are returned",
+    )  # fmt: skip
+
+
+async def _scheduler_answers(address: str) -> None:
+    """Return once a scheduler has answered: a client would wait for ever where a connection is taken and no more."""
+    import distributed
+
+    settings = distributed.Security().get_connection_args("client")
+    async with distributed.rpc(address, connection_args=settings) as scheduler:
+        await scheduler.identity()
+
+
+@contextmanager
+def on_cluster(address: str | None) -> Iterator[None]:
+    """Let joblib use a Dask cluster; None: nothing changes."""
+    if address is None:
+        yield
+        return
+    try:
+        import distributed
+    except ImportError:
+        raise missing("--scheduler", "distributed") from None
+    import asyncio
+
+    import joblib
+
+    try:
+        asyncio.run(asyncio.wait_for(_scheduler_answers(address), SCHEDULER_ANSWERS_WITHIN))
+    except Exception as error:  # whoever answers in another language makes it raise anything
+        reason = str(error) or f"nothing came for {SCHEDULER_ANSWERS_WITHIN:g} s"
+        raise ConnectionError(f"--scheduler {address}: no Dask scheduler answers there: {reason}") from None
+    with distributed.Client(address, timeout=SCHEDULER_ANSWERS_WITHIN) as client:
+        try:
+            client.wait_for_workers(1, timeout=SCHEDULER_ANSWERS_WITHIN)
+        except TimeoutError:
+            raise ConnectionError(
+                f"--scheduler {address}: its cluster has no workers, start some: dask worker"
+            ) from None
+        with joblib.parallel_config("dask"):
+            yield
+
+
 def expanded(captures: Sequence[str], option: str = "CAPTURE") -> list[str]:
     """Return the files that captures stand for, ``-`` for standard input, if all are there and can be read.
 
@@ -66,6 +117,8 @@ def _expanded(capture: str, option: str) -> list[str]:
     if capture == "-":
         if sys.stdin is None:
             raise ValueError("standard input is closed: there is nothing to read for -")
+        return [capture]
+    if "://" in capture:  # fsspec's; whoever reads it says whether it is there
         return [capture]
     if os.path.isdir(capture):
         return _captures_in(capture, option)
@@ -127,8 +180,16 @@ class Counted(io.RawIOBase):
 
 
 @contextmanager
-def reading(captures: Sequence[str], title: str, *, quiet: bool) -> Iterator[list[Any]]:
-    """Give captures as the sampler takes them; show how far it is, where that takes long."""
+def reading(captures: Sequence[str], title: str, *, quiet: bool, by_path: bool = False) -> Iterator[list[Any]]:
+    """Give captures as the sampler takes them; show how far it is, where that takes long.
+
+    With ``by_path``, others may open them, and nobody shows how far they are.
+    """
+    if by_path:
+        if "-" in captures:
+            raise ValueError("- is standard input, which neither --shards nor --scheduler can read: give a file")
+        yield list(captures)
+        return
     sizes = [os.path.getsize(path) for path in captures if path != "-" and os.path.isfile(path)]
     known = sum(sizes) if len(sizes) == len(captures) else None
     with progress_bar(known, title, "B", quiet=quiet) as bar, ExitStack() as opened:

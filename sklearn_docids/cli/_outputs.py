@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import tempfile
@@ -11,13 +10,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sklearn_docids._scratch import named
 from sklearn_docids.exceptions import CaptureError
 
 # A model begins with the length of its header, in 8 bytes, and the header with metadata: settings and a checksum of 64
 # digits, in any order.
 N_LENGTH_BYTES, N_BYTES_READ = 8, 256
-# There is no room for what is written.
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def check_writable(option: str, path: str, *, is_file: bool = False) -> None:
@@ -36,17 +34,6 @@ def _is_replaced(path: str) -> bool:
     """Return whether a new file takes the place of a path: not that of a device, whatever it leads to."""
     is_device = os.path.abspath(path).startswith(("/dev/", "/proc/"))
     return not is_device and (Path(path).is_file() or not Path(path).exists())
-
-
-@contextmanager
-def named(path: str) -> Iterator[None]:
-    """Name the file in the error of a full disk: the system does not."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in FULL and error.filename is None:
-            raise OSError(error.errno, error.strerror, path) from None
-        raise
 
 
 def scratch_folder(path: str) -> str | None:

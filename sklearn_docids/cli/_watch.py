@@ -23,6 +23,7 @@ import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
+from sklearn_docids._scratch import named
 from sklearn_docids.cli._alarm_options import (
     add_alarm_options,
     add_zeek_log,
@@ -31,7 +32,7 @@ from sklearn_docids.cli._alarm_options import (
     zeek_connections,
 )
 from sklearn_docids.cli._inputs import add_midstream, add_model, check_model, loaded_detector
-from sklearn_docids.cli._outputs import check_spared, check_writable, named
+from sklearn_docids.cli._outputs import check_spared, check_writable
 from sklearn_docids.cli._text import note
 from sklearn_docids.cli._values import positive, seconds
 

@@ -124,8 +124,8 @@ class MultiViewDetector(CalibratedMixin, OutlierMixin, BaseEstimator):
         Names of views, and views of one's own: a name, an outlier detector with `score_samples`, and the columns of the
         table that it is given, those of `FlowTable.context` included.
     detector : DOCIDSDetector or None, default=None
-        What ``"bytes"`` trains a clone of; its score, templates and threshold are not used. None:
-        ``DOCIDSDetector(batch_size=32)``.
+        What ``"bytes"`` trains a clone of, on at most 100,000 flows, evenly spaced in time; its score, templates and
+        threshold are not used. None: ``DOCIDSDetector(batch_size=32)``.
     false_alarm_rate : float, default=0.01
         Share of new normal flows that may be flagged, in (0, 0.5].
     calibration : {"blocks", "later"}, default="blocks"
@@ -248,7 +248,8 @@ class MultiViewDetector(CalibratedMixin, OutlierMixin, BaseEstimator):
         Parameters
         ----------
         X : FlowTable
-            Normal flows, in any order.
+            Normal flows, in any order. Of one that lies in files, as `FlowTable.load` opens folders, a piece is in
+            memory at a time.
         y : object, default=None
             Ignored.
         reference : ReferenceData, tuple (X_reference, y_reference) or None, default=None
