@@ -548,8 +548,8 @@ def test_demo_without_matplotlib_says_so_and_succeeds(short_demo, tmp_path, caps
 def test_a_missing_extra_is_one_line_with_a_way_out(model, traffic, tmp_path, capsys, monkeypatch):
     packed = tmp_path / "flows.pcap.zst"
     packed.write_bytes(bytes.fromhex("28b52ffd") + bytes(20))
-    monkeypatch.setitem(sys.modules, "backports", None)
-    monkeypatch.setitem(sys.modules, "backports.zstd", None)
+    for module in ("compression", "backports", "backports.zstd"):  # the first is of Python 3.14
+        monkeypatch.setitem(sys.modules, module, None)
     assert main(["sample", str(packed), "--output", str(tmp_path / "x.npy")]) == 1
     error = capsys.readouterr().err
     assert error.startswith("docids: error: ")
