@@ -4,8 +4,9 @@
     OMP_NUM_THREADS=1 python benchmarks/scale.py CAPTURE [--studies workers shards tasks killed] [--captures 1000]
 
 CAPTURE is a classic pcap that is not packed. Its packets are dealt out, in their order, to so many captures as
-``--distinct`` says, packed with gzip as captures are kept; each gets several names, so that there are ``--captures`` of
-them. Everything lies in ``--folder``, best one in memory, as what waits for a disk tells nothing of processors.
+``--distinct`` says; each gets several names, so that there are ``--captures`` of them. They are not packed: what is
+packed is unpacked in a thread of its own, so that one worker would use two cores. Everything lies in ``--folder``, best
+one in memory, as what waits for a disk tells nothing of processors.
 
 **workers.** Shards of all captures by a Dask cluster of one worker process and by one of two, in turns and after a
 warm-up; also by joblib's own processes. Rows have to be those of one process without a cluster. On a machine that does
@@ -21,7 +22,6 @@ work.
 
 import argparse
 import contextlib
-import gzip
 import itertools
 import os
 import pickle
@@ -57,8 +57,8 @@ def make_captures(source, folder, n_captures, n_distinct):
     cuts = borders(data, n_distinct)
     folder.mkdir()
     for number, (first, last) in enumerate(itertools.pairwise(cuts)):
-        (folder / f"part-{number}").write_bytes(gzip.compress(data[:24] + data[first:last], 6))
-    paths = [folder / f"{number:04}.pcap.gz" for number in range(n_captures)]
+        (folder / f"part-{number}").write_bytes(data[:24] + data[first:last])
+    paths = [folder / f"{number:04}.pcap" for number in range(n_captures)]
     for number, path in enumerate(paths):
         os.link(folder / f"part-{number % (len(cuts) - 1)}", path)
     return paths
@@ -241,8 +241,8 @@ def main():
         packets, flows = (sum(c[what] for c in counters) / len(counters) for what in ("packets", "flows"))
         size = sum(os.path.getsize(path) for path in paths)
         print(
-            f"{len(paths)} captures of {packets:,.0f} packets and {flows:,.0f} flows on average, {size / 1e9:.2f} GB "
-            f"packed; {ARGUMENTS.runs} runs; load {os.getloadavg()[0]:.1f} before them"
+            f"{len(paths)} captures of {packets:,.0f} packets and {flows:,.0f} flows on average, {size / 1e9:.2f} GB; "
+            f"{ARGUMENTS.runs} runs; load {os.getloadavg()[0]:.1f} before them"
         )
         for study in ARGUMENTS.studies:
             STUDIES[study](paths, folder, ARGUMENTS.runs)
