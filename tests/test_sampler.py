@@ -20,8 +20,7 @@ from sklearn.base import clone
 from sklearn.utils.estimator_checks import check_estimator
 
 from sklearn_docids import CaptureError, CaptureWarning, FlowSampler
-from sklearn_docids.capture import folders
-from sklearn_docids.capture import stored
+from sklearn_docids.capture import folders, stored
 from sklearn_docids.capture.table import COLUMNS, FlowTable
 
 
