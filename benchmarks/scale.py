@@ -4,24 +4,24 @@
     OMP_NUM_THREADS=1 python benchmarks/scale.py CAPTURE [--studies workers shards tasks killed] [--captures 1000]
 
 CAPTURE is a classic pcap that is not packed. Its packets are dealt out, in their order, to so many captures as
-``--distinct`` says, packed with gzip as captures are kept; each gets several names, so that there are ``--captures`` of
-them. Everything lies in ``--folder``, best one in memory, as what waits for a disk tells nothing of processors.
+``--distinct`` says; each gets several names, so that there are ``--captures`` of them. They are not packed: what is
+packed is unpacked in a thread of its own, so that one worker would use two cores. Everything lies in ``--folder``, best
+one in memory, as what waits for a disk tells nothing of processors.
 
-**workers.** Shards of all captures by a Dask cluster of one worker process and by one of two, in turns and after a
-warm-up; also by joblib's own processes. Rows have to be those of one process without a cluster. On a machine that does
-other work, wall-clock times say little: CPU seconds of all processes tell what workers and scheduler cost beside the
-work.
+**workers.** Shards of all captures by one process, by a Dask cluster of two worker processes, and by two of joblib's
+(loky), in turns and after a warm-up. One is the caller itself, as joblib asks no cluster of one worker: it pays for no
+scheduler. Rows have to be the same. On a machine that does other work, wall-clock times say little: CPU seconds of all
+processes tell what workers and scheduler cost beside the work.
 
 **shards.** Shards against `write` without them, in this process and one thread: CPU seconds, and wall-clock seconds.
 
-**tasks.** How large what is sent for each capture is, and what comes back, in bytes.
+**tasks.** How large a task of as many captures as may be in one is, and what comes back, in bytes.
 
 **killed.** The cluster of two, of which one worker is killed when a tenth of the shards are there.
 """
 
 import argparse
 import contextlib
-import gzip
 import itertools
 import os
 import pickle
@@ -57,8 +57,8 @@ def make_captures(source, folder, n_captures, n_distinct):
     cuts = borders(data, n_distinct)
     folder.mkdir()
     for number, (first, last) in enumerate(itertools.pairwise(cuts)):
-        (folder / f"part-{number}").write_bytes(gzip.compress(data[:24] + data[first:last], 6))
-    paths = [folder / f"{number:04}.pcap.gz" for number in range(n_captures)]
+        (folder / f"part-{number}").write_bytes(data[:24] + data[first:last])
+    paths = [folder / f"{number:04}.pcap" for number in range(n_captures)]
     for number, path in enumerate(paths):
         os.link(folder / f"part-{number % (len(cuts) - 1)}", path)
     return paths
@@ -154,19 +154,18 @@ def workers(paths, folder, n_runs):
         with joblib.parallel_config("loky", n_jobs=n_jobs):
             write_anew(paths, out, shards="npy")
 
-    with cluster(1, folder) as one, cluster(2, folder) as two:
+    with cluster(2, folder) as two:
         cases = {
-            "Dask, one worker process": lambda: on(one),
-            "Dask, two": lambda: on(two),
-            "no workers, one thread": lambda: write_anew(paths, out, shards="npy"),
-            "joblib's loky, two": lambda: in_processes(2),
+            "one process": lambda: write_anew(paths, out, shards="npy"),
+            "Dask, two worker processes": lambda: on(two),
+            "joblib's loky, two processes": lambda: in_processes(2),
         }
         expected = rows_of(SAMPLER.flows(paths))
         for name, case in cases.items():
             case()
             assert rows_of(FlowTable.load(out)) == expected, name
         print_times(
-            in_turns(cases, n_runs), "shards of all captures", ("x one worker", lambda one, run: one[1] / run[1])
+            in_turns(cases, n_runs), "shards of all captures", ("x one process", lambda one, run: one[1] / run[1])
         )
     print("\nRows are the same in all cases.")
 
@@ -182,22 +181,24 @@ def shards(paths, folder, n_runs):
 
 
 def tasks(paths, folder, n_runs):
-    """Print the sizes of what is sent to other processes, and of what comes back: one call is one task."""
-    worked, sizes = _running._worked, {}
+    """Print the sizes of what is sent to other processes, and of what comes back."""
+    sizes, run_far = {}, _running._run_far
 
-    def noted(function, each):
-        result = worked(function, each)
-        size = len(cloudpickle.dumps((worked, (function, each)))), len(pickle.dumps(result))
-        sizes.setdefault(function.__name__, []).append(size)
-        return result
+    def noted(function, arguments, n_jobs):
+        for first in range(0, len(arguments), _running.CALLS_AT_ONCE):
+            some = arguments[first : first + _running.CALLS_AT_ONCE]
+            task = [(_running._worked, (function, each)) for each in some]
+            results = [_running._worked(function, each) for each in some]
+            sizes.setdefault(function.__name__, []).append((len(cloudpickle.dumps(task)), len(pickle.dumps(results))))
+        return run_far(function, arguments, n_jobs)
 
-    _running._worked = noted
+    _running._run_far = noted
     try:
         with joblib.parallel_config("loky", n_jobs=1):  # one: in this process
             write_anew(paths, folder / "out", shards="npy")
             SAMPLER.flows(paths)
     finally:
-        _running._worked = worked
+        _running._run_far = run_far
     print("\n| call | tasks | largest task, bytes | largest result, bytes |\n|---|---|---|---|")
     for name, found in sizes.items():
         sent, returned = map(max, zip(*found, strict=True))
@@ -241,8 +242,8 @@ def main():
         packets, flows = (sum(c[what] for c in counters) / len(counters) for what in ("packets", "flows"))
         size = sum(os.path.getsize(path) for path in paths)
         print(
-            f"{len(paths)} captures of {packets:,.0f} packets and {flows:,.0f} flows on average, {size / 1e9:.2f} GB "
-            f"packed; {ARGUMENTS.runs} runs; load {os.getloadavg()[0]:.1f} before them"
+            f"{len(paths)} captures of {packets:,.0f} packets and {flows:,.0f} flows on average, {size / 1e9:.2f} GB; "
+            f"{ARGUMENTS.runs} runs; load {os.getloadavg()[0]:.1f} before them"
         )
         for study in ARGUMENTS.studies:
             STUDIES[study](paths, folder, ARGUMENTS.runs)

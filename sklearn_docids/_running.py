@@ -13,13 +13,16 @@ from concurrent.futures import BrokenExecutor
 from contextvars import Context, copy_context
 from typing import Any
 
-from joblib import Parallel, delayed
+from joblib import Parallel, delayed, effective_n_jobs
 from joblib.parallel import get_active_backend
 
 from sklearn_docids._warn import called_from, caller, collected, warn_caller
 
 # A thread that waits for a pipe cannot be stopped; one that reads a file takes far less time to notice.
 STOPS_WITHIN_S = 5.0
+# A task costs a scheduler some milliseconds, as much as a small capture: so many calls make one where there are many.
+# It and its results then stay below 10 kB; each worker still gets several tasks, as some take longer than others.
+CALLS_AT_ONCE, TASKS_EACH = 4, 4
 
 Function = Callable[..., Any]
 Arguments = Sequence[tuple[Any, ...]]
@@ -93,8 +96,9 @@ def _run_far(function: Function, arguments: Arguments, n_jobs: int | None) -> li
         A worker died, and then one again. Dask itself gives what a dead worker had to another one first.
     """
     calls = [delayed(_worked)(function, each) for each in arguments]
-    # One call at a time: what goes through a scheduler stays small, and little is done again where a worker died.
-    parallel = Parallel(n_jobs=n_jobs, prefer="threads", batch_size=1)
+    at_once = max(1, min(CALLS_AT_ONCE, len(calls) // (TASKS_EACH * effective_n_jobs(n_jobs))))
+    # All are handed out now: workers that have done theirs do not wait for more.
+    parallel = Parallel(n_jobs=n_jobs, prefer="threads", batch_size=at_once, pre_dispatch="all")
     try:
         results = parallel(calls)
     except _deaths():

@@ -253,6 +253,18 @@ def test_a_cluster_gives_what_one_machine_gives(days, expected, cluster, tmp_pat
     assert traffic.arrays == []
 
 
+@pytest.mark.parametrize("method", ["flows", "npy"])
+def test_tasks_of_many_captures_are_small(days, cluster, tmp_path, method, traffic):
+    paths = [tmp_path / f"{'capture of a sensor with a long name, ' * 3}{number}.pcap" for number in range(64)]
+    for path in paths:
+        os.link(days[0], path)
+    with joined(cluster):
+        flows = sampled(FlowSampler(rotated=False), paths, method, tmp_path / "out")
+    assert len(flows) == 64 * len(FlowSampler().flows(days[0]))
+    assert len(traffic.sizes) == 2 * (16 if method == "flows" else 32)  # four captures each, for names and for shards
+    assert max(traffic.sizes) < MOST_BYTES
+
+
 def test_two_clusters_on_one_folder_do_not_mix(days, expected, cluster, tmp_path):
     """Two callers, each with tasks of its own: nobody in a cluster knows of the other."""
     out, failed = tmp_path / "out", []

@@ -91,9 +91,10 @@ def content_digest(capture: Located) -> str:
 
 def shard_name(capture: Located, digest: str, settings: Mapping[str, Any]) -> str:
     """Return the name of the shard of a capture: of its file, and of what decides what is in the shard."""
-    stem = re.sub(r"[^A-Za-z0-9._-]+", "_", SUFFIXES.sub("", os.path.basename(capture.name)))
-    stem = stem.lstrip("._-")[:MAX_STEM] or "capture"
-    decisive = json.dumps([FORMAT, digest, settings], sort_keys=True)
+    file_name = os.path.basename(capture.name)
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "_", SUFFIXES.sub("", file_name)).lstrip("._-")[:MAX_STEM] or "capture"
+    # With the whole name: two of one content may differ in what the stem leaves out.
+    decisive = json.dumps([FORMAT, file_name, digest, settings], sort_keys=True)
     return f"{stem}-{hashlib.sha256(decisive.encode()).hexdigest()[:20]}"
 
 

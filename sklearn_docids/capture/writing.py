@@ -227,7 +227,7 @@ def write_run(
     finally:
         for file in files:
             file.close()
-    read.rows = FlowRows.empty(0, rules)  # room for live flows, which have all gone
+    del read.rows  # room for live flows, which have all gone: nothing to send to whoever waits elsewhere
     return files, read
 
 
