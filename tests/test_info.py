@@ -269,7 +269,7 @@ def test_captures_of_another_site_are_called_so(capsys, model, tmp_path):
 
 
 REFUSED = {
-    "nothing to do": ([], ValueError, "give captures, --list or --restore, one of the three; given: none"),
+    "nothing to do": ([], ValueError, "give captures, --list, --restore or --merge, one of the four; given: none"),
     "two things to do": (["{tuesday}", "--list"], ValueError, "given: captures, --list"),
     "a rate for a list": (["--list", "--false-alarm-rate", "0.1"], ValueError, "--false-alarm-rate is of no use"),
     "an output for a list": (["--list", "--output", "x"], ValueError, "--output is of no use with --list"),

@@ -157,7 +157,7 @@ LAYERS = {
     ),
     "_views.network": "_meta _views.arrays _views.base _views.payload capture.layouts capture.table",
     "_views.novelty": "_views.arrays _views.base _views.payload capture.lazy capture.table",
-    "_views.payload": "_text capture.layouts capture.table",
+    "_views.payload": "_text capture.layouts capture.lazy capture.table",
     "_views.requests": "_views.arrays _views.base _views.payload capture.layouts capture.lazy capture.table",
     "_views.statistics": "_views.arrays _views.base capture.kernels capture.lazy capture.table",
     "_views.tails": "_views.arrays _views.payload",
@@ -212,7 +212,7 @@ LAYERS = {
         "capture.shards capture.stored capture.table capture.writing exceptions"
     ),
     "capture.shards": "",
-    "capture.stored": "capture.flows capture.folders capture.headers capture.kernels capture.shards",
+    "capture.stored": "capture.flows capture.folders capture.headers capture.kernels",
     "capture.table": (
         "_scratch _warn capture.community_id capture.context capture.flows capture.headers capture.kernels "
         "capture.parquet capture.shard_folders capture.stored"

@@ -371,7 +371,7 @@ class DOCIDSDetector(TrainedDetector):
         ValueError
             The columns do not divide into ``n_packets`` packets.
         """
-        X = self._checked_for_scoring(X)
+        X = np.asarray(self._checked_for_scoring(X))
         shape = self._packet_shape(n_packets)
         return self._scorer.explain(X, resolved_device(self.device)).reshape(-1, *shape)
 
