@@ -216,7 +216,7 @@ class ScoreHistogramDisplay:
             _label_log_axis(ax.xaxis)
         ax.set_xlabel("abnormality (minus score)")
         ax.set_ylabel("share of flows")
-        ax.legend()
+        ax.legend(loc="upper right")  # "best" looks at each bar, and warns where it takes long
         self.ax_, self.figure_ = ax, ax.figure
         return self
 
@@ -574,7 +574,7 @@ class ScoreByClassDisplay:
         ax.boxplot(abnormality, orientation="horizontal", flierprops={"markersize": 2}, tick_labels=labels)
         if self.threshold is not None and np.isfinite(self.threshold):
             ax.axvline(-self.threshold, color="black", linestyle="--", linewidth=1, label="threshold")
-            ax.legend()
+            ax.legend(loc="lower right", bbox_to_anchor=(1, 1), frameon=False)
         if (self.scores < 0).all():
             ax.set_xscale("log")
             _label_log_axis(ax.xaxis)
