@@ -216,7 +216,7 @@ class ScoreHistogramDisplay:
             _label_log_axis(ax.xaxis)
         ax.set_xlabel("abnormality (minus score)")
         ax.set_ylabel("share of flows")
-        ax.legend(loc="upper right")  # "best" looks at each bar, and warns where it takes long
+        ax.legend(loc="upper left")  # "best" looks at each bar, and warns where it takes long
         self.ax_, self.figure_ = ax, ax.figure
         return self
 
