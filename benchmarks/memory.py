@@ -74,7 +74,6 @@ def network(flows, data):
     detector = DOCIDSDetector(random_state=0)
     yield "fit, network", lambda: detector.fit(flows.X, reference=(data.X_reference, data.y_reference))
     yield "score, network", lambda: detector.score_samples(flows.X)
-    yield "calibrate, network", lambda: detector.calibrate(flows.X)
 
 
 def quick(flows, data):

@@ -9,12 +9,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Self
 
 __all__ = [
+    "SITE",
     "BaseEstimator",
     "ClassNamePrefixFeaturesOutMixin",
     "MetaEstimatorMixin",
     "OutlierMixin",
     "TransformerMixin",
 ]
+
+# Where docs/ is published, with a slash at the end.
+SITE = "https://sklearn-docids.example/"
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,10 +43,16 @@ if TYPE_CHECKING:
     class MetaEstimatorMixin: ...
 
 else:
+    from sklearn import base
     from sklearn.base import (
-        BaseEstimator,
         ClassNamePrefixFeaturesOutMixin,
         MetaEstimatorMixin,
         OutlierMixin,
         TransformerMixin,
     )
+
+    class BaseEstimator(base.BaseEstimator):
+        """scikit-learn's, with a link from the picture of an estimator in a notebook to its page on the site."""
+
+        _doc_link_module = "sklearn_docids"
+        _doc_link_template = f"{SITE}reference/generated/{{estimator_module}}.{{estimator_name}}.html"

@@ -40,6 +40,8 @@ _CONSTRAINTS: dict[str, list[Any]] = {
 class Incident:
     """Flagged flows of one channel or host, not far from each other in time.
 
+    Guide: :doc:`/tutorials/from-alarm-to-reason`.
+
     Parameters
     ----------
     src_ip : str
@@ -96,6 +98,8 @@ def find_incidents(
     A flow that scores below the threshold is flagged. Flagged flows of one channel or host are one incident as long as
     each begins within ``window`` of the one before. An incident ends with its day in UTC: what goes on for days comes
     up once a day, and a report of a day is the same whether the table holds that day or a month.
+
+    Guide: :doc:`/tutorials/from-alarm-to-reason`.
 
     Parameters
     ----------
@@ -168,6 +172,8 @@ def incident_budget_threshold(
     It is the highest of the scores with which, as with every lower threshold, `find_incidents` finds no more than the
     budget in these flows. Beyond it there may be still higher ones that hold the budget, as more flagged flows join
     incidents into one; but a threshold at which every host is one long incident tells nothing.
+
+    Guide: :doc:`/how-to/false-alarm-rate`.
 
     Parameters
     ----------

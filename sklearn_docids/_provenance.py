@@ -32,6 +32,8 @@ def described_traffic(flows: FlowTable) -> dict[str, Any]:
 
     It holds no address: hosts are counted.
 
+    Guide: :doc:`/how-to/still-fits`.
+
     Parameters
     ----------
     flows : FlowTable

@@ -44,7 +44,7 @@ _CHANGES_NO_SHARD = ("n_jobs", "output", "random_state", "rotated", "verbose")
 
 
 class FlowSampler(TransformerMixin, BaseEstimator):
-    """Sample the first bytes of the first packets of each flow of a capture.
+    """Turn captures into rows of bytes for a detector: the first bytes of the first packets of each flow.
 
     A flow is a bidirectional five-tuple (addresses, ports, protocol TCP or UDP); its direction is that of the handshake
     (see `FlowTable`). Each flow becomes one row of ``n_packets`` places of ``n_bytes`` bytes: its first packets, from
@@ -52,6 +52,8 @@ class FlowSampler(TransformerMixin, BaseEstimator):
     first packet.
 
     The sampler is stateless: `transform`, `flows`, `sample`, `write` and `iter_flows` work before `fit`.
+
+    Guide: :doc:`/sampling`.
 
     Parameters
     ----------
@@ -68,7 +70,7 @@ class FlowSampler(TransformerMixin, BaseEstimator):
         Whether both directions of a five-tuple are one flow.
     idle_timeout : float or None, default=120.0
         Seconds without a packet after which a five-tuple begins a new flow; None: never (the paper's reading).
-        Measured on the clock of the capture, which never runs backwards (docs/sampling.md).
+        Measured on the clock of the capture, which never runs backwards (:doc:`/sampling`).
     active_timeout : float or None, default=None
         Seconds after which a flow that still has packets ends, and the next packet begins another one: sessions that
         last for hours are looked at again and again. None: never.
@@ -111,7 +113,7 @@ class FlowSampler(TransformerMixin, BaseEstimator):
         tcp_options, tcp_timestamps`` to ``"keep"``, ``"zero"`` or ``"randomize"``. ``"zero"`` holds everywhere;
         ``"randomize"`` holds for training data only, that is in `fit_transform` and `sample`: elsewhere the field is
         kept. ``"no_addresses"`` zeroes ``mac`` and ``ip``, ``"paper"`` randomises them (paper), ``"raw"`` keeps all,
-        ``"portable"`` zeroes what betrays the capturing site: all of these fields but ``ports``. docs/benchmarks.md has
+        ``"portable"`` zeroes what betrays the capturing site: all of these fields but ``ports``. :doc:`/benchmarks` has
         how they detect.
     on_error : {"warn", "raise"}, default="warn"
         A damaged capture: warn (`CaptureWarning`) and keep what was read before, or raise `CaptureError`. With

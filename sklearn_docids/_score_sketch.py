@@ -35,6 +35,8 @@ class ScoreSketch:
     was asked for. What is dropped is drawn at random, without a seed: two sketches of the same scores differ within the
     error.
 
+    Guide: :doc:`/how-to/still-fits`.
+
     Parameters
     ----------
     model : str, default=""

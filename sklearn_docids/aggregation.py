@@ -60,6 +60,8 @@ Key = tuple[Any, ...]
 class FlowGroup:
     """Flows of one channel or host in one window.
 
+    Guide: :doc:`/how-to/false-alarm-rate`.
+
     Parameters
     ----------
     src_ip : str
@@ -133,6 +135,8 @@ class FlowAggregator(BaseEstimator):
 
     Flows may come all at once (`aggregate`) or as they end, in bounded memory (`stream`).
 
+    Guide: :doc:`/how-to/false-alarm-rate`.
+
     Parameters
     ----------
     level : {"channel", "host"}, default="channel"
@@ -146,7 +150,7 @@ class FlowAggregator(BaseEstimator):
         scores of their most abnormal flows do, also beyond all normal ones (see `abnormality`).
     n_highest : int, default=50
         Most abnormal flows of a channel that are added up; not used with ``combine="most_abnormal"``. This and the
-        power were chosen on the validation part of the testbed (docs/benchmarks.md).
+        power were chosen on the validation part of the testbed (:doc:`/benchmarks`).
     false_alarm_rate : float, "auto" or None, default="auto"
         Share of normal channels or hosts per window that may be flagged, in (0, 0.5]. ``"auto"``: 0.01 where there are
         enough normal groups for it, otherwise no threshold, with a warning. None: no threshold.
@@ -375,6 +379,8 @@ class GroupStream:
 
     It holds at most ``max_groups`` channels, with at most ``n_highest`` numbers each, and keeps to the fit it began
     with, whatever becomes of the aggregator.
+
+    Guide: :doc:`/how-to/false-alarm-rate`.
 
     Parameters
     ----------

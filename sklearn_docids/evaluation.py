@@ -26,6 +26,7 @@ from sklearn.utils.validation import has_fit_parameter
 from sklearn_docids._incidents import LEVELS
 from sklearn_docids._measures import Curve, Ranking, average_precision, recall_at_fpr, resolves, roc_auc, too_few_normal
 from sklearn_docids._meta import seeded_clone, takes_tables
+from sklearn_docids._shard_scores import score_shards
 from sklearn_docids._text import csv_cell
 from sklearn_docids._warn import missing, warn_caller
 from sklearn_docids.aggregation import FlowAggregator
@@ -35,7 +36,7 @@ from sklearn_docids.metrics import alarm_counts
 if TYPE_CHECKING:
     from sklearn_docids.aggregation import FlowGroup
 
-__all__ = ["Evaluation", "Scored", "evaluate", "fit_clone", "score_flows", "score_groups"]
+__all__ = ["Evaluation", "Scored", "evaluate", "fit_clone", "score_flows", "score_groups", "score_shards"]
 
 ALL, MACRO = "all attacks", "mean over attacks"
 MAX_FPRS = {"recall_at_fpr_0_01": 0.01, "recall_at_fpr_0_001": 0.001}
@@ -65,6 +66,8 @@ CONFIDENCE = 0.95
 
 class Scored(NamedTuple):
     """Scores of one fit, and its alarms.
+
+    Guide: :doc:`/how-to/compare`.
 
     Parameters
     ----------
@@ -99,6 +102,8 @@ class Scored(NamedTuple):
 
 class Evaluation:
     """What `evaluate` found.
+
+    Guide: :doc:`/how-to/compare`.
 
     Attributes
     ----------
@@ -448,6 +453,8 @@ def evaluate(
 ) -> Evaluation:
     """Score normal flows and attacks with detectors, which are fitted first if there is something to train on; measure.
 
+    Guide: :doc:`/how-to/compare`.
+
     Parameters
     ----------
     detectors : mapping of str to estimator
@@ -603,6 +610,8 @@ def _flagged(detector: Any, flows: Any, scores: np.ndarray) -> np.ndarray:
 def fit_clone(detector: Any, train: Any, *, reference: Any = None, seed: int = 0) -> Any:
     """Return a clone of a detector, fitted as `evaluate` does.
 
+    Guide: :doc:`/how-to/compare`.
+
     Parameters
     ----------
     detector : estimator
@@ -644,6 +653,8 @@ def _fit_params(detector: Any, reference: Any) -> dict[str, Any]:
 def score_flows(detector: Any, normal: Any, attacks: Mapping[str, Any]) -> Scored:
     """Return the scores and alarms of a fitted detector.
 
+    Guide: :doc:`/how-to/compare`.
+
     Parameters
     ----------
     detector : estimator
@@ -681,6 +692,8 @@ def score_groups(
     detector: Any, aggregator: FlowAggregator, normal: FlowTable, attacks: Mapping[str, FlowTable]
 ) -> Scored:
     """Return the scores and alarms of channels or hosts: of normal flows, and of those that have flows of an attack.
+
+    Guide: :doc:`/how-to/compare`.
 
     Parameters
     ----------

@@ -24,6 +24,8 @@ __all__ = ["CaptureError", "CaptureWarning", "DOCIDSError", "ModelFileError", "T
 class DOCIDSError(Exception):
     """Root of the package's own errors.
 
+    Guide: :doc:`/reference/api`.
+
     Examples
     --------
     >>> from sklearn_docids import load_detector
@@ -38,6 +40,8 @@ class DOCIDSError(Exception):
 
 class CaptureError(DOCIDSError, ValueError):
     """A capture is damaged, or the input is not a capture at all.
+
+    Guide: :doc:`/how-to/captures`.
 
     Parameters
     ----------
@@ -73,6 +77,8 @@ class CaptureError(DOCIDSError, ValueError):
 class CaptureWarning(UserWarning):
     """Part of a capture could not be used; everything before the damage was kept.
 
+    Guide: :doc:`/how-to/captures`.
+
     Examples
     --------
     >>> import warnings
@@ -82,8 +88,14 @@ class CaptureWarning(UserWarning):
 
 
 class ModelFileError(DOCIDSError, ValueError):
-    """A file is not a usable model, or a detector cannot be written as one."""
+    """A file is not a usable model, or a detector cannot be written as one.
+
+    Guide: :doc:`/reference/model-file`.
+    """
 
 
 class TooFewGroupsError(DOCIDSError, ValueError):
-    """There are too few normal channels or hosts for the false-alarm rate asked for."""
+    """There are too few normal channels or hosts for the false-alarm rate asked for.
+
+    Guide: :doc:`/how-to/false-alarm-rate`.
+    """

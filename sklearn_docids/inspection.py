@@ -17,7 +17,10 @@ __all__ = ["ByteReason", "byte_reasons", "field_names"]
 
 
 class ByteReason(NamedTuple):
-    """One byte of a flow and its part in the score."""
+    """One byte of a flow and its part in the score.
+
+    Guide: :doc:`/tutorials/from-alarm-to-reason`.
+    """
 
     packet: int
     byte: int
@@ -37,6 +40,8 @@ def byte_reasons(
     layout: str | None = None,
 ) -> list[list[ByteReason]]:
     """Return the bytes that matter most to the score of each flow.
+
+    Guide: :doc:`/tutorials/from-alarm-to-reason`.
 
     Parameters
     ----------
@@ -110,6 +115,8 @@ def byte_reasons(
 
 def field_names(packet: Any, link_type: int = LINK_ETHERNET, *, layout: str = "packets") -> list[str]:
     """Return the name of the field that each byte of a packet in a row belongs to.
+
+    Guide: :doc:`/sampling`.
 
     Parameters
     ----------

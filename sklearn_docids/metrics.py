@@ -40,6 +40,8 @@ __all__ = [
 def attack_roc_auc_score(y_true: ArrayLike, y_score: ArrayLike, *, pos_label: Any = None) -> float:
     """Return the area under the ROC curve with attacks as the positive class.
 
+    Guide: :doc:`/how-to/compare`.
+
     Parameters
     ----------
     y_true : array-like of shape (n_flows,)
@@ -69,6 +71,8 @@ def attack_roc_auc_score(y_true: ArrayLike, y_score: ArrayLike, *, pos_label: An
 
 def attack_average_precision_score(y_true: ArrayLike, y_score: ArrayLike, *, pos_label: Any = None) -> float:
     """Return the average precision (area under the PR curve) with attacks as the positive class.
+
+    Guide: :doc:`/how-to/compare`.
 
     Parameters
     ----------
@@ -101,6 +105,8 @@ def recall_at_fpr_score(
     y_true: ArrayLike, y_score: ArrayLike, *, max_fpr: float = 0.01, pos_label: Any = None
 ) -> float:
     """Return the share of attacks found when at most ``max_fpr`` of the normal flows raise an alarm.
+
+    Guide: :doc:`/how-to/compare`.
 
     Parameters
     ----------
@@ -153,7 +159,10 @@ def _curve(y_true: ArrayLike, y_score: ArrayLike, pos_label: Any) -> Curve:
 
 
 class AlarmCounts(NamedTuple):
-    """Confusion matrix of alarms: an attack that was flagged is a true positive."""
+    """Confusion matrix of alarms: an attack that was flagged is a true positive.
+
+    Guide: :doc:`/how-to/compare`.
+    """
 
     true_positives: int
     false_positives: int
@@ -179,6 +188,8 @@ class AlarmCounts(NamedTuple):
 
 def alarm_counts(y_true: ArrayLike, y_pred: Any, *, pos_label: Any = None) -> AlarmCounts:
     """Return the confusion matrix of verdicts, with attacks as the positive class (paper, Table 5).
+
+    Guide: :doc:`/how-to/compare`.
 
     Parameters
     ----------

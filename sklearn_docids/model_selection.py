@@ -26,6 +26,8 @@ class NormalOnly(FitParamsToEstimator, MetaEstimatorMixin, BaseEstimator):
     ``GridSearchCV`` needs attacks to measure with, and hands them to ``fit`` as well: in every fold, and once more
     when it refits on all rows. Wrapped in this class, a detector never trains on a row whose label is not +1.
 
+    Guide: :doc:`/gallery/plot_03_lambda_grid_search`.
+
     Parameters
     ----------
     estimator : estimator
@@ -184,6 +186,8 @@ class NormalTrainSplit(BaseCrossValidator):
     Normal rows are cut into ``n_splits`` parts, each of which is tested once. Attacks are in every test part, since no
     fit sees any of them. A search that refits at its end does so on all rows: wrap its detector in `NormalOnly`.
 
+    Guide: :doc:`/gallery/plot_03_lambda_grid_search`.
+
     Parameters
     ----------
     n_splits : int, default=5
@@ -274,6 +278,8 @@ class NormalTrainSplit(BaseCrossValidator):
 
 def make_flow_scorer(metric: Callable[..., float], **metric_params: Any) -> Callable[[Any, Any, Any], float]:
     """Return a scorer for searches and cross-validation over detectors of flows.
+
+    Guide: :doc:`/gallery/plot_03_lambda_grid_search`.
 
     Parameters
     ----------

@@ -45,6 +45,8 @@ class DriftMonitor:
     site, a changed network, or another way of capturing. More normal flows are no drift. It may be asked after each
     flow: the probability that it ever says so without a change is at most ``rate`` [1]_.
 
+    Guide: :doc:`/how-to/still-fits`.
+
     Parameters
     ----------
     calibration_scores : array-like of shape (n_scores,)

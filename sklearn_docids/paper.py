@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 def sampler(**parameters: Any) -> FlowSampler:
     """Return the sampler of the paper: 4 packets of 80 bytes, five-tuples never split, addresses random in training.
 
+    Guide: :doc:`/paper`.
+
     Parameters
     ----------
     **parameters
@@ -48,6 +50,8 @@ def sampler(**parameters: Any) -> FlowSampler:
 
 def detector(**parameters: Any) -> DOCIDSDetector:
     """Return the detector of the paper: SGD, learning rate 5e-5, weight decay 5e-4, loss weights 1, 0.1 and 10.
+
+    Guide: :doc:`/paper`.
 
     Parameters
     ----------

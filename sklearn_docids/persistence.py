@@ -51,6 +51,8 @@ def save_detector(
     The file holds bytes of the training traffic: rows of templates (`DOCIDSDetector`), and the first request of up to
     20,000 flows (`MultiViewDetector` with ``"bytes"``).
 
+    Guide: :doc:`/reference/model-file`.
+
     Parameters
     ----------
     detector : DOCIDSDetector, MultiViewDetector, AutoencoderDetector, ConvAutoencoderDetector or Pipeline
@@ -172,6 +174,8 @@ def load_detector(path: str | os.PathLike[str]) -> TrainedDetector | MultiViewDe
     65,536 bytes account for. What it can do is mislead: call attacks normal or everything abnormal, explain scores by
     the wrong bytes, keep quiet about captures of another link layer, and bring a sampler that skips protocols, ends
     flows early or keeps so little of each that nothing is left to see. Look at ``sampler_`` and at ``get_params()``.
+
+    Guide: :doc:`/reference/model-file`.
 
     Parameters
     ----------

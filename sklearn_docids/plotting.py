@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -31,9 +32,13 @@ __all__ = [
 ]
 
 NO_CV_RESULTS = "draw each fold with from_predictions: from_cv_results would take normal flows for the positive class"
-# Characters of a line of text that fits beside the bars of a figure of usual width.
-REASON_WIDTH = 125
+# Of the small text below bars: characters to an inch, and lines for which there is room above the next bar.
+REASON_CHARACTERS, REASON_LINES = 18, 3
 NORMAL_COLOUR, ATTACK_COLOUR = "#3b6ea8", "#c8553d"
+# Told apart by colour-blind readers, too (Okabe and Ito, 2008); as there are more classes than such colours, classes
+# differ in their markers as well.
+CLASS_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#000000")
+CLASS_MARKERS = ("o", "^", "s", "v", "D", "P", "X")
 
 
 def _label_log_axis(axis: Any) -> None:
@@ -75,12 +80,23 @@ def _axes(ax: Any) -> Any:
             from matplotlib import pyplot
         except ImportError:
             raise missing("a picture", "matplotlib") from None
-        _, ax = pyplot.subplots()
+        _, ax = pyplot.subplots(layout="constrained")
     return ax
+
+
+def _class_looks() -> list[tuple[str, str]]:
+    """Return a colour and a marker for as many classes as there are pairs: neighbours differ in both."""
+    n_colours = len(CLASS_COLOURS)
+    return [
+        (CLASS_COLOURS[number % n_colours], CLASS_MARKERS[(number + number // n_colours) % n_colours])
+        for number in range(n_colours**2)
+    ]
 
 
 class ScoreHistogramDisplay:
     """Histogram of the scores of normal flows and attacks (paper, figure 2).
+
+    Guide: :doc:`/how-to/false-alarm-rate`.
 
     Parameters
     ----------
@@ -208,6 +224,8 @@ class ScoreHistogramDisplay:
 class RocDisplay(RocCurveDisplay):
     """scikit-learn's `~sklearn.metrics.RocCurveDisplay`, with attacks as the positive class.
 
+    Guide: :doc:`/how-to/compare`.
+
     Parameters
     ----------
     fpr, tpr : ndarray of float, shape (n_thresholds,)
@@ -324,6 +342,8 @@ class RocDisplay(RocCurveDisplay):
 
 class PrecisionRecallDisplay(metrics.PrecisionRecallDisplay):
     """scikit-learn's `~sklearn.metrics.PrecisionRecallDisplay`, with attacks as the positive class.
+
+    Guide: :doc:`/how-to/compare`.
 
     Parameters
     ----------
@@ -447,6 +467,8 @@ class PrecisionRecallDisplay(metrics.PrecisionRecallDisplay):
 class ScoreByClassDisplay:
     """Boxes of the abnormality of each class, normal flows first (paper, figure 6).
 
+    Guide: :doc:`/gallery/plot_06_scores_by_kind`.
+
     Parameters
     ----------
     scores : ndarray of float, shape (n_flows,)
@@ -565,6 +587,8 @@ class ScoreByClassDisplay:
 class EmbeddingDisplay:
     """Map of features in two dimensions by t-SNE, a colour per class (paper, figures 3 and 4).
 
+    Guide: :doc:`/gallery/plot_05_feature_space`.
+
     Parameters
     ----------
     places : ndarray of float, shape (n_flows, 2)
@@ -663,12 +687,13 @@ class EmbeddingDisplay:
             The display itself.
         """
         ax = _axes(ax)
-        from matplotlib import colormaps
-
-        for number, name in enumerate(sorted(set(self.classes.tolist()))):
-            colour = "lightgrey" if name == "" else colormaps["tab20"](number % 20)
-            label = _verbatim(name or "normal")
-            ax.scatter(*self.places[self.classes == name].T, s=8, color=colour, label=label, linewidths=0)
+        names = sorted(set(self.classes.tolist()) - {""})
+        looks = dict(zip(names, cycle(_class_looks()), strict=False))
+        if "" in self.classes:
+            ax.scatter(*self.places[self.classes == ""].T, s=8, color="lightgrey", label="normal", linewidths=0)
+        for name, (colour, marker) in looks.items():
+            places = self.places[self.classes == name].T
+            ax.scatter(*places, s=12, color=colour, marker=marker, label=_verbatim(name), linewidths=0)
         ax.set(xticks=[], yticks=[])
         ax.legend(markerscale=2.5, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
         self.ax_, self.figure_ = ax, ax.figure
@@ -677,6 +702,8 @@ class EmbeddingDisplay:
 
 class ExplanationDisplay:
     """Attribution of the score of one flow to its packets and bytes.
+
+    Guide: :doc:`/gallery/plot_07_explain_an_alarm`.
 
     Parameters
     ----------
@@ -781,6 +808,8 @@ class ExplanationDisplay:
 class ViewsDisplay:
     """How unusual one flow is in each view of a `MultiViewDetector`, and why.
 
+    Guide: :doc:`/gallery/plot_07_explain_an_alarm`.
+
     Parameters
     ----------
     p_values : ndarray of float, shape (n_views,)
@@ -882,13 +911,15 @@ class ViewsDisplay:
             The display itself.
         """
         ax = _axes(ax)
+        width = int(REASON_CHARACTERS * ax.figure.get_figwidth() * ax.get_position().width)
         places = np.arange(len(self.view_names))
         ax.barh(places, 1 / self.p_values, height=0.3, color=ATTACK_COLOUR)
         ax.set(xscale="log", xlim=(1, max(1e3, 3 / self.p_values.min())), ylim=(len(places) - 0.3, -0.4))
         ax.set_yticks(places, [_verbatim(name) for name in self.view_names])
         ax.set_xlabel("normal flows that are as abnormal: one in")
         for place, name in zip(places, self.view_names, strict=True):
-            text = textwrap.fill(_verbatim((self.reasons or {}).get(name, "")), REASON_WIDTH)
+            reason = (self.reasons or {}).get(name, "")
+            text = textwrap.fill(_verbatim(reason), width, max_lines=REASON_LINES, placeholder=" ...")
             ax.annotate(
                 text, (0, place + 0.17), xycoords=("axes fraction", "data"), xytext=(4, 0), textcoords="offset points",
                 fontsize="x-small", va="top",

@@ -394,10 +394,6 @@ def identity(X):
     return X
 
 
-def scored(model, shard):
-    return sklearn_docids.load_detector(model).score_samples(FlowTable.load(shard).X)
-
-
 def searched(X, reference):
     detector = sklearn_docids.DOCIDSDetector(max_epochs=1, random_state=0)
     search = GridSearchCV(
@@ -425,18 +421,18 @@ def test_searches_on_a_cluster_send_no_rows_that_lie_in_shards(rows, cluster, tr
 
 
 def test_shards_are_scored_by_whoever_takes_them(days, cluster, rows, tmp_path, traffic):
+    from sklearn_docids.evaluation import score_shards
+
     X, reference = rows
     FlowSampler(n_packets=1, n_bytes=20).write(days[:2], tmp_path / "out", shards="npy")
     flows = FlowTable.load(tmp_path / "out")
     detector = sklearn_docids.DOCIDSDetector(max_epochs=1, random_state=0).fit(X, reference=reference)
     sklearn_docids.save_detector(detector, tmp_path / "model")
     with joined(cluster):
-        shards = sorted(shards_in(tmp_path / "out"))
-        scores = joblib.Parallel(batch_size=1)(
-            joblib.delayed(scored)(str(tmp_path / "model"), shard) for shard in shards
-        )
+        scores = score_shards(tmp_path / "model", tmp_path / "out")
     assert max(traffic.sizes) < MOST_BYTES
-    assert np.concatenate(scores).tobytes() == detector.score_samples(flows.X).tobytes()
+    assert traffic.arrays == []
+    assert scores.tobytes() == detector.score_samples(flows.X).tobytes()
 
 
 # The command line.

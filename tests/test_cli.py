@@ -563,3 +563,16 @@ def test_version_and_help(capsys):
             main([argument])
         assert stopped.value.code == 0
     assert "demo" in capsys.readouterr().out
+
+
+def test_demo_writes_the_bundled_captures_and_over_no_other_file(tmp_path, capsys):
+    for _ in range(2):  # equal files are no obstacle
+        assert main(["demo", "--captures", "--output", str(tmp_path)]) == 0
+    assert "27 files" in capsys.readouterr().out
+    assert len(FlowSampler().flows(tmp_path / "reference" / "ntp.pcap.xz")) > 0
+    (tmp_path / "train.pcap.xz").write_bytes(b"mine")
+    (tmp_path / "test.csv").unlink()
+    assert main(["demo", "--captures", "--output", str(tmp_path)]) == 1
+    assert "train.pcap.xz exists and is another file" in capsys.readouterr().err
+    assert (tmp_path / "train.pcap.xz").read_bytes() == b"mine"
+    assert not (tmp_path / "test.csv").exists()

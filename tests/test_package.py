@@ -101,10 +101,10 @@ LAYERS = {
     "_network.folding": "_network.table1",
     "_network.losses": "",
     "_network.onnx": "_network.scoring _warn",
-    "_network.scoring": "_network.autoencoders _network.folding _network.table1 _network.tensors",
+    "_network.scoring": "_network.autoencoders _network.folding _network.table1 _network.tensors capture.lazy",
     "_network.table1": "_network.losses _network.tensors",
     "_network.tensors": "",
-    "_provenance": "_sealed _views.payload capture.table",
+    "_provenance": "_sealed _views.payload capture.lazy capture.table",
     "_report": "",
     "_report.bytemap": "_meta _views.payload capture.layouts capture.table inspection",
     "_report.charts": "",
@@ -116,12 +116,15 @@ LAYERS = {
         "capture.table"
     ),
     "_report.render": "_text _version",
+    "_running": "_warn",
     "_sampler": (
-        "_bases _text _warn capture.containers capture.counting capture.fields capture.flows capture.layouts "
-        "capture.table capture.writing exceptions"
+        "_bases _running _text capture.containers capture.counting capture.fields capture.flows capture.layouts "
+        "capture.shard_folders capture.sharding capture.table capture.writing exceptions"
     ),
+    "_score_sketch": "_scratch _thresholds _warn",
     "_scratch": "",
     "_sealed": "",
+    "_shard_scores": "_meta _running _scratch capture.shard_folders capture.table capture.writing persistence",
     "_stored": "",
     "_stored.calibrations": "_provenance _sealed _stored.parameters _views.arrays _views.tails detectors._calibration",
     "_stored.multiview": (
@@ -136,7 +139,7 @@ LAYERS = {
     "_thresholds": "",
     "_training": "",
     "_training.callbacks": "_training.net _training.pairs",
-    "_training.checkpoint": "_sealed _training.callbacks _training.moments _training.net _warn",
+    "_training.checkpoint": "_sealed _training.callbacks _training.moments _training.net _warn capture.lazy",
     "_training.moments": "",
     "_training.net": "_network.losses _network.table1 _training.pairs",
     "_training.pairs": "_network.tensors",
@@ -147,14 +150,16 @@ LAYERS = {
     "_version": "",
     "_views": "",
     "_views.arrays": "",
-    "_views.base": "_views.arrays capture.table",
+    "_views.base": "_views.arrays capture.lazy capture.table",
     "_views.columns": "_meta _views.base capture.context capture.table",
-    "_views.content": "_views.arrays _views.base _views.payload _warn capture.context capture.layouts capture.table",
+    "_views.content": (
+        "_views.arrays _views.base _views.payload _warn capture.context capture.layouts capture.lazy capture.table"
+    ),
     "_views.network": "_meta _views.arrays _views.base _views.payload capture.layouts capture.table",
-    "_views.novelty": "_views.arrays _views.base _views.payload capture.table",
+    "_views.novelty": "_views.arrays _views.base _views.payload capture.lazy capture.table",
     "_views.payload": "_text capture.layouts capture.table",
-    "_views.requests": "_views.arrays _views.base _views.payload capture.layouts capture.table",
-    "_views.statistics": "_views.arrays _views.base capture.kernels capture.table",
+    "_views.requests": "_views.arrays _views.base _views.payload capture.layouts capture.lazy capture.table",
+    "_views.statistics": "_views.arrays _views.base capture.kernels capture.lazy capture.table",
     "_views.tails": "_views.arrays _views.payload",
     "_warn": "",
     "_watch": "",
@@ -177,7 +182,7 @@ LAYERS = {
     "capture._native": "_warn",
     "capture.community_id": "",
     "capture.compression": "_warn",
-    "capture.containers": "capture.compression capture.headers capture.kinds capture.records exceptions",
+    "capture.containers": "_warn capture.compression capture.headers capture.kinds capture.records exceptions",
     "capture.context": "capture._native capture.hashing capture.kernels",
     "capture.counting": "",
     "capture.fields": "capture._native capture.flows capture.headers capture.layouts capture.rewriting",
@@ -193,21 +198,38 @@ LAYERS = {
     ),
     "capture.kinds": "capture.headers",
     "capture.layouts": "",
+    "capture.lazy": "capture.shards capture.table",
+    "capture.parquet": "_warn capture.flows capture.kernels capture.stored",
     "capture.records": "capture._native",
     "capture.reordering": "_warn capture.records exceptions",
     "capture.rewriting": "capture._native capture.headers capture.layouts",
+    "capture.shard_folders": (
+        "_scratch capture.containers capture.flows capture.folders capture.kernels capture.parquet capture.shards "
+        "capture.stored"
+    ),
+    "capture.sharding": (
+        "_scratch _warn capture.containers capture.flows capture.folders capture.parquet capture.shard_folders "
+        "capture.shards capture.stored capture.table capture.writing exceptions"
+    ),
+    "capture.shards": "",
+    "capture.stored": "capture.flows capture.folders capture.headers capture.kernels capture.shards",
     "capture.table": (
-        "_scratch _warn capture.community_id capture.context capture.flows capture.folders capture.headers "
-        "capture.kernels"
+        "_scratch _warn capture.community_id capture.context capture.flows capture.headers capture.kernels "
+        "capture.parquet capture.shard_folders capture.stored"
     ),
     "capture.tunnels": "capture._native capture.hashing capture.headers capture.layouts",
-    "capture.writing": "_scratch capture.containers capture.flows capture.folders capture.kernels capture.table",
+    "capture.writing": (
+        "_scratch capture.containers capture.flows capture.folders capture.kernels capture.shard_folders capture.table"
+    ),
     "cli": "cli._main",
     "cli._alarm_options": "_alarms.allow _alarms.zeek cli._text cli._values monitoring",
     "cli._allow": "_alarms.allow _alarms.names _alarms.stored _text cli._outputs",
-    "cli._calibrate": "_stored.summary cli._info cli._inputs cli._outputs cli._text cli._values evaluation persistence",
+    "cli._calibrate": (
+        "_scratch _stored.summary cli._info cli._inputs cli._outputs cli._text cli._values evaluation monitoring "
+        "persistence"
+    ),
     "cli._config": "",
-    "cli._demo": "cli._testbed cli._values",
+    "cli._demo": "cli._testbed cli._values datasets._testbed",
     "cli._evaluate": (
         "_meta _report.evaluation _text aggregation cli._explaining cli._inputs cli._outputs cli._text "
         "cli._values datasets._folder detectors evaluation"
@@ -215,16 +237,16 @@ LAYERS = {
     "cli._explain": "cli._explaining cli._inputs cli._text cli._values",
     "cli._explaining": "_alarms.alarm _meta capture.table cli._text detectors inspection",
     "cli._fit": (
-        "_provenance _sampler _thresholds capture.table cli._inputs cli._options cli._outputs cli._text "
+        "_provenance _sampler _scratch _thresholds capture.table cli._inputs cli._options cli._outputs cli._text "
         "cli._training_bar cli._values datasets datasets._testbed detectors persistence"
     ),
     "cli._info": "_stored.summary cli._text",
-    "cli._inputs": "capture.counting capture.flows cli._outputs cli._text persistence",
+    "cli._inputs": "_warn capture.counting capture.flows cli._outputs cli._text persistence",
     "cli._main": "_text _version _warn cli._config cli._options",
     "cli._options": "",
-    "cli._outputs": "capture.containers exceptions",
+    "cli._outputs": "_scratch capture.containers exceptions",
     "cli._report": "cli._alarm_options cli._inputs cli._outputs cli._score cli._text",
-    "cli._sample": "_sampler cli._inputs cli._options cli._outputs cli._text",
+    "cli._sample": "_sampler _scratch cli._inputs cli._options cli._outputs cli._text",
     "cli._score": (
         "_alarms.alarm _alarms.collect _alarms.eve _alarms.findings _alarms.packets _meta _report.page "
         "capture.table cli._alarm_options cli._inputs cli._outputs cli._summary cli._tables cli._text cli._values"
@@ -238,7 +260,7 @@ LAYERS = {
     "cli._training_bar": "_training.pairs cli._inputs",
     "cli._values": "",
     "cli._watch": (
-        "_alarms.eve _alarms.incidents _alarms.packets _watch.alarms _watch.folders _watch.interfaces "
+        "_alarms.eve _alarms.incidents _alarms.packets _scratch _watch.alarms _watch.folders _watch.interfaces "
         "_watch.signals _watch.states _watch.streams _watch.verdicts _watch.watcher cli._alarm_options "
         "cli._inputs cli._outputs cli._text cli._values"
     ),
@@ -260,8 +282,10 @@ LAYERS = {
     "detectors._autoencoders": (
         "_network.autoencoders _network.scoring _network.tensors _training.net detectors._trained"
     ),
-    "detectors._base": "_bases detectors._profile",
-    "detectors._calibration": "_provenance _thinning _thresholds _views.tails _warn capture.table",
+    "detectors._base": "_bases capture.lazy detectors._profile",
+    "detectors._calibration": (
+        "_provenance _score_sketch _thinning _thresholds _views.base _views.tails _warn capture.lazy capture.table"
+    ),
     "detectors._callbacks": "_training.run",
     "detectors._doc_features": (
         "_bases _meta _network.scoring _network.table1 _network.tensors _training.net _training.pairs "
@@ -275,26 +299,26 @@ LAYERS = {
     "detectors._ensemble": "_bases _meta _thresholds _warn detectors._base",
     "detectors._frames": "capture.layouts",
     "detectors._multiview": (
-        "_bases _meta _provenance _sampler _thresholds _views.base _views.columns _views.content _views.network "
-        "_views.novelty _views.payload _views.requests _views.statistics _views.tails _warn capture.table "
-        "detectors._calibration detectors._docids detectors._reference"
+        "_bases _meta _provenance _sampler _score_sketch _thresholds _views.base _views.columns _views.content "
+        "_views.network _views.novelty _views.payload _views.requests _views.statistics _views.tails _warn "
+        "capture.lazy capture.table detectors._calibration detectors._docids detectors._reference"
     ),
     "detectors._profile": "_warn capture.layouts detectors._frames",
     "detectors._reference": "_warn detectors._base",
-    "detectors._rows": "_thresholds _training.net detectors._profile",
+    "detectors._rows": "_thresholds _training.net capture.lazy detectors._profile",
     "detectors._simple": "_meta _thresholds _warn detectors._base detectors._reference",
-    "detectors._templates": "",
+    "detectors._templates": "capture.lazy",
     "detectors._trained": (
-        "_meta _network.tensors _provenance _sampler _thresholds _training.net _training.pairs _training.run "
-        "_warn capture.table detectors._base detectors._calibration detectors._callbacks detectors._profile "
-        "detectors._reference detectors._rows detectors._templates"
+        "_meta _network.tensors _provenance _sampler _score_sketch _thresholds _training.net _training.pairs "
+        "_training.run _warn capture.table detectors._base detectors._calibration detectors._callbacks "
+        "detectors._profile detectors._reference detectors._rows detectors._templates"
     ),
-    "evaluation": "_incidents _measures _meta _text _warn aggregation capture.table metrics",
+    "evaluation": "_incidents _measures _meta _shard_scores _text _warn aggregation capture.table metrics",
     "exceptions": "",
     "inspection": "capture.headers capture.layouts",
     "metrics": "_measures _warn",
     "model_selection": "_bases _meta",
-    "monitoring": "_thinning capture.table",
+    "monitoring": "_score_sketch _thinning capture.table",
     "paper": "_sampler detectors",
     "persistence": (
         "_provenance _sampler _sealed _stored.multiview _stored.parameters _stored.trained _version _warn "
@@ -507,7 +531,7 @@ FACES = {
         "StatisticDetector",
         "ViewReason",
     ],
-    "evaluation": ["Evaluation", "Scored", "evaluate", "fit_clone", "score_flows", "score_groups"],
+    "evaluation": ["Evaluation", "Scored", "evaluate", "fit_clone", "score_flows", "score_groups", "score_shards"],
     "exceptions": ["CaptureError", "CaptureWarning", "DOCIDSError", "ModelFileError", "TooFewGroupsError"],
     "inspection": ["ByteReason", "byte_reasons", "field_names"],
     "metrics": [
@@ -517,7 +541,7 @@ FACES = {
         "attack_roc_auc_score",
         "recall_at_fpr_score",
     ],
-    "monitoring": ["DriftMonitor"],
+    "monitoring": ["DriftMonitor", "ScoreSketch"],
     "model_selection": ["NormalOnly", "NormalTrainSplit", "make_flow_scorer"],
     "paper": ["detector", "sampler"],
     "persistence": ["described_traffic", "load_detector", "save_detector"],

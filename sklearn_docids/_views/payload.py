@@ -9,6 +9,7 @@ import numpy as np
 
 from sklearn_docids._text import PROTOCOL_NAMES
 from sklearn_docids.capture.layouts import BACKWARD, DESCRIPTION_BYTES, FORWARD
+from sklearn_docids.capture.lazy import pieces
 from sklearn_docids.capture.table import FlowTable
 
 # Ports from here on are given out by systems as they like: one of them is as good as another.
@@ -34,7 +35,12 @@ def first_messages(flows: FlowTable, direction: int) -> Messages:
 
 def services(flows: FlowTable) -> np.ndarray:
     """Return a number per flow for protocol and destination port; ephemeral ports are one service."""
-    return flows.protocol * 65_536 + np.minimum(flows.dst_port, FIRST_EPHEMERAL_PORT)
+    found = np.empty(len(flows), np.int64)
+    for piece in pieces(len(flows)):
+        records = flows.rows.records[piece]
+        found[piece] = records["protocol"].astype(np.int64) * 65_536
+        found[piece] += np.minimum(records["dst_port"], FIRST_EPHEMERAL_PORT)
+    return found
 
 
 def service_name(service: int) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 from sklearn_docids.capture import folders, kernels
 from sklearn_docids.capture.flows import FlowRows
 from sklearn_docids.capture.headers import LINK_TYPES
+from sklearn_docids.capture.shards import mapped_array
 
 # Records are checked in groups that stay in the processor's caches, as each check reads all of their memory.
 RECORDS_AT_ONCE = 2**13
@@ -59,6 +60,7 @@ def check_captures(captures: Sequence[Any], counters: Sequence[Any], ignored: Se
 
 def check_rows(rows: FlowRows) -> None:
     """Refuse flows that no capture could have given; of those that lie in files, some are read at a time."""
+    rows = rows.each(_read_not_mapped)
     if len({len(array) for array in (rows.records, rows.X, rows.kept_bytes, rows.payload_lengths)}) > 1:
         raise ValueError("its parts do not fit together")
     for first in range(0, max(len(rows), 1), RECORDS_AT_ONCE):
@@ -66,6 +68,12 @@ def check_rows(rows: FlowRows) -> None:
         some.check()
         _check_records(some.records)
         _check_lengths(some)
+
+
+def _read_not_mapped(array: np.ndarray) -> np.ndarray:
+    """Return a mapped array as one that is read: pages of files, once looked at, would stay in memory."""
+    found = mapped_array(array)
+    return array if found is None else found  # type: ignore[return-value] # read as arrays are
 
 
 def _check_records(records: np.ndarray) -> None:

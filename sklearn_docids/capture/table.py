@@ -34,11 +34,13 @@ PACKET_COLUMNS = ("X", "kept_bytes", "payload_lengths")
 
 
 class FlowTable:
-    """Flows of one or more captures, as columns.
+    """Flows of one or more captures, a row each: what detectors learn from, select from and explain.
 
     Every column is an attribute and an item: ``table.src_ip`` is ``table["src_ip"]``. Columns are read-only; a copy is
     not. A slice, an index array or a mask selects flows: ``table[table.dst_port == 443]``. scikit-learn's splitters,
     `cross_val_score` and `GridSearchCV` take a table as they take an array, and hand on tables.
+
+    Guide: :doc:`/tutorials/python`.
 
     Parameters
     ----------

@@ -55,7 +55,10 @@ exit status:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; return its exit status, as the help says."""
+    """Run a command; return its exit status, as the help says.
+
+    Guide: :doc:`/reference/command-line`.
+    """
     if sys.stderr is None:  # closed: print would take standard output instead
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - as long as the process
     with warnings.catch_warnings():

@@ -47,6 +47,8 @@ def load_bos_2018(
     server, those of levels 7 and 8 do. A test flow is an attack if one of its ends is such a server. This much is in
     the paper; the names of files and the list of servers are not public, so both can be given.
 
+    Guide: :doc:`/datasets`.
+
     Parameters
     ----------
     folder : path

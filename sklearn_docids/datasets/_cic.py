@@ -79,6 +79,8 @@ def load_cic_ids_2017(
     Nothing is downloaded: get the captures [1]_, about 50 GB, and give their folder. The labels come from the schedule
     of the attacks, not from the published tables; docs/datasets.md has the rules.
 
+    Guide: :doc:`/datasets`.
+
     Parameters
     ----------
     folder : path

@@ -60,6 +60,8 @@ def load_class_folder(
 ) -> Any:
     """Load a labelled reference: one capture, or one folder of captures, per class.
 
+    Guide: :doc:`/how-to/reference`.
+
     Parameters
     ----------
     folder : path

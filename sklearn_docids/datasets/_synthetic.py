@@ -285,6 +285,8 @@ def make_traffic(
     The same arguments give the same bytes. Attacks come from the same hosts as normal flows, with the same TTL and
     about as many packets; they differ in what they say and partly in how much of it.
 
+    Guide: :doc:`/datasets`.
+
     Parameters
     ----------
     folder : path

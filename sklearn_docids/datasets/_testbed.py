@@ -43,6 +43,8 @@ def load_testbed(*, sampler: FlowSampler | None = None) -> Bunch:
     validation and a test period in which the same hosts carry abnormal traffic, too. The truth was written down by the
     scripts that made it. ``testbed/`` in the repository rebuilds everything.
 
+    Guide: :doc:`/tutorials/python`.
+
     Parameters
     ----------
     sampler : FlowSampler, default=None

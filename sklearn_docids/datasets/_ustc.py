@@ -62,6 +62,8 @@ def load_ustc_tfc2016(
 
     Nothing is downloaded: clone the repository [1]_ and give its folder.
 
+    Guide: :doc:`/datasets`.
+
     Parameters
     ----------
     folder : path
@@ -212,6 +214,8 @@ def load_ustc_tk2016(
     Nothing is downloaded. The images are ``SessionAllLayers`` of 20 classes [1]_. What a session sent beyond 784 bytes,
     with 40 bytes of file and record headers and 16 for every further packet among them, is lost: of most benign
     classes, parts of the first 4 x 80 bytes are missing.
+
+    Guide: :doc:`/datasets`.
 
     Parameters
     ----------

@@ -23,6 +23,8 @@ class AutoencoderDetector(TrainedDetector):
     units with ReLU, between the bytes of a flow and their reconstruction. It sees normal traffic alone: a reference is
     accepted, so that it can stand where `DOCIDSDetector` stands, and ignored.
 
+    Guide: :doc:`/paper`.
+
     Parameters
     ----------
     contamination : "auto" or float, default="auto"
@@ -217,6 +219,8 @@ class ConvAutoencoderDetector(AutoencoderDetector):
 
     The paper does not print its architecture; this one has three convolutions of the paper's kernel of 6, with stride
     2 and 32, 16 and 4 channels, and their mirror image: the code is half as long as the flow.
+
+    Guide: :doc:`/paper`.
 
     Parameters
     ----------

@@ -27,6 +27,8 @@ MAX_SCORES = 2**20
 class Calibration(NamedTuple):
     """What tells normal scores from abnormal ones, and what it was made of.
 
+    Guide: :doc:`/explanation/thresholds`.
+
     Parameters
     ----------
     date : str

@@ -41,6 +41,8 @@ class DOCFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     differences alone, both have the same solution [2]_. `~sklearn_docids.detectors.NearestNeighborDetector` with
     ``n_templates=40`` is what [1]_ uses.
 
+    Guide: :doc:`/how-to/compare`.
+
     Parameters
     ----------
     lambda_descriptiveness : float, default=1.0

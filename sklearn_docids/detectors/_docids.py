@@ -48,6 +48,8 @@ class DOCIDSDetector(TrainedDetector):
     not needed after training. The score of a flow is the opposite of its distance to normal flows in the space of h_c,
     or, with ``score_method="reconstruction"`` as in the paper (section 3.3.4), of its reconstruction error.
 
+    Guide: :doc:`/explanation/how-it-works`.
+
     Parameters
     ----------
     lambda_descriptiveness : float, default=1.0
@@ -55,7 +57,7 @@ class DOCIDSDetector(TrainedDetector):
     lambda_compactness : float, default=0.1
         Weight of the compactness loss (paper, section 3.3.3).
     lambda_reconstruction : float, default=1.0
-        Weight of the reconstruction loss. The paper's is 10; measured, less is better (docs/benchmarks.md).
+        Weight of the reconstruction loss. The paper's is 10; measured, less is better (:doc:`/benchmarks`).
     score_method : {"knn", "reconstruction"}, default="knn"
         ``"knn"``: mean Euclidean distance in class-score space to the ``n_neighbors`` nearest of at most
         ``n_templates`` target flows (Perera and Patel [2]_ score by distance to 40 templates).
@@ -344,10 +346,11 @@ class DOCIDSDetector(TrainedDetector):
     def explain(self, X: ArrayLike, *, n_packets: int | None = None) -> np.ndarray:
         """Return which bytes make flows abnormal.
 
-        With templates: integrated gradients of the abnormality (opposite of the score) [4]_, on the straight way to the
-        flow from itself with every byte that no template has at its place replaced by the byte of the most similar
-        template. Other bytes get 0: each of them alone is normal. A flow of which every byte is in some template is
-        explained on the way from the most similar template instead. Without templates: the gradient.
+        With templates: integrated gradients of the abnormality, the opposite of the score (Sundararajan et al., ICML
+        2017), on the straight way to the flow from itself with every byte that no template has at its place replaced by
+        the byte of the most similar template. Other bytes get 0: each of them alone is normal. A flow of which every
+        byte is in some template is explained on the way from the most similar template instead. Without templates: the
+        gradient.
 
         Parameters
         ----------

@@ -22,8 +22,10 @@ from sklearn_docids.detectors._base import ScoringDetector
 class SeedEnsemble(FitParamsToEstimator, MetaEstimatorMixin, ScoringDetector):
     """Detector that averages the scores of fits with different seeds.
 
-    It takes ``n_estimators`` times the time to train and to score; docs/benchmarks.md tells what that gains. There is
+    It takes ``n_estimators`` times the time to train and to score; :doc:`/benchmarks` tells what that gains. There is
     no model file of an ensemble; save its members.
+
+    Guide: :doc:`/how-to/compare`.
 
     Parameters
     ----------

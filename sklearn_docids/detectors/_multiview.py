@@ -70,6 +70,8 @@ MIN_BLOCK = 5
 class ViewReason(NamedTuple):
     """What one view says of a flow.
 
+    Guide: :doc:`/tutorials/from-alarm-to-reason`.
+
     Parameters
     ----------
     view : str
@@ -114,15 +116,16 @@ class MultiViewDetector(CalibratedMixin, OutlierMixin, BaseEstimator):
         Number of flows of like content that the same source began, or the same destination was sent, in the last 1, 10,
         60 and 240 s (flows count half after so long), to the most that was normal. The only view with a memory.
 
+    Guide: :doc:`/explanation/views`.
+
     Parameters
     ----------
-    views : sequence of str or (str, estimator, list of str), default=("bytes", "statistics", "requests", "novelty", \
-"content")
+    views : sequence of str or tuple, default=("bytes", "statistics", "requests", "novelty", "content")
         Names of views, and views of one's own: a name, an outlier detector with `score_samples`, and the columns of the
         table that it is given, those of `FlowTable.context` included.
     detector : DOCIDSDetector or None, default=None
-        What ``"bytes"`` trains a clone of; its score, templates and threshold are not used. None:
-        ``DOCIDSDetector(batch_size=32)``.
+        What ``"bytes"`` trains a clone of, on at most 100,000 flows, evenly spaced in time; its score, templates and
+        threshold are not used. None: ``DOCIDSDetector(batch_size=32)``.
     false_alarm_rate : float, default=0.01
         Share of new normal flows that may be flagged, in (0, 0.5].
     calibration : {"blocks", "later"}, default="blocks"
@@ -245,7 +248,8 @@ class MultiViewDetector(CalibratedMixin, OutlierMixin, BaseEstimator):
         Parameters
         ----------
         X : FlowTable
-            Normal flows, in any order.
+            Normal flows, in any order. Of one that lies in files, as `FlowTable.load` opens folders, a piece is in
+            memory at a time.
         y : object, default=None
             Ignored.
         reference : ReferenceData, tuple (X_reference, y_reference) or None, default=None
@@ -280,16 +284,16 @@ class MultiViewDetector(CalibratedMixin, OutlierMixin, BaseEstimator):
         blocks = self._blocks(len(flows))
         seeds = [int(seed) for seed in rng.randint(2**31 - 1, size=len(views))]
         arguments = [(view, flows, blocks, seed) for view, seed in zip(views, seeds, strict=True)]
+        judged, power = _judged(flows, blocks), float(self.power)
+        # What a view says of all flows is gone when the next one has learned.
+        in_turn = Parallel(n_jobs=self.n_jobs, prefer="threads", return_as="generator")
+        abnormality = in_turn(delayed(_learn)(*some) for some in arguments)
+        scores, tails = _scored(views, abnormality, services(judged), power, _surprise)
         # Nothing is set while views learn: a fit that fails leaves no half of a detector.
-        abnormality = Parallel(n_jobs=self.n_jobs, prefer="threads")(delayed(_learn)(*some) for some in arguments)
-        self._views, self._power = views, float(self.power)
+        self._views, self._power = views, power
         self._n_columns, self._layout = flows.X.shape[1], flows.layout
         self.view_names_ = [view.name for view in views]
         self.sampler_ = None
-        judged = _judged(flows, blocks)
-        groups = services(judged)
-        tails = self._tails_of(abnormality, groups)
-        scores = self._scores_of(abnormality, groups, tails)
         self._begin_calibrations(self._calibration(scores, tails, judged, float(self.false_alarm_rate)))
         return self
 
@@ -336,40 +340,10 @@ class MultiViewDetector(CalibratedMixin, OutlierMixin, BaseEstimator):
             return self
         flows = in_time_order(self._checked_like_fit(X))
         check_enough(len(flows), rate)
-        abnormality = [view.abnormality(flows) for view in self._views]
-        groups = services(flows)
-        scores = self._scores_by_others(abnormality, groups)
-        self._add_calibration(self._calibration(scores, self._tails_of(abnormality, groups), flows, rate))
+        abnormality = (view.abnormality(flows) for view in self._views)
+        scores, tails = _scored(self._views, abnormality, services(flows), self._power, _surprise_by_others)
+        self._add_calibration(self._calibration(scores, tails, flows, rate))
         return self
-
-    def _tails_of(self, abnormality: Iterable[np.ndarray], groups: np.ndarray) -> tuple[Tails, ...]:
-        """Return the tails of what views say of normal flows, each of a group."""
-        return tuple(
-            Tails.of(scores, groups if view.groups_by_service else None)
-            for view, scores in zip(self._views, abnormality, strict=True)
-        )
-
-    def _scores_of(self, abnormality: list[np.ndarray], groups: np.ndarray, tails: tuple[Tails, ...]) -> np.ndarray:
-        """Return scores by what views say of flows."""
-        scores = np.empty(len(groups))
-        for piece in pieces(len(groups)):
-            some = [of_view[piece] for of_view in abnormality]
-            scores[piece] = self._combined(self._surprises(some, groups[piece], tails))
-        return scores
-
-    def _scores_by_others(self, abnormality: list[np.ndarray], groups: np.ndarray) -> np.ndarray:
-        """Return scores of flows in order of time, every tenth of them by the tails of the others.
-
-        By tails that a flow is part of, it is never beyond the largest: a threshold set by such scores would flag more
-        new flows than it was asked for.
-        """
-        found = np.empty(len(groups))
-        for first in range(min(N_FOLDS, len(groups))):
-            own = slice(first, None, N_FOLDS)
-            others = np.arange(len(groups)) % N_FOLDS != first
-            tails = self._tails_of((scores[others] for scores in abnormality), groups[others])
-            found[own] = self._scores_of([scores[own] for scores in abnormality], groups[own], tails)
-        return found
 
     def _calibration(self, scores: np.ndarray, tails: tuple[Tails, ...], flows: FlowTable, rate: float) -> Calibration:
         """Return the calibration by scores of normal flows, in order of time."""
@@ -519,10 +493,10 @@ class MultiViewDetector(CalibratedMixin, OutlierMixin, BaseEstimator):
     def _blocks(self, n_flows: int) -> np.ndarray:
         """Return the number of the block of each flow, in order of time; -1 for those that are only learned from."""
         n_blocks = round(1 / self.calibration_share)
-        blocks = np.arange(n_flows) * n_blocks // max(1, n_flows)
+        blocks = (np.arange(n_flows) * n_blocks // max(1, n_flows)).astype(np.int32)
         if self.calibration == "later":
             n_judged = round(n_flows * self.calibration_share)
-            blocks = np.where(np.arange(n_flows) < n_flows - n_judged, -1, 0)
+            blocks = np.where(np.arange(n_flows) < n_flows - n_judged, np.int32(-1), np.int32(0))
         else:
             n_judged = n_flows
         n_needed = max(least_held_out(self.false_alarm_rate), MIN_BLOCK * n_blocks)
@@ -542,11 +516,14 @@ class MultiViewDetector(CalibratedMixin, OutlierMixin, BaseEstimator):
         return np.stack(columns, axis=1)
 
     def _combined(self, surprises: np.ndarray) -> np.ndarray:
-        return np.asarray(-(surprises**self._power).sum(axis=1))
+        # One view after the other, as in `_scored`, so that both come to the same to the last bit.
+        return -np.asarray(sum(of_view**self._power for of_view in surprises.T))
 
 
 class Judgement:
     """What a `MultiViewDetector` says of flows: `ScoreStream.judge` makes it.
+
+    Guide: :doc:`/tutorials/from-alarm-to-reason`.
 
     Parameters
     ----------
@@ -617,6 +594,8 @@ class Judgement:
 
 class ScoreStream:
     """A fitted `MultiViewDetector` that remembers the flows it has seen.
+
+    Guide: :doc:`/explanation/views`.
 
     Parameters
     ----------
@@ -740,6 +719,44 @@ def _learn(view: View, flows: FlowTable, blocks: np.ndarray, seed: int) -> np.nd
     view.prepare(learned, rng)
     view.fit(learned, rng)
     return view.abnormality(flows)[blocks >= 0]
+
+
+def _scored(
+    views: Sequence[View],
+    abnormality: Iterable[np.ndarray],
+    groups: np.ndarray,
+    power: float,
+    surprise: Callable[[Tails, np.ndarray, np.ndarray | None], np.ndarray],
+) -> tuple[np.ndarray, tuple[Tails, ...]]:
+    """Return scores of normal flows by what one view after the other says of them, and the tails of each."""
+    scores, tails = np.zeros(len(groups)), []
+    for view, of_view in zip(views, abnormality, strict=True):
+        own_groups = groups if view.groups_by_service else None
+        tails.append(Tails.of(of_view, own_groups))
+        scores -= surprise(tails[-1], of_view, own_groups) ** power
+    return scores, tuple(tails)
+
+
+def _surprise(tails: Tails, abnormality: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
+    """Return the surprise of flows by the tails that they are part of."""
+    found = np.empty(len(abnormality))
+    for piece in pieces(len(found)):
+        found[piece] = tails.surprise(abnormality[piece], None if groups is None else groups[piece])
+    return found
+
+
+def _surprise_by_others(_: Tails, abnormality: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
+    """Return the surprise of flows in order of time, every tenth of them by the tails of the others.
+
+    By tails that a flow is part of, it is never beyond the largest: a threshold set by such scores would flag more new
+    flows than it was asked for.
+    """
+    found = np.empty(len(abnormality))
+    for first in range(min(N_FOLDS, len(found))):
+        own, others = slice(first, None, N_FOLDS), np.arange(len(found)) % N_FOLDS != first
+        tails = Tails.of(abnormality[others], None if groups is None else groups[others])
+        found[own] = tails.surprise(abnormality[own], None if groups is None else groups[own])
+    return found
 
 
 def _judged(flows: FlowTable, blocks: np.ndarray) -> FlowTable:

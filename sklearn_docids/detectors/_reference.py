@@ -24,6 +24,8 @@ class ReferenceData:
     scikit-learn slices every array-like fit parameter whose length is the number of rows of X. This holder has no
     length, so the whole reference reaches each fit.
 
+    Guide: :doc:`/how-to/reference`.
+
     Parameters
     ----------
     X : array-like of shape (n_reference, n_columns)

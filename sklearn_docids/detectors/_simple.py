@@ -33,6 +33,8 @@ class StatisticDetector(ScoringDetector):
     Few numbers make few different scores: where the rarest is that of more rows than ``contamination``, none of the
     rows of `fit` is flagged, but every row with a number that is rarer still, or new.
 
+    Guide: :doc:`/explanation/not-fooling-yourself`.
+
     Parameters
     ----------
     statistic : {"packets", "bytes", "ttl"}, default="packets"
@@ -150,6 +152,8 @@ class NearestNeighborDetector(ScoringDetector):
 
     On bytes, it is the plainest detector that sees all that a network sees. Behind `sklearn_docids.DOCFeatures` with 40
     templates it is how Perera and Patel score [1]_.
+
+    Guide: :doc:`/how-to/compare`.
 
     Parameters
     ----------

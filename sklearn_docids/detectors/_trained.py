@@ -137,7 +137,8 @@ class TrainedDetector(CallbackSupportMixin, CalibratedMixin, ScoringDetector):
         ----------
         X : array-like of shape (n_flows, n_columns)
             Target flows, unlabelled and normal; at least 2. uint8 stays uint8, other numbers become float32 batch by
-            batch. Values outside 0..255 are accepted.
+            batch. Values outside 0..255 are accepted. Of a memory map, or of the ``X`` of a table that lies in files, a
+            piece is in memory at a time.
         y : object, default=None
             Not used for training; handed to scikit-learn's callbacks.
         reference : ReferenceData or tuple (X_reference, y_reference), default=None

@@ -6,8 +6,8 @@ sees a stand-in, and `NormalOnly` would keep them out of a refit. What is found 
 stand-ins are other services, and every weighting may tell them apart. So look at the spread before trusting the first
 place.
 
-    OMP_NUM_THREADS=1 python examples/lambda_search.py            # about 20 minutes of processor time
-    OMP_NUM_THREADS=1 python examples/lambda_search.py --check    # and how each weighting finds the testbed's attacks
+    OMP_NUM_THREADS=1 python benchmarks/lambda_search.py            # about 20 minutes of processor time
+    OMP_NUM_THREADS=1 python benchmarks/lambda_search.py --check    # and how each weighting finds the testbed's attacks
 """
 
 import argparse
