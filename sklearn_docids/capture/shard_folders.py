@@ -37,7 +37,7 @@ MAX_STEM = 80
 SUFFIXES = re.compile(r"(\.(pcap|pcapng|cap|dmp|gz|zst|lz4|xz|bz2))+$", re.IGNORECASE)
 # A capture is told from others by its size and so many parts of it, evenly spread with the first and last bytes among
 # them: to read all of it would take as long as to sample it.
-N_PARTS, PART_BYTES = 16, 2**16
+N_PARTS, PART_BYTES = 64, 2**12
 
 
 class Shard(NamedTuple):
@@ -69,7 +69,7 @@ class ShardNote(NamedTuple):
 
 
 def content_digest(capture: Located) -> str:
-    """Return a digest of the size and some parts of a capture, of one of up to 1 MiB of all of it.
+    """Return a digest of the size and some parts of a capture, of one of up to 256 KiB of all of it.
 
     Another capture has the same if it differs from it in other places alone: packets have time stamps, so that two
     records do not.
