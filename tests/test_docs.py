@@ -211,4 +211,6 @@ def test_the_picture_of_an_estimator_leads_to_its_page(site):
 def test_files_that_a_page_links_to_are_there(path):
     """Also outside the site, where GitHub shows the same files."""
     for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8")):
-        assert (path.parent / target).exists(), f"{path}: {target}"
+        found = (path.parent / target).resolve()
+        # The build makes the pages of the gallery of the stories.
+        assert found.exists() or found == DOCS / "gallery" / "index.rst", f"{path}: {target}"
