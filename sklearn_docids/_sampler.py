@@ -391,9 +391,10 @@ class FlowSampler(TransformerMixin, BaseEstimator):
         shards : {"npy", "parquet"} or None, default=None
             Whether ``out`` becomes a folder of shards, which `FlowTable.load` opens as one table: for each capture a
             folder of arrays as above, or a Parquet file as `FlowTable.save` writes it. Each capture is on its own, as
-            with ``rotated=False``, and a path or URL. A shard is whole or not there, and named by its capture (file name,
-            size, and up to 256 KiB of what is in it, evenly spread) and by the parameters: one that is there is not
-            made again, so the same call goes on where another one was killed, and several may write to one folder.
+            with ``rotated=False``, and a path or URL. A shard is whole or not there, and named by its capture (name of
+            the file, size, and up to 256 KiB of what is in it, evenly spread) and by the parameters: one that is there
+            is not made again, so the same call goes on where another one was killed, and several may write to one
+            folder.
             A capture that has changed since gets another shard, beside the older one. Captures of the same name and
             content have one shard. None: no shards.
 
