@@ -167,7 +167,7 @@ def cluster(tmp_path_factory):
 def started_scheduler(stack, folder):
     """Start a scheduler; return its address."""
     port_file = folder / "scheduler.json"
-    options = ["--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--idle-timeout", "5 min"]
+    options = ["--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--idle-timeout", "300s"]
     scheduler = started(stack, folder, "scheduler", *options, "--scheduler-file", port_file)
     while not (port_file.exists() and port_file.read_text().endswith("}")):
         assert scheduler.poll() is None
