@@ -160,28 +160,25 @@ def cluster(tmp_path_factory):
     with contextlib.ExitStack() as stack:
         address = started_scheduler(stack, folder)
         for _ in range(2):
-            started(stack, folder, "worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard")
+            started_worker(stack, folder, address)
         yield address
 
 
 def started_scheduler(stack, folder):
     """Start a scheduler; return its address."""
     port_file = folder / "scheduler.json"
-    started(
-        stack,
-        folder,
-        "scheduler",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        "0",
-        "--no-dashboard",
-        "--scheduler-file",
-        port_file,
-    )
+    options = ["--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--idle-timeout", "300s"]
+    scheduler = started(stack, folder, "scheduler", *options, "--scheduler-file", port_file)
     while not (port_file.exists() and port_file.read_text().endswith("}")):
+        assert scheduler.poll() is None
         time.sleep(0.05)
     return json.loads(port_file.read_text())["address"]
+
+
+def started_worker(stack, folder, address):
+    return started(
+        stack, folder, "worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard", "--death-timeout", "60"
+    )
 
 
 def started(stack, folder, *command):
@@ -328,9 +325,7 @@ def test_no_capture_is_lost_with_a_worker_that_is_killed(tmp_path, tmp_path_fact
 
     with contextlib.ExitStack() as stack:
         address = started_scheduler(stack, tmp_path)
-        first, second = (
-            started(stack, tmp_path, "worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard") for _ in "ab"
-        )
+        first, second = (started_worker(stack, tmp_path, address) for _ in range(2))
         client = stack.enter_context(joined(address))
         run = threading.Thread(target=written, args=[address])
         run.start()
