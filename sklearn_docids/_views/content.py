@@ -10,7 +10,7 @@ import numpy as np
 from sklearn.cluster import KMeans
 
 from sklearn_docids._views.arrays import ArrayRule, bytes_of, exactly, up_to, words_of
-from sklearn_docids._views.base import MAX_NEIGHBORS, Observation, StoredView, spaced
+from sklearn_docids._views.base import Observation, StoredView, spaced
 from sklearn_docids._views.payload import Messages, first_messages, hashed
 from sklearn_docids._warn import warn_caller
 from sklearn_docids.capture.context import DampedCounts
@@ -20,6 +20,8 @@ from sklearn_docids.capture.table import FlowTable
 
 # Chosen on the validation part of the testbed (docs/benchmarks.md).
 N_CLUSTERS, N_CLUSTERINGS = 40, 4
+# Normal flows that clusters are found among, evenly spaced in time where there are more: k-means takes 24 KB for each.
+MAX_CLUSTERED = 10_000
 # Seconds after which a flow counts half.
 HALF_LIVES = (1.0, 10.0, 60.0, 240.0)
 # Share of normal flows of a cluster that had at most so many like them: the very largest is a matter of chance.
@@ -76,8 +78,8 @@ class ContentView(StoredView):
                 f"the training traffic spans {span:.3g} s, so nothing is known of what is normal in longer times: the "
                 f"view {self.name!r} counts flows over {', '.join(f'{s:g}' for s in self.half_lives)} s alone"
             )
-        some = described(flows[spaced(len(flows), MAX_NEIGHBORS)])
-        n_clusters = min(N_CLUSTERS, len(np.unique(some, axis=0)))
+        some = described(flows[spaced(len(flows), MAX_CLUSTERED)])
+        n_clusters = _n_distinct(some, N_CLUSTERS)
         seeds = rng.randint(2**31 - 1, size=N_CLUSTERINGS)
         self.centers = [
             KMeans(n_clusters, n_init=1, random_state=int(seed)).fit(some).cluster_centers_.astype(np.float64)
@@ -90,13 +92,15 @@ class ContentView(StoredView):
 
     def _learn(self, records: Any, of_flows: np.ndarray) -> None:
         """Learn from flows whose clusters are known: uint8 (n_clusterings, n_flows)."""
-        counted, memory, found = spaced(len(records), MAX_COUNTED), self.new_memory(), []
+        counted, memory = spaced(len(records), MAX_COUNTED), self.new_memory()
+        kept = np.empty((len(self.centers), len(SIDES), len(counted), len(self.half_lives)))
         for piece in pieces(len(records)):
             counts = self._counts(records[piece], of_flows[:, piece], memory)
-            found.append(counts[:, :, counted[(counted >= piece.start) & (counted < piece.stop)] - piece.start])
+            here = slice(*np.searchsorted(counted, [piece.start, piece.stop]))
+            kept[:, :, here] = counts[:, :, counted[here] - piece.start]
         self.clusterings = [
             Clustering(centers, _most(counts, clusters[counted], len(centers)))
-            for centers, counts, clusters in zip(self.centers, np.concatenate(found, axis=2), of_flows, strict=True)
+            for centers, counts, clusters in zip(self.centers, kept, of_flows, strict=True)
         ]
 
     def fit_in_blocks(self, flows: FlowTable, blocks: np.ndarray, seed: int, rng: np.random.RandomState) -> np.ndarray:
@@ -105,6 +109,7 @@ class ContentView(StoredView):
         for block in np.unique(blocks).tolist():
             others, learned[block] = np.flatnonzero(blocks != block), copy.copy(self)
             learned[block]._learn(selected(records, others), of_flows[:, others])
+        self._learn(records, of_flows)  # before there is another memory, of 134 MB at most
         found, memory = np.empty(len(flows)), self.new_memory()
         for piece in pieces(len(flows)):
             clusters, some = of_flows[:, piece], found[piece]
@@ -112,7 +117,6 @@ class ContentView(StoredView):
             for block in np.unique(blocks[piece]).tolist():
                 own = blocks[piece] == block
                 some[own] = learned[block]._excesses(counts[:, :, own], clusters[:, own]).max(axis=(1, 3)).mean(axis=0)
-        self._learn(records, of_flows)
         return found
 
     def new_memory(self) -> list[list[DampedCounts]]:
@@ -175,6 +179,16 @@ class ContentView(StoredView):
         )
 
 
+def _n_distinct(rows: np.ndarray, most: int) -> int:
+    """Return the number of different rows; ``most``, where there are more."""
+    seen: set[bytes] = set()
+    for row in rows:
+        seen.add(row.tobytes())
+        if len(seen) == most:
+            break
+    return len(seen)
+
+
 def _most(counts: np.ndarray, clusters: np.ndarray, n_clusters: int) -> np.ndarray:
     """Return what counts of flows, (2, n_flows, n_half_lives), are normal in each cluster."""
     most = np.zeros((len(counts), n_clusters, counts.shape[2]))
@@ -191,8 +205,12 @@ def _count(logarithm: float) -> str:
 
 def described(flows: FlowTable) -> np.ndarray:
     """Return hashed trigrams of the first request and of the first response, float64 (n_flows, 2 * N_PLACES)."""
-    both = [_trigrams(first_messages(flows, direction)) for direction in (FORWARD, BACKWARD)]
-    return np.concatenate(both, axis=1)
+    found = np.empty((len(flows), 2 * N_PLACES))
+    for first in range(0, len(flows), N_AT_ONCE):
+        some = flows[first : first + N_AT_ONCE]
+        for direction, half in ((FORWARD, slice(N_PLACES)), (BACKWARD, slice(N_PLACES, None))):
+            found[first : first + N_AT_ONCE, half] = _trigrams(first_messages(some, direction))
+    return found
 
 
 def _trigrams(messages: Messages) -> np.ndarray:

@@ -288,7 +288,7 @@ class MultiViewDetector(CalibratedMixin, OutlierMixin, BaseEstimator):
         # What a view says of all flows is gone when the next one has learned.
         in_turn = Parallel(n_jobs=self.n_jobs, prefer="threads", return_as="generator")
         abnormality = in_turn(delayed(_learn)(*some) for some in arguments)
-        scores, tails = _scored(views, abnormality, services(judged), power, _surprise)
+        scores, tails = _scored(views, abnormality, judged, power, _surprise)
         # Nothing is set while views learn: a fit that fails leaves no half of a detector.
         self._views, self._power = views, power
         self._n_columns, self._layout = flows.X.shape[1], flows.layout
@@ -341,7 +341,7 @@ class MultiViewDetector(CalibratedMixin, OutlierMixin, BaseEstimator):
         flows = in_time_order(self._checked_like_fit(X))
         check_enough(len(flows), rate)
         abnormality = (view.abnormality(flows) for view in self._views)
-        scores, tails = _scored(self._views, abnormality, services(flows), self._power, _surprise_by_others)
+        scores, tails = _scored(self._views, abnormality, flows, self._power, _surprise_by_others)
         self._add_calibration(self._calibration(scores, tails, flows, rate))
         return self
 
@@ -724,16 +724,17 @@ def _learn(view: View, flows: FlowTable, blocks: np.ndarray, seed: int) -> np.nd
 def _scored(
     views: Sequence[View],
     abnormality: Iterable[np.ndarray],
-    groups: np.ndarray,
+    flows: FlowTable,
     power: float,
     surprise: Callable[[Tails, np.ndarray, np.ndarray | None], np.ndarray],
 ) -> tuple[np.ndarray, tuple[Tails, ...]]:
     """Return scores of normal flows by what one view after the other says of them, and the tails of each."""
-    scores, tails = np.zeros(len(groups)), []
+    scores, tails = np.zeros(len(flows)), []
     for view, of_view in zip(views, abnormality, strict=True):
-        own_groups = groups if view.groups_by_service else None
-        tails.append(Tails.of(of_view, own_groups))
-        scores -= surprise(tails[-1], of_view, own_groups) ** power
+        groups = services(flows) if view.groups_by_service else None
+        tails.append(Tails.of(of_view, groups))
+        scores -= surprise(tails[-1], of_view, groups) ** power
+        del of_view, groups  # before the next view learns
     return scores, tuple(tails)
 
 
