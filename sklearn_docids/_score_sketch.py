@@ -20,7 +20,7 @@ FORMAT = 1
 K, M = 65_535, 8
 # Flags of the library's own format.
 EMPTY, LEVEL_ZERO_SORTED, SINGLE = 1, 2, 4
-HEAD, BODY = struct.Struct("<4BHBx"), struct.Struct("<QHBx")
+HEAD, BODY = struct.Struct("<4BHBB"), struct.Struct("<QHBB")
 MAX_LEVELS = 40
 MAX_FILE_BYTES = 2**23
 KEYS = {"format", "model", "n_scores", "kll"}
@@ -61,7 +61,7 @@ class ScoreSketch:
 
     References
     ----------
-    .. [1] Z. Karnin, K. Lang, E. Liberty, "Optimal Quantile Approximation in Streams", FOCS 2016.
+    .. [1] Karnin, Z., K. Lang, E. Liberty, "Optimal Quantile Approximation in Streams", FOCS 2016.
 
     Examples
     --------
@@ -277,8 +277,8 @@ def check_kll(data: bytes) -> None:
     ValueError or struct.error
         So it is.
     """
-    n_ints, version, family, flags, k, m = HEAD.unpack_from(data)
-    if (family, k, m) != (15, K, M) or flags & ~(EMPTY | LEVEL_ZERO_SORTED | SINGLE):
+    n_ints, version, family, flags, k, m, unused = HEAD.unpack_from(data)
+    if (family, k, m, unused) != (15, K, M, 0) or flags & ~(EMPTY | LEVEL_ZERO_SORTED | SINGLE):
         raise ValueError("it is a sketch of another kind")
     if flags & EMPTY or flags & SINGLE:
         n_items = 0 if flags & EMPTY else 1
@@ -286,8 +286,8 @@ def check_kll(data: bytes) -> None:
         if not is_known or not np.isfinite(_items(data, HEAD.size, n_items)).all():
             raise ValueError("its head and its scores do not fit together")
         return
-    n, min_k, n_levels = BODY.unpack_from(data, HEAD.size)
-    if (n_ints, version, min_k) != (5, 1, K) or not 1 <= n_levels <= MAX_LEVELS:
+    n, min_k, n_levels, unused = BODY.unpack_from(data, HEAD.size)
+    if (n_ints, version, min_k, unused) != (5, 1, K, 0) or not 1 <= n_levels <= MAX_LEVELS:
         raise ValueError("its head is damaged")
     _check_levels(data, n, n_levels, bool(flags & LEVEL_ZERO_SORTED))
 

@@ -97,8 +97,8 @@ class DriftMonitor:
 
     References
     ----------
-    .. [1] V. Vovk, A. Gammerman and G. Shafer, "Algorithmic Learning in a Random World", 2nd ed., 2022, chapters 8, 9.
-    .. [2] V. Vovk, I. Petej, I. Nouretdinov, E. Ahlberg, L. Carlsson and A. Gammerman, "Retrain or not retrain:
+    .. [1] Vovk, V., A. Gammerman and G. Shafer, "Algorithmic Learning in a Random World", 2nd ed., 2022, chapters 8, 9.
+    .. [2] Vovk, V., I. Petej, I. Nouretdinov, E. Ahlberg, L. Carlsson and A. Gammerman, "Retrain or not retrain:
        conformal test martingales for change-point detection", COPA 2021.
 
     Examples

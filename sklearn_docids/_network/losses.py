@@ -66,7 +66,7 @@ def compactness_loss(class_scores: Tensor) -> Tensor:
 
     References
     ----------
-    .. [1] P. Perera and V. M. Patel, "Learning Deep Features for One-Class Classification", IEEE Transactions on
+    .. [1] Perera, P., and V. M. Patel, "Learning Deep Features for One-Class Classification", IEEE Transactions on
        Image Processing 28(11), 2019, section III-C.
 
     Examples

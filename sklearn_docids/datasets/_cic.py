@@ -139,7 +139,7 @@ def load_cic_ids_2017(
     References
     ----------
     .. [1] https://www.unb.ca/cic/datasets/ids-2017.html
-    .. [2] L. Liu, G. Engelen, T. Lynar, D. Essam and W. Joosen, "Error Prevalence in NIDS datasets: A Case Study on
+    .. [2] Liu, L., G. Engelen, T. Lynar, D. Essam and W. Joosen, "Error Prevalence in NIDS datasets: A Case Study on
        CIC-IDS-2017 and CSE-CIC-IDS-2018", IEEE CNS 2022.
 
     Examples

@@ -108,7 +108,7 @@ def load_ustc_tfc2016(
     References
     ----------
     .. [1] https://github.com/yungshenglu/USTC-TFC2016
-    .. [2] W. Wang et al., "Malware traffic classification using convolutional neural network for representation
+    .. [2] Wang, W., et al., "Malware traffic classification using convolutional neural network for representation
        learning", ICOIN 2017.
 
     Examples

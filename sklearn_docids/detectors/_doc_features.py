@@ -86,9 +86,9 @@ class DOCFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
     References
     ----------
-    .. [1] P. Perera and V. M. Patel, "Learning Deep Features for One-Class Classification", IEEE Transactions on
+    .. [1] Perera, P., and V. M. Patel, "Learning Deep Features for One-Class Classification", IEEE Transactions on
        Image Processing 28(11), 2019.
-    .. [2] D. M. J. Tax and R. P. W. Duin, "Support Vector Data Description", Machine Learning 54, 2004.
+    .. [2] Tax, D. M. J., and R. P. W. Duin, "Support Vector Data Description", Machine Learning 54, 2004.
 
     Examples
     --------

@@ -188,11 +188,11 @@ class DOCIDSDetector(TrainedDetector):
     ----------
     .. [1] "DOC-IDS: A Deep Learning-Based Method for Feature Extraction and Anomaly Detection in Network Traffic",
        Sensors 22(12), 4405, 2022.
-    .. [2] P. Perera and V. M. Patel, "Learning Deep Features for One-Class Classification", IEEE Transactions on
+    .. [2] Perera, P., and V. M. Patel, "Learning Deep Features for One-Class Classification", IEEE Transactions on
        Image Processing 28(11), 2019.
-    .. [3] R. Laxhammar and G. Falkman, "Inductive conformal anomaly detection for sequential detection of anomalous
+    .. [3] Laxhammar, R., and G. Falkman, "Inductive conformal anomaly detection for sequential detection of anomalous
        sub-trajectories", Annals of Mathematics and Artificial Intelligence 74, 2015.
-    .. [4] M. Sundararajan, A. Taly and Q. Yan, "Axiomatic Attribution for Deep Networks", ICML 2017.
+    .. [4] Sundararajan, M., A. Taly and Q. Yan, "Axiomatic Attribution for Deep Networks", ICML 2017.
 
     Examples
     --------

@@ -179,8 +179,8 @@ class MultiViewDetector(CalibratedMixin, OutlierMixin, BaseEstimator):
 
     References
     ----------
-    .. [1] R. A. Fisher, "Statistical Methods for Research Workers", 4th ed., 1932, section 21.1.
-    .. [2] Y. Mirsky et al., "Kitsune: An Ensemble of Autoencoders for Online Network Intrusion Detection", NDSS 2018.
+    .. [1] Fisher, R. A., "Statistical Methods for Research Workers", 4th ed., 1932, section 21.1.
+    .. [2] Mirsky, Y., et al., "Kitsune: An Ensemble of Autoencoders for Online Network Intrusion Detection", NDSS 2018.
 
     Examples
     --------

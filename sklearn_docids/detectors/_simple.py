@@ -175,7 +175,7 @@ class NearestNeighborDetector(ScoringDetector):
 
     References
     ----------
-    .. [1] P. Perera and V. M. Patel, "Learning Deep Features for One-Class Classification", IEEE Transactions on
+    .. [1] Perera, P., and V. M. Patel, "Learning Deep Features for One-Class Classification", IEEE Transactions on
        Image Processing 28(11), 2019.
 
     Examples
