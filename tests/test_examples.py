@@ -180,6 +180,7 @@ def test_every_script_of_the_gallery_is_short_and_held_to_what_it_claims():
 def test_a_story_of_the_gallery_ends_in_its_picture(name, tmp_path, monkeypatch):
     pyplot = pytest.importorskip("matplotlib.pyplot")
     pyplot.switch_backend("Agg")
+    pyplot.close("all")  # what doctests have left open
     shown = []
     monkeypatch.setattr(pyplot, "show", lambda: shown.extend(pyplot.get_fignums()))
     try:
