@@ -10,8 +10,10 @@ one in memory, as what waits for a disk tells nothing of processors.
 
 **workers.** Shards of all captures by one process, by a Dask cluster of two worker processes, and by two of joblib's
 (loky), in turns and after a warm-up. One is the caller itself, as joblib asks no cluster of one worker: it pays for no
-scheduler. Rows have to be the same. On a machine that does other work, wall-clock times say little: CPU seconds of all
-processes tell what workers and scheduler cost beside the work.
+scheduler. A cluster is there only in its own turns, as an idle one takes time from the others. It is measured as Dask
+sets it up, with a C library that gives all memory back at once (MALLOC_TRIM_THRESHOLD_), and without that. Rows have to
+be the same. On a machine that does other work, wall-clock times say little: CPU seconds of all processes tell what
+workers and scheduler cost beside the work.
 
 **shards.** Shards against `write` without them, in this process and one thread: CPU seconds, and wall-clock seconds.
 
@@ -22,6 +24,7 @@ processes tell what workers and scheduler cost beside the work.
 
 import argparse
 import contextlib
+import functools
 import itertools
 import os
 import pickle
@@ -34,8 +37,10 @@ import threading
 import time
 import warnings
 from pathlib import Path
+from unittest import mock
 
 import cloudpickle
+import dask
 import distributed
 import joblib
 import numpy as np
@@ -45,6 +50,7 @@ from sklearn_docids import FlowSampler, _running
 from sklearn_docids.capture import FlowTable
 
 SAMPLER = FlowSampler(rotated=False)
+BEFORE_WORKERS = "distributed.nanny.pre-spawn-environ"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -93,12 +99,17 @@ def timed(call):
     return cpu_seconds() - cpu, time.perf_counter() - wall
 
 
-def in_turns(cases, n_runs):
-    """Return (CPU, wall-clock seconds) of each run of each case; they take turns, the first round warms up."""
+def in_turns(cases, out, n_runs):
+    """Return (CPU, wall-clock seconds) of each run of each case; they take turns, the first round warms up.
+
+    A case is what has to be there around a call, and the call. The folder that it writes is not there before.
+    """
     times = {name: [] for name in cases}
     for run in range(n_runs + 1):
-        for name, case in cases.items():
-            seconds = timed(case)
+        for name, (around, case) in cases.items():
+            shutil.rmtree(out, ignore_errors=True)
+            with around():
+                seconds = timed(case)
             if run:
                 times[name].append(seconds)
     return times
@@ -123,20 +134,18 @@ def rows_of(flows):
 
 @contextlib.contextmanager
 def cluster(n_workers, folder):
-    """Use a cluster of processes of one thread."""
+    """Use a cluster of processes of one thread.
+
+    What Dask sets in the environment of this process, too, is taken back: joblib's processes would have it.
+    """
     options = {"n_workers": n_workers, "threads_per_worker": 1, "processes": True, "dashboard_address": None}
     with (
+        mock.patch.dict(os.environ),
         distributed.LocalCluster(**options, local_directory=str(folder), memory_limit=0) as workers,
         distributed.Client(workers) as client,
     ):
         client.wait_for_workers(n_workers)
         yield client
-
-
-def write_anew(paths, out, **settings):
-    """Write flows to a folder that was not there."""
-    shutil.rmtree(out, ignore_errors=True)
-    SAMPLER.write(paths, out, **settings)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -145,39 +154,44 @@ def write_anew(paths, out, **settings):
 
 def workers(paths, folder, n_runs):
     out = folder / "out"
-
-    def on(client):
-        with client.as_current(), joblib.parallel_config("dask", client=client):
-            write_anew(paths, out, shards="npy")
-
-    def in_processes(n_jobs):
-        with joblib.parallel_config("loky", n_jobs=n_jobs):
-            write_anew(paths, out, shards="npy")
-
-    with cluster(2, folder) as two:
-        cases = {
-            "one process": lambda: write_anew(paths, out, shards="npy"),
-            "Dask, two worker processes": lambda: on(two),
-            "joblib's loky, two processes": lambda: in_processes(2),
-        }
-        expected = rows_of(SAMPLER.flows(paths))
-        for name, case in cases.items():
-            case()
-            assert rows_of(FlowTable.load(out)) == expected, name
-        print_times(
-            in_turns(cases, n_runs), "shards of all captures", ("x one process", lambda one, run: one[1] / run[1])
-        )
+    around = {
+        "one process": contextlib.nullcontext,
+        "Dask, two worker processes": lambda: warm_cluster(paths, folder),
+        "the same, memory is kept": lambda: warm_cluster(
+            paths, folder, **{f"{BEFORE_WORKERS}.MALLOC_TRIM_THRESHOLD_": None}
+        ),
+        "joblib's loky, two processes": lambda: joblib.parallel_config("loky", n_jobs=2),
+    }
+    expected = rows_of(SAMPLER.flows(paths))
+    for name, each in around.items():
+        with each():
+            SAMPLER.write(paths, out, shards="npy")
+        assert rows_of(FlowTable.load(out)) == expected, name
+        shutil.rmtree(out)
+    cases = {name: (each, lambda: SAMPLER.write(paths, out, shards="npy")) for name, each in around.items()}
+    print_times(
+        in_turns(cases, out, n_runs), "shards of all captures", ("x one process", lambda one, run: one[1] / run[1])
+    )
     print("\nRows are the same in all cases.")
+
+
+@contextlib.contextmanager
+def warm_cluster(paths, folder, **config):
+    """Let joblib use a cluster of two processes that have sampled some captures each."""
+    with dask.config.set(config), cluster(2, folder), joblib.parallel_config("dask"):
+        SAMPLER.write(paths[:40], folder / "warm", shards="npy")
+        shutil.rmtree(folder / "warm")
+        yield
 
 
 def shards(paths, folder, n_runs):
     out = folder / "out"
+    kinds = {"write": {}, "write, shards='npy'": {"shards": "npy"}, "write, shards='parquet'": {"shards": "parquet"}}
     cases = {
-        "write": lambda: write_anew(paths, out),
-        "write, shards='npy'": lambda: write_anew(paths, out, shards="npy"),
-        "write, shards='parquet'": lambda: write_anew(paths, out, shards="parquet"),
+        name: (contextlib.nullcontext, functools.partial(SAMPLER.write, paths, out, **kind))
+        for name, kind in kinds.items()
     }
-    print_times(in_turns(cases, n_runs), "one thread", ("CPU, x write", lambda one, run: run[0] / one[0]))
+    print_times(in_turns(cases, out, n_runs), "one thread", ("CPU, x write", lambda one, run: run[0] / one[0]))
 
 
 def tasks(paths, folder, n_runs):
@@ -195,7 +209,7 @@ def tasks(paths, folder, n_runs):
     _running._run_far = noted
     try:
         with joblib.parallel_config("loky", n_jobs=1):  # one: in this process
-            write_anew(paths, folder / "out", shards="npy")
+            SAMPLER.write(paths, folder / "tasks", shards="npy")
             SAMPLER.flows(paths)
     finally:
         _running._run_far = run_far
@@ -206,8 +220,7 @@ def tasks(paths, folder, n_runs):
 
 
 def killed(paths, folder, n_runs):
-    out, expected = folder / "out", rows_of(SAMPLER.flows(paths))
-    shutil.rmtree(out, ignore_errors=True)
+    out, expected = folder / "killed", rows_of(SAMPLER.flows(paths))
     with cluster(2, folder) as client:
         victim = next(iter(client.run(os.getpid).values()))
         thread = threading.Thread(target=kill_later, args=[victim, out, len(paths) // 10])
