@@ -6,6 +6,8 @@ An alarm is worth what an analyst can make of it. Three flagged flows are explai
 bytes of one of them are compared with those of the most similar normal flow.
 """
 
+import textwrap
+
 import matplotlib.pyplot as plt
 import numpy as np
 
@@ -39,13 +41,15 @@ for kind in ("dns_tunnel", "ssh_guessing", "injection"):
     found[kind] = flows[[row]], judged.p_values[row], judged.reasons(row)
     print(f"{kind}: score {judged.scores[row]:.1f}, threshold {detector.offset_:.1f}")
     for reason in found[kind][2]:
-        print(f"  {reason.view:10} p {reason.p_value:.1g}  {reason.text}")
+        text = f"{reason.view}, p {reason.p_value:.1g}: {reason.text}"
+        print(textwrap.fill(text, 90, initial_indent="  ", subsequent_indent="    "))
 
 # %%
 # A tunnel through DNS is spelled unlike other names. A guess of a password for SSH begins as any login does: only its
 # company gives it away. An injection is spelled unlike the requests to this server.
 
-figure, axes = plt.subplots(len(found), figsize=(7, 10.5), layout="constrained")
+figure, axes = plt.subplots(len(found), figsize=(7, 12), layout="constrained")
+figure.get_layout_engine().set(hspace=0.07)
 for ax, (kind, (flow, p_values, reasons)) in zip(axes, found.items(), strict=True):
     texts = {reason.view: reason.text for reason in reasons}
     ViewsDisplay.from_predictions(p_values, detector.view_names_, texts, ax=ax)

@@ -32,8 +32,10 @@ __all__ = [
 ]
 
 NO_CV_RESULTS = "draw each fold with from_predictions: from_cv_results would take normal flows for the positive class"
-# Of the small text below bars: characters to an inch, and lines for which there is room above the next bar.
-REASON_CHARACTERS, REASON_LINES = 18, 3
+# Of the text below bars: how large it is where there is room, characters of that size to an inch, lines at most.
+REASON_POINTS, REASON_CHARACTERS, REASON_LINES = 8.5, 16, 4
+# In lines of text: how high a bar is, and what is left free before the next one.
+BAR_LINES, FREE_LINES = 1.1, 0.9
 NORMAL_COLOUR, ATTACK_COLOUR = "#3b6ea8", "#c8553d"
 # Told apart by colour-blind readers, too (Okabe and Ito, 2008); as there are more classes than such colours, classes
 # differ in their markers as well.
@@ -911,18 +913,25 @@ class ViewsDisplay:
             The display itself.
         """
         ax = _axes(ax)
-        width = int(REASON_CHARACTERS * ax.figure.get_figwidth() * ax.get_position().width)
-        places = np.arange(len(self.view_names))
-        ax.barh(places, 1 / self.p_values, height=0.3, color=ATTACK_COLOUR)
-        ax.set(xscale="log", xlim=(1, max(1e3, 3 / self.p_values.min())), ylim=(len(places) - 0.3, -0.4))
+        reasons = self._wrapped(ax.figure.get_figwidth() * ax.get_position().width)
+        heights = np.array([BAR_LINES + len(lines) + FREE_LINES for lines in reasons])
+        bottoms = np.cumsum(heights)
+        places = bottoms - heights + (FREE_LINES + BAR_LINES) / 2
+        line_points = 72 * ax.figure.get_figheight() * ax.get_position().height / (bottoms[-1] + FREE_LINES)
+        ax.barh(places, 1 / self.p_values, height=BAR_LINES, color=ATTACK_COLOUR)
+        ax.set(xscale="log", xlim=(1, max(1e3, 3 / self.p_values.min())), ylim=(bottoms[-1] + FREE_LINES / 2, 0))
         ax.set_yticks(places, [_verbatim(name) for name in self.view_names])
         ax.set_xlabel("normal flows that are as abnormal: one in")
-        for place, name in zip(places, self.view_names, strict=True):
-            reason = (self.reasons or {}).get(name, "")
-            text = textwrap.fill(_verbatim(reason), width, max_lines=REASON_LINES, placeholder=" ...")
+        for place, lines in zip(places, reasons, strict=True):
             ax.annotate(
-                text, (0, place + 0.17), xycoords=("axes fraction", "data"), xytext=(4, 0), textcoords="offset points",
-                fontsize="x-small", va="top",
+                "\n".join(lines), (0, place + 0.6 * BAR_LINES), xycoords=("axes fraction", "data"), xytext=(4, 0),
+                textcoords="offset points", fontsize=min(REASON_POINTS, 0.8 * line_points), va="top",
             )  # fmt: skip
         self.ax_, self.figure_ = ax, ax.figure
         return self
+
+    def _wrapped(self, inches: float) -> list[list[str]]:
+        """Return the lines of the reason of each view."""
+        width = int(REASON_CHARACTERS * inches)
+        reasons = [_verbatim((self.reasons or {}).get(name, "")) for name in self.view_names]
+        return [textwrap.wrap(each, width, max_lines=REASON_LINES, placeholder=" ...") for each in reasons]
