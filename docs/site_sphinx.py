@@ -1,20 +1,41 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the site needs beyond Sphinx: formulas without a script, links from bare names, classes without the obvious."""
+"""What the site needs beyond Sphinx.
 
+Formulas without a script, links from bare names, classes without the obvious, numbers that stay with their units.
+"""
+
+import re
 from functools import cached_property
 
 from docutils.utils.math.latex2mathml import tex2mathml
 from numpydoc.docscrape_sphinx import SphinxDocString
 from sphinx.addnodes import pending_xref
+from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util.docutils import nodes
+
+UNIT = re.compile(r"(?<=\d) (?=(?:%|[kMGT]?B|[KMG]iB|[kMG]bit/s|ns|µs|ms|s|min|h)(?![\w]))")
 
 
 def setup(app):
     """Register it."""
+    app.add_post_transform(UnbrokenUnits)
     app.add_html_math_renderer("mathml", (_visit_math, None), (_visit_display, None))
     app.connect("missing-reference", _public_name)
     app.connect("autodoc-skip-member", _skipped)
     _keep_texts_of_attributes()
+
+
+class UnbrokenUnits(SphinxPostTransform):
+    """Keep a number and its unit on one line."""
+
+    default_priority = 900
+
+    def run(self, **kwargs):
+        """Put no-break spaces between them, outside code."""
+        code = nodes.literal | nodes.FixedTextElement | nodes.math | nodes.raw
+        for text in list(self.document.findall(nodes.Text)):
+            if UNIT.search(text) and text.parent and not isinstance(text.parent, code):
+                text.parent.replace(text, nodes.Text(UNIT.sub("\N{NO-BREAK SPACE}", text)))
 
 
 def _visit_math(writer, node):

@@ -35,8 +35,8 @@ detectors = {
 # %%
 # Evaluation
 # ----------
-# Each kind of attack is scored among the normal flows of the test period. One fit of each detector is no study; the
-# README has a table of five seeds and full training.
+# Each kind of attack is scored among the normal flows of the test period. One fit of each detector is no study;
+# :doc:`/benchmarks` has five seeds and full training.
 
 flows = testbed.flows_test
 kinds = [kind for kind in np.unique(testbed.attack).tolist() if kind]

@@ -60,5 +60,4 @@ for ax, (title, of_flows) in zip(axes, scores.items(), strict=True):
     ScoreByClassDisplay.from_predictions(kind, of_flows, threshold=at_one_percent, ax=ax)
     ax.set_title(title, fontsize="medium")
     ax.get_legend().remove()
-axes[0].invert_yaxis()
 plt.show()

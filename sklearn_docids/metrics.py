@@ -162,6 +162,20 @@ class AlarmCounts(NamedTuple):
     """Confusion matrix of alarms: an attack that was flagged is a true positive.
 
     Guide: :doc:`/how-to/compare`.
+
+    Parameters
+    ----------
+    true_positives, false_positives : int
+        Flagged flows: attacks, and normal ones.
+    true_negatives, false_negatives : int
+        Flows that were not flagged: normal ones, and attacks.
+
+    Examples
+    --------
+    >>> from sklearn_docids.metrics import AlarmCounts
+    >>> counts = AlarmCounts(true_positives=8, false_positives=2, true_negatives=998, false_negatives=2)
+    >>> counts.tpr, counts.fpr, counts.precision
+    (0.8, 0.002, 0.8)
     """
 
     true_positives: int

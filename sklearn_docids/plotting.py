@@ -573,14 +573,20 @@ class ScoreByClassDisplay:
         names = sorted(set(self.classes.tolist()))
         abnormality = [-self.scores[self.classes == name] for name in names]
         labels = [_verbatim(name or "normal") for name in names]
-        ax.boxplot(abnormality, orientation="horizontal", flierprops={"markersize": 2}, tick_labels=labels)
+        places = np.arange(len(names))
+        # Where panels share an axis, ticks that boxplot sets are drawn over those of the other panel.
+        ax.boxplot(
+            abnormality, positions=places, widths=0.5, orientation="horizontal", flierprops={"markersize": 2},
+            manage_ticks=False,
+        )  # fmt: skip
+        ax.set_yticks(places, labels)
+        ax.set_ylim(len(names) - 0.5, -0.5)
         if self.threshold is not None and np.isfinite(self.threshold):
             ax.axvline(-self.threshold, color="black", linestyle="--", linewidth=1, label="threshold")
             ax.legend(loc="lower right", bbox_to_anchor=(1, 1), frameon=False)
         if (self.scores < 0).all():
             ax.set_xscale("log")
             _label_log_axis(ax.xaxis)
-        ax.invert_yaxis()
         ax.set_xlabel("abnormality (minus score)")
         self.ax_, self.figure_ = ax, ax.figure
         return self
