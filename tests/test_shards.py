@@ -439,7 +439,8 @@ def test_no_damage_of_a_parquet_shard_changes_a_row(days, tmp_path):
     FlowSampler().write(days[:1], tmp_path / "out", shards="parquet")
     shard, expected, n_named = shard_of(tmp_path / "out", "monday"), alone(days[:1]), 0
     data = shard.read_bytes()
-    for place in range(0, len(data), 211):
+    # Pages of columns have checksums of their own; what is said of captures stands at the end.
+    for place in [*range(0, len(data), 211), *range(len(data) - 5000, len(data), 23)]:
         shard.write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
         try:
             assert_same(FlowTable.load(tmp_path / "out"), expected)  # it was in what nobody reads, such as statistics

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from ipaddress import ip_address
 from typing import Any
@@ -16,7 +17,8 @@ from sklearn_docids.capture.stored import Parts, checked, described
 
 # So many flows are read or written at a time: some ten MB.
 GROUP_ROWS = 2**15
-METADATA = b"sklearn_docids"
+# What is said of captures, and its checksum: those of pages do not cover the end of a file, where this stands.
+METADATA, METADATA_SHA256 = b"sklearn_docids", b"sklearn_docids.sha256"
 # Fields of records that a file has as text.
 _NAMED = {"begin": kernels.BEGINS, "end": kernels.ENDS}
 _ADDRESSES = ("src_high", "src_low", "dst_high", "dst_low", "ip_version")
@@ -43,7 +45,7 @@ def save_parquet(table: Any, names: Sequence[str], path: str, metadata: str) -> 
         for first in range(0, max(len(table), 1), GROUP_ROWS):
             group = _columns(table[first : first + GROUP_ROWS], names)
             if writer is None:
-                schema = group.schema.with_metadata({METADATA: metadata})
+                schema = group.schema.with_metadata({METADATA: metadata, METADATA_SHA256: _digest(metadata.encode())})
                 # X is of bytes that hardly repeat as a whole: a dictionary of them only costs time.
                 writer = pyarrow.parquet.ParquetWriter(
                     path, schema, compression="zstd", use_dictionary=[name for name in schema.names if name != "X"],
@@ -74,7 +76,7 @@ def _columns(table: Any, names: Sequence[str]) -> Any:
 def load_parquet(path: str) -> Parts:
     """Read a file of `FlowTable.save`."""
     with pyarrow_parquet().parquet.ParquetFile(path, page_checksum_verification=True) as file:
-        layout, of_captures = described(file.schema_arrow.metadata[METADATA])
+        layout, of_captures = described(_metadata(file))
         rows, capture = _flows(file.read(), layout)
     return checked(rows, capture, *of_captures)
 
@@ -82,7 +84,19 @@ def load_parquet(path: str) -> Parts:
 def metadata_of(path: str) -> bytes:
     """Return what a file says of its flows."""
     with pyarrow_parquet().parquet.ParquetFile(path) as file:
-        return file.schema_arrow.metadata[METADATA]
+        return _metadata(file)
+
+
+def _metadata(file: Any) -> bytes:
+    found = file.schema_arrow.metadata
+    text = found[METADATA]
+    if found[METADATA_SHA256] != _digest(text):
+        raise ValueError("what it says of its captures is damaged")
+    return text
+
+
+def _digest(text: bytes) -> bytes:
+    return hashlib.sha256(text).hexdigest().encode()
 
 
 def groups_of(path: str, layout: str) -> Iterator[FlowRows]:
