@@ -48,6 +48,9 @@ class DOCIDSDetector(TrainedDetector):
     not needed after training. The score of a flow is the opposite of its distance to normal flows in the space of h_c,
     or, with ``score_method="reconstruction"`` as in the paper (section 3.3.4), of its reconstruction error.
 
+    Parameters come in four groups: losses and score (to ``n_neighbors``), threshold (to ``validation_fraction``),
+    training (to ``tol``), practice.
+
     Guide: :doc:`/explanation/how-it-works`.
 
     Parameters
