@@ -14,6 +14,8 @@ from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util.docutils import nodes
 
 UNIT = re.compile(r"(?<=\d) (?=(?:%|[kMGT]?B|[KMG]iB|[kMG]bit/s|ns|µs|ms|s|min|h)(?![\w]))")
+# In a cell of a table: a range in brackets, which is as short as this.
+RANGE = re.compile(r"(\([^()]{1,24}\))")
 
 
 def setup(app):
@@ -26,16 +28,23 @@ def setup(app):
 
 
 class UnbrokenUnits(SphinxPostTransform):
-    """Keep a number and its unit on one line."""
+    """Keep a number and its unit on one line, and a range in a table."""
 
     default_priority = 900
 
     def run(self, **kwargs):
-        """Put no-break spaces between them, outside code."""
+        """Change texts that are not code."""
         code = nodes.literal | nodes.FixedTextElement | nodes.math | nodes.raw
         for text in list(self.document.findall(nodes.Text)):
-            if UNIT.search(text) and text.parent and not isinstance(text.parent, code):
-                text.parent.replace(text, nodes.Text(UNIT.sub("\N{NO-BREAK SPACE}", text)))
+            if text.parent and not isinstance(text.parent, code):
+                in_table = isinstance(text.parent.parent, nodes.entry)
+                text.parent.replace(text, list(_pieces(UNIT.sub("\N{NO-BREAK SPACE}", text), in_table)))
+
+
+def _pieces(text, in_table):
+    for piece in RANGE.split(text) if in_table else [text]:
+        is_range = in_table and RANGE.fullmatch(piece) and any(map(str.isdigit, piece))
+        yield nodes.inline("", piece, classes=["nowrap"]) if is_range else nodes.Text(piece)
 
 
 def _visit_math(writer, node):

@@ -53,8 +53,8 @@ class FlowSampler(TransformerMixin, BaseEstimator):
 
     The sampler is stateless: `transform`, `flows`, `sample`, `write` and `iter_flows` work before `fit`.
 
-    Parameters come in four groups: what a row holds (to ``layout``), what a flow is (to ``rotated``), which packets
-    count (to ``reorder_window``), practice.
+    Parameters come in four groups: what a row holds (to ``layout``; see also ``fields``), what a flow is (to
+    ``rotated``), which packets count (to ``reorder_window``), practice.
 
     Guide: :doc:`/sampling`.
 
