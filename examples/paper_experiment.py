@@ -27,7 +27,13 @@ from sklearn.preprocessing import FunctionTransformer
 from sklearn.svm import OneClassSVM
 from sklearn.utils import Bunch
 
-from sklearn_docids import AutoencoderDetector, ConvAutoencoderDetector, DOCIDSDetector, ReferenceData, paper
+from sklearn_docids import (
+    AutoencoderDetector,
+    ConvAutoencoderDetector,
+    DOCIDSDetector,
+    ReferenceData,
+    paper,
+)
 from sklearn_docids.datasets import (
     load_bos_2018,
     load_cic_ids_2017,
@@ -63,20 +69,37 @@ def load(options):
         testbed = load_testbed(sampler=sampler)
         reference = Bunch(X=testbed.X_reference, y=testbed.y_reference)
         return Bunch(
-            X_train=testbed.X_train, X_test=testbed.X_test, attack=testbed.attack, DESCR=testbed.DESCR
+            X_train=testbed.X_train,
+            X_test=testbed.X_test,
+            attack=testbed.attack,
+            DESCR=testbed.DESCR,
         ), reference
     if options.folder is None or options.reference is None:
-        raise SystemExit(f"--dataset {options.dataset} needs --folder and --reference: see docs/datasets.md")
-    settings = {"cache_folder": options.cache_folder, "random_state": options.random_state, "verbose": 1}
+        raise SystemExit(
+            f"--dataset {options.dataset} needs --folder and --reference: see docs/datasets.md"
+        )
+    settings = {
+        "cache_folder": options.cache_folder,
+        "random_state": options.random_state,
+        "verbose": 1,
+    }
     if options.dataset == "cic-ids-2017":
-        data = load_cic_ids_2017(options.folder, labels=options.labels, attempted=options.attempted, **settings)
+        data = load_cic_ids_2017(
+            options.folder, labels=options.labels, attempted=options.attempted, **settings
+        )
     else:
         data = load_bos_2018(options.folder, **settings)
     published = (Path(options.reference) / "Malware").is_dir()
     sampler.set_params(fields="no_addresses")  # as the loaders sample the target
-    drawn = {"n_per_class": PAPER_REFERENCE_FLOWS, "sampler": sampler, "random_state": options.random_state}
+    drawn = {
+        "n_per_class": PAPER_REFERENCE_FLOWS,
+        "sampler": sampler,
+        "random_state": options.random_state,
+    }
     if published:
-        return data, load_ustc_tfc2016(options.reference, cache_folder=options.cache_folder, verbose=1, **drawn)
+        return data, load_ustc_tfc2016(
+            options.reference, cache_folder=options.cache_folder, verbose=1, **drawn
+        )
     return data, load_class_folder(options.reference, **drawn)
 
 
@@ -84,9 +107,17 @@ def thinned(data, n_flows, seed):
     """Return at most so many training rows, normal test rows, and rows of each attack."""
     rng = np.random.default_rng(seed)
     train = np.sort(rng.permutation(len(data.X_train))[:n_flows])
-    test = [rng.permutation(np.flatnonzero(data.attack == name))[:n_flows] for name in np.unique(data.attack)]
+    test = [
+        rng.permutation(np.flatnonzero(data.attack == name))[:n_flows]
+        for name in np.unique(data.attack)
+    ]
     test = np.sort(np.concatenate(test))
-    return Bunch(X_train=data.X_train[train], X_test=data.X_test[test], attack=data.attack[test], DESCR=data.DESCR)
+    return Bunch(
+        X_train=data.X_train[train],
+        X_test=data.X_test[test],
+        attack=data.attack[test],
+        DESCR=data.DESCR,
+    )
 
 
 def detectors(seed, max_epochs):
@@ -157,8 +188,12 @@ def run(options):
             detector, seconds = fitted(name, detector, takes_reference, data, reference, seed)
             scores = detector.score_samples(data.X_test)
             for attack, *values in measure(scores, data.attack, services):
-                results.append(dict(zip(COLUMNS, (name, seed, attack, *values, seconds), strict=True)))
-            print(f"seed {seed}, {name}: ROC-AUC {results[-len(set(data.attack))]['roc_auc']:.3f}, {seconds:.0f} CPU-s")
+                results.append(
+                    dict(zip(COLUMNS, (name, seed, attack, *values, seconds), strict=True))
+                )
+            print(
+                f"seed {seed}, {name}: ROC-AUC {results[-len(set(data.attack))]['roc_auc']:.3f}, {seconds:.0f} CPU-s"
+            )
             if seed == 0:
                 first[name] = detector, scores
     return data, reference, results, first
@@ -167,7 +202,10 @@ def run(options):
 def _thin_reference(reference, options):
     """Return at most so many rows of each class as there are target rows."""
     rng = np.random.default_rng(options.random_state)
-    rows = [rng.permutation(np.flatnonzero(reference.y == name))[: options.n_flows] for name in np.unique(reference.y)]
+    rows = [
+        rng.permutation(np.flatnonzero(reference.y == name))[: options.n_flows]
+        for name in np.unique(reference.y)
+    ]
     rows = np.sort(np.concatenate(rows))
     return reference.X[rows], reference.y[rows]
 
@@ -186,25 +224,33 @@ def spread(values):
     """Return mean and range; a dash where there is nothing to measure."""
     if not len(values) or not np.isfinite(values).all():
         return "-"
-    return f"{np.mean(values):.3f}" + (f" ({np.min(values):.3f}-{np.max(values):.3f})" if len(values) > 1 else "")
+    return f"{np.mean(values):.3f}" + (
+        f" ({np.min(values):.3f}-{np.max(values):.3f})" if len(values) > 1 else ""
+    )
 
 
 def print_results(results):
     """Print a table per measure: a row per attack, a column per detector, mean and range over the seeds."""
     names = list(dict.fromkeys(line["detector"] for line in results))
     attacks = list(dict.fromkeys(line["attack"] for line in results))
-    described = {line["attack"]: f" ({line['n_attack']}; {line['prevalence']:.1%})" for line in results}
+    described = {
+        line["attack"]: f" ({line['n_attack']}; {line['prevalence']:.1%})" for line in results
+    }
     seeds = sorted({line["seed"] for line in results})
     for measured, title in MEASURES.items():
         print(f"\n{title}{', mean over seeds (lowest-highest)' if len(seeds) > 1 else ''}\n")
         print("| attack (flows; share of the flows scored with it) | " + " | ".join(names) + " |")
         print("|---" * (len(names) + 1) + "|")
-        table = {(line["detector"], line["seed"], line["attack"]): line[measured] for line in results}
+        table = {
+            (line["detector"], line["seed"], line["attack"]): line[measured] for line in results
+        }
         for attack in [*attacks, MACRO]:
             averaged = attacks[1:] if attack == MACRO else [attack]
             cells = []
             for name in names:
-                by_seed = np.array([[table[name, seed, each] for each in averaged] for seed in seeds])
+                by_seed = np.array(
+                    [[table[name, seed, each] for each in averaged] for seed in seeds]
+                )
                 # A service that nobody else uses is missing in the mean, for all detectors alike.
                 kept = by_seed[:, np.isfinite(by_seed).all(axis=0)] if attack == MACRO else by_seed
                 cells.append(spread(kept.mean(axis=1) if kept.size else []))
@@ -226,9 +272,13 @@ def draw(folder, data, first, n_embedded):
     from sklearn_docids.plotting import RocDisplay, ScoreHistogramDisplay
 
     y = np.where(data.attack == "", 1, -1)
-    learned = {name: pair for name, pair in first.items() if hasattr(pair[0], "reconstruction_error")}
+    learned = {
+        name: pair for name, pair in first.items() if hasattr(pair[0], "reconstruction_error")
+    }
     figure = Figure(figsize=(4.2 * len(learned), 3.6), layout="constrained")
-    for axes, (name, (detector, scores)) in zip(figure.subplots(1, len(learned)), learned.items(), strict=True):
+    for axes, (name, (detector, scores)) in zip(
+        figure.subplots(1, len(learned)), learned.items(), strict=True
+    ):
         ScoreHistogramDisplay.from_predictions(y, scores, threshold=detector.offset_, ax=axes)
         axes.set_title(name)
     figure.savefig(folder / "figure2_error_histograms.png", dpi=110)
@@ -236,9 +286,13 @@ def draw(folder, data, first, n_embedded):
     rng = np.random.default_rng(0)
     rows = np.sort(rng.permutation(len(data.X_test))[:n_embedded])
     attack = data.attack[rows]
-    draw_embedding(folder / "figure3_tsne_input.png", data.X_test[rows] / 255, attack, "t-SNE of the input")
+    draw_embedding(
+        folder / "figure3_tsne_input.png", data.X_test[rows] / 255, attack, "t-SNE of the input"
+    )
     features = first["DOC-IDS"][0].embed(data.X_test[rows])
-    draw_embedding(folder / "figure4_tsne_features.png", features, attack, "t-SNE of DOC-IDS's features g")
+    draw_embedding(
+        folder / "figure4_tsne_features.png", features, attack, "t-SNE of DOC-IDS's features g"
+    )
 
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -263,14 +317,18 @@ def draw_embedding(path, X, attack, title):
 
     figure = Figure(figsize=(8, 5.6), layout="constrained")
     axes = figure.subplots()
-    places = TSNE(perplexity=min(30, (len(X) - 1) / 3), random_state=0).fit_transform(np.asarray(X, np.float32))
+    places = TSNE(perplexity=min(30, (len(X) - 1) / 3), random_state=0).fit_transform(
+        np.asarray(X, np.float32)
+    )
     names = ["", *sorted(set(attack) - {""})]
     for number, name in enumerate(names):
         chosen = attack == name
         color = "lightgrey" if name == "" else colormaps["tab20"](number % 20)
         axes.scatter(*places[chosen].T, s=8, color=color, label=name or "normal", linewidths=0)
     axes.set(title=title, xticks=[], yticks=[])
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", markerscale=2.5, frameon=False)
+    figure.legend(
+        *axes.get_legend_handles_labels(), loc="outside right upper", markerscale=2.5, frameon=False
+    )
     figure.savefig(path, dpi=110)
 
 
@@ -280,8 +338,12 @@ def draw_by_attack(path, attack, learned):
 
     from sklearn_docids.plotting import ScoreByClassDisplay
 
-    figure = Figure(figsize=(4.4 * len(learned), 0.32 * len(set(attack)) + 1.6), layout="constrained")
-    for axes, (name, (_, scores)) in zip(figure.subplots(1, len(learned)), learned.items(), strict=True):
+    figure = Figure(
+        figsize=(4.4 * len(learned), 0.32 * len(set(attack)) + 1.6), layout="constrained"
+    )
+    for axes, (name, (_, scores)) in zip(
+        figure.subplots(1, len(learned)), learned.items(), strict=True
+    ):
         ScoreByClassDisplay.from_predictions(attack, scores, ax=axes)
         axes.axvline(np.median(-scores[attack == ""]), color="grey", linestyle=":", linewidth=1)
         axes.set(title=name, xlabel="reconstruction error")
@@ -290,21 +352,37 @@ def draw_by_attack(path, attack, learned):
 
 def parsed(arguments):
     """Return the options of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", choices=("testbed", "cic-ids-2017", "bos-2018"), default="testbed")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--dataset", choices=("testbed", "cic-ids-2017", "bos-2018"), default="testbed"
+    )
     parser.add_argument("--folder", help="folder of the data set, as published")
     parser.add_argument("--reference", help="folder of USTC-TFC2016, or with a capture per class")
     parser.add_argument("--cache-folder", help="folder for sampled flows, used again next time")
-    parser.add_argument("--labels", choices=("corrected", "paper"), default="paper", help="of CIC-IDS-2017")
     parser.add_argument(
-        "--attempted", choices=("ignore", "benign", "attack"), default="ignore", help="with corrected labels"
+        "--labels", choices=("corrected", "paper"), default="paper", help="of CIC-IDS-2017"
+    )
+    parser.add_argument(
+        "--attempted",
+        choices=("ignore", "benign", "attack"),
+        default="ignore",
+        help="with corrected labels",
     )
     parser.add_argument("--seeds", type=int, default=1, help="fits of each detector")
-    parser.add_argument("--max-epochs", type=lambda text: text if text == "auto" else int(text), default="auto")
+    parser.add_argument(
+        "--max-epochs", type=lambda text: text if text == "auto" else int(text), default="auto"
+    )
     parser.add_argument("--n-flows", type=int, help="most flows of each part and attack")
     parser.add_argument("--n-embedded", type=int, default=2000, help="flows in the t-SNE maps")
     parser.add_argument("--random-state", type=int, default=0, help="of addresses and drawing")
-    parser.add_argument("--output", type=Path, default=Path("paper-experiment"), help="folder for figures and results")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("paper-experiment"),
+        help="folder for figures and results",
+    )
     return parser.parse_args(arguments)
 
 

@@ -51,7 +51,9 @@ flagged = scores < detector.offset_
 counts = alarm_counts(np.where(kind == "", 1, -1), np.where(flagged, -1, 1))
 print(f"{counts.fpr:.1%} of {np.sum(kind == '')} normal flows are flagged")
 for name in kinds:
-    print(f"{name:13} {flagged[kind == name].mean():5.0%} of {np.sum(kind == name)} flows are flagged")
+    print(
+        f"{name:13} {flagged[kind == name].mean():5.0%} of {np.sum(kind == name)} flows are flagged"
+    )
 
 # %%
 # What an analyst reads
@@ -80,6 +82,10 @@ for name, marker, color in looks:
     is_kind = kind == name
     ax.scatter(minutes[is_kind], -scores[is_kind], s=14, marker=marker, color=color, label=name)
 ax.axhline(-detector.offset_, color="black", linestyle="--", linewidth=1, label="threshold")
-ax.set(xlabel="minutes", ylabel="abnormality (minus score)", title="One period of the office, flow by flow")
+ax.set(
+    xlabel="minutes",
+    ylabel="abnormality (minus score)",
+    title="One period of the office, flow by flow",
+)
 figure.legend(loc="outside lower center", ncols=3, markerscale=1.5, frameon=False)
 plt.show()

@@ -25,7 +25,11 @@ from sklearn_docids.datasets import load_class_folder, load_testbed
 
 captures = load_testbed().captures
 folder = captures["reference"][0].parent
-print(captures["train"].name, captures["test"].name, *[path.name for path in captures["reference"][:3]])
+print(
+    captures["train"].name,
+    captures["test"].name,
+    *[path.name for path in captures["reference"][:3]],
+)
 
 sampler = FlowSampler(random_state=0)
 reference = load_class_folder(folder, sampler=sampler, return_X_y=True)
@@ -62,8 +66,18 @@ print("same scores:", np.allclose(loaded.score_samples([captures["test"]]), scor
 # Header fields that count, such as sequence numbers, are noise that the network learns to look through.
 
 flows = sampler.flows(captures["test"])
-services = {"DNS": (17, 53), "HTTP": (6, 80), "TLS": (6, 443), "SSH": (6, 22), "IMAP": (6, 143), "syslog": (17, 514)}
-rows = [np.flatnonzero((flows.protocol == p) & (flows.dst_port == port))[:10] for p, port in services.values()]
+services = {
+    "DNS": (17, 53),
+    "HTTP": (6, 80),
+    "TLS": (6, 443),
+    "SSH": (6, 22),
+    "IMAP": (6, 143),
+    "syslog": (17, 514),
+}
+rows = [
+    np.flatnonzero((flows.protocol == p) & (flows.dst_port == port))[:10]
+    for p, port in services.values()
+]
 rows.append(np.argsort(scores)[:10])
 shown = np.concatenate(rows)
 

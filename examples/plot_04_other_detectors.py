@@ -29,7 +29,9 @@ detectors = {
     "IsolationForest": IsolationForest(random_state=0),
     "OneClassSVM": make_pipeline(MinMaxScaler(), OneClassSVM(nu=0.01)),
     "DOC-IDS, one pass": DOCIDSDetector(max_epochs=1, random_state=0),
-    "four views": MultiViewDetector(views=("statistics", "requests", "novelty", "content"), random_state=0),
+    "four views": MultiViewDetector(
+        views=("statistics", "requests", "novelty", "content"), random_state=0
+    ),
 }
 
 # %%
@@ -68,11 +70,20 @@ figure, ax = plt.subplots(figsize=(7, 5.6), layout="constrained")
 looks = zip(detectors, "sv^o", ["#56b4e9", "#cc79a7", "#e69f00", "#0072b2"], strict=True)
 for number, (name, marker, color) in enumerate(looks):
     measured = [lines[name, kind] for kind in order]
-    mean, low, high = (np.array([row["average_precision" + end] for row in measured]) for end in ("", "_low", "_high"))
+    mean, low, high = (
+        np.array([row["average_precision" + end] for row in measured])
+        for end in ("", "_low", "_high")
+    )
     at = places + 0.18 * (number - 1.5)
-    ax.errorbar(mean, at, xerr=[mean - low, high - mean], fmt=marker, color=color, markersize=5, label=name)
+    ax.errorbar(
+        mean, at, xerr=[mean - low, high - mean], fmt=marker, color=color, markersize=5, label=name
+    )
 ax.set_yticks(places, order)
-ax.set(xlabel="average precision", xlim=(-0.02, 1.02), title="What each detector finds, by kind of attack")
+ax.set(
+    xlabel="average precision",
+    xlim=(-0.02, 1.02),
+    title="What each detector finds, by kind of attack",
+)
 ax.grid(axis="x", alpha=0.4)
 figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize="small")
 plt.show()

@@ -46,7 +46,11 @@ for title, features in {"bytes": X.astype(np.float32), "features g": detector.em
     distances = pairwise_distances(features, features[kind == ""])
     np.fill_diagonal(distances, np.inf)
     nearest = distances.min(axis=1) / np.median(distances[kind == ""].min(axis=1))
-    print(f"{title:10}", *[f"{name} {np.median(nearest[kind == name]):.1f}" for name in kinds], sep="  ")
+    print(
+        f"{title:10}",
+        *[f"{name} {np.median(nearest[kind == name]):.1f}" for name in kinds],
+        sep="  ",
+    )
 
 # %%
 # Two maps
@@ -60,5 +64,11 @@ EmbeddingDisplay.from_estimator(detector, X, kind, ax=right)
 for ax, title in ((left, "bytes of the rows"), (right, "features g")):
     ax.get_legend().remove()
     ax.set_title(title)
-figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=4, markerscale=2, frameon=False)
+figure.legend(
+    *right.get_legend_handles_labels(),
+    loc="outside lower center",
+    ncols=4,
+    markerscale=2,
+    frameon=False,
+)
 plt.show()

@@ -42,7 +42,9 @@ for name in kinds:
     chosen = np.isin(kind, ["", name])
     y = testbed.y_test[chosen]
     areas[name] = [attack_roc_auc_score(y, of_flows[chosen]) for of_flows in scores.values()]
-    print(f"{name:13} ROC-AUC {areas[name][0]:.2f} by reconstruction, {areas[name][1]:.2f} by distance")
+    print(
+        f"{name:13} ROC-AUC {areas[name][0]:.2f} by reconstruction, {areas[name][1]:.2f} by distance"
+    )
 mean = np.mean(list(areas.values()), axis=0)
 print(f"{'mean':13} ROC-AUC {mean[0]:.2f} by reconstruction, {mean[1]:.2f} by distance")
 

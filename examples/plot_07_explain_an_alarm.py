@@ -64,7 +64,9 @@ for ax, (kind, (flow, p_values, reasons)) in zip(axes, found.items(), strict=Tru
 injection = found["injection"][0].X
 for reason in byte_reasons(detector.detector_, injection, n_listed=6, layout="payload")[0]:
     here, there = bytes([reason.value]), bytes([reason.nearest_value])
-    print(f"packet {reason.packet}, {reason.field}: {here} instead of {there}, part {reason.attribution:+.2f}")
+    print(
+        f"packet {reason.packet}, {reason.field}: {here} instead of {there}, part {reason.attribution:+.2f}"
+    )
 
 figure, ax = plt.subplots(figsize=(7, 2.6), layout="constrained")
 ExplanationDisplay.from_estimator(detector.detector_, injection, ax=ax)

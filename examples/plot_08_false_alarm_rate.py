@@ -48,7 +48,9 @@ for rate in rates:
     calibrated.append(np.mean(detector.predict(third) == -1))
 
 for name, flagged in {"learned": learned, "blocks": blocks, "calibrated": calibrated}.items():
-    print(f"{name:11} asked for 1 %, flagged {flagged[rates.index(0.01)]:.2%} of {len(third)} normal flows")
+    print(
+        f"{name:11} asked for 1 %, flagged {flagged[rates.index(0.01)]:.2%} of {len(third)} normal flows"
+    )
 
 # %%
 # What is promised
@@ -65,12 +67,19 @@ n, k = len(second), np.floor(np.array(rates) * (len(second) + 1))
 low, high = beta.ppf([[0.025], [0.975]], k, n + 1 - k)
 
 figure, ax = plt.subplots(figsize=(7, 4.6), layout="constrained")
-ax.fill_between(rates, low, high, color="lightgrey", label="95 % of calibrations with as many flows")
+ax.fill_between(
+    rates, low, high, color="lightgrey", label="95 % of calibrations with as many flows"
+)
 ax.plot(rates, rates, color="black", linestyle=":", linewidth=1, label="as asked")
 ax.plot(rates, learned, color="#d55e00", marker="^", label="threshold by flows that were learned")
 ax.plot(rates, blocks, color="#0072b2", marker="o", label="by blocks of time (fit)")
 ax.plot(rates, calibrated, color="#009e73", marker="s", label="by a later period (calibrate)")
-ax.set(xscale="log", yscale="log", xlabel="false-alarm rate asked for", ylabel="share of later normal flows flagged")
+ax.set(
+    xscale="log",
+    yscale="log",
+    xlabel="false-alarm rate asked for",
+    ylabel="share of later normal flows flagged",
+)
 ax.set_xticks(rates, [f"{rate:.1%}" for rate in rates])
 ax.set_yticks([0.001, 0.01, 0.1], ["0.1%", "1.0%", "10.0%"])
 ax.minorticks_off()

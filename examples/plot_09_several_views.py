@@ -39,7 +39,9 @@ for number, kind in enumerate(kinds):
     chosen = np.isin(testbed.attack, ["", kind])
     judged = detector.stream().judge(testbed.flows_test[chosen])
     of_views = [*np.log(judged.p_values).T, judged.scores]
-    recall[number] = [recall_at_fpr_score(testbed.y_test[chosen], scores, max_fpr=0.01) for scores in of_views]
+    recall[number] = [
+        recall_at_fpr_score(testbed.y_test[chosen], scores, max_fpr=0.01) for scores in of_views
+    ]
 
 for name, mean in zip(names, recall.mean(axis=0), strict=True):
     print(f"{name:10} finds {mean:.0%} at 1 % false alarms, mean over {len(kinds)} kinds")

@@ -6,6 +6,8 @@ A threshold holds its rate of false alarms as long as traffic is like that which
 each flow, and may look as often as it likes: without a change, it says "drift" in at most one of a hundred runs.
 """
 
+import textwrap
+
 import matplotlib.pyplot as plt
 import numpy as np
 
@@ -20,7 +22,9 @@ from sklearn_docids.monitoring import DriftMonitor
 # this model knows.
 
 testbed = load_testbed(sampler=FlowSampler(layout="payload"))
-detector = MultiViewDetector(views=("statistics", "requests", "novelty"), random_state=0).fit(testbed.flows_train)
+detector = MultiViewDetector(views=("statistics", "requests", "novelty"), random_state=0).fit(
+    testbed.flows_train
+)
 periods = {
     "the office, a later period": testbed.flows_test[testbed.y_test == 1],
     "the office under attack": testbed.flows_test,
@@ -45,7 +49,8 @@ for name, flows in periods.items():
         monitor.update(scores[piece], flows[piece])
         path.append((monitor.n_compared, monitor.log_martingale))
     evidence[name] = np.array(path)
-    print(f"{name}: {np.mean(scores < detector.offset_):.1%} flagged. {monitor.describe()}\n")
+    text = f"{name}: {np.mean(scores < detector.offset_):.1%} flagged. {monitor.describe()}"
+    print(textwrap.fill(text, 100), end="\n\n")
 
 # %%
 # Evidence by flow
@@ -57,7 +62,9 @@ figure, ax = plt.subplots(figsize=(7, 4.2), layout="constrained")
 looks = zip(evidence.items(), ["#0072b2", "#e69f00", "#d55e00"], ["-", "--", "-."], strict=True)
 for (name, path), color, linestyle in looks:
     ax.plot(*path.T, color=color, linestyle=linestyle, linewidth=2, label=name)
-ax.axhline(np.log(100), color="black", linestyle=":", label="drift, wrongly in one of 100 runs at most")
+ax.axhline(
+    np.log(100), color="black", linestyle=":", label="drift, wrongly in one of 100 runs at most"
+)
 ax.set(xlabel="flows compared", ylabel="evidence for drift (logarithm)")
 ax.legend()
 plt.show()
