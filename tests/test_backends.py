@@ -445,7 +445,7 @@ def test_sample_on_a_cluster(days, expected, cluster, tmp_path, capsys):
 
 @pytest.fixture
 def impatient(monkeypatch):
-    monkeypatch.setattr(_inputs, "SCHEDULER_ANSWERS_WITHIN", 1.0)
+    monkeypatch.setattr(_inputs, "SCHEDULER_ANSWERS_WITHIN", 3.0)
 
 
 def refused(days, tmp_path, capsys, address):
@@ -465,6 +465,19 @@ def test_a_scheduler_that_does_not_answer_is_one_line(impatient, days, tmp_path,
     assert f"--scheduler {silent}: no Dask scheduler answers there" in refused(days, tmp_path, capsys, silent)
     assert "--scheduler no such: no Dask scheduler" in refused(days, tmp_path, capsys, "no such")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_scheduler_that_answers_once_is_one_line(impatient, days, tmp_path, capsys, monkeypatch):
+    distributed = pytest.importorskip("distributed")
+
+    def gone(*arguments, **settings):
+        raise TimeoutError
+
+    monkeypatch.setattr(distributed, "Client", gone)
+    with contextlib.ExitStack() as stack:
+        address = started_scheduler(stack, tmp_path)
+        said = f"--scheduler {address}: no Dask scheduler answers there: nothing came for "
+        assert said in refused(days, tmp_path, capsys, address)
 
 
 def test_a_cluster_without_workers_is_one_line(impatient, days, tmp_path, capsys):

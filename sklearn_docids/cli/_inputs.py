@@ -83,10 +83,11 @@ def on_cluster(address: str | None) -> Iterator[None]:
 
     try:
         asyncio.run(asyncio.wait_for(_scheduler_answers(address), SCHEDULER_ANSWERS_WITHIN))
+        connected = distributed.Client(address, timeout=SCHEDULER_ANSWERS_WITHIN)
     except Exception as error:  # whoever answers in another language makes it raise anything
         reason = str(error) or f"nothing came for {SCHEDULER_ANSWERS_WITHIN:g} s"
         raise ConnectionError(f"--scheduler {address}: no Dask scheduler answers there: {reason}") from None
-    with distributed.Client(address, timeout=SCHEDULER_ANSWERS_WITHIN) as client:
+    with connected as client:
         try:
             client.wait_for_workers(1, timeout=SCHEDULER_ANSWERS_WITHIN)
         except TimeoutError:
