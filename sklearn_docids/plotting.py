@@ -938,6 +938,6 @@ class ViewsDisplay:
 
     def _wrapped(self, inches: float) -> list[list[str]]:
         """Return the lines of the reason of each view."""
-        width = int(REASON_CHARACTERS * inches)
+        width = max(20, int(REASON_CHARACTERS * inches))  # a tiny figure shows what it can
         reasons = [_verbatim((self.reasons or {}).get(name, "")) for name in self.view_names]
         return [textwrap.wrap(each, width, max_lines=REASON_LINES, placeholder=" ...") for each in reasons]

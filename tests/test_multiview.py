@@ -477,6 +477,19 @@ def test_the_views_of_a_flow_are_drawn_with_their_reasons(tables, fitted):
     assert "udp/8443 was never a destination here" in [text.get_text() for text in display.ax_.texts]
 
 
+@pytest.mark.parametrize("size", [(7, 4), (6.4, 4.8), (3, 2), (1.2, 1.2)])
+def test_reasons_stay_between_their_bar_and_the_next(size):
+    figure_module = pytest.importorskip("matplotlib.figure")
+    reasons = dict.fromkeys(["statistics", "requests", "novelty"], "a reason of many words " * 30)
+    ax = figure_module.Figure(figsize=size).subplots()
+    display = ViewsDisplay.from_predictions([0.1, 0.01, 0.2, 0.5], [*reasons, "content"], reasons, ax=ax)
+    display.figure_.canvas.draw()
+    bars = [bar.get_window_extent() for bar in ax.patches]
+    texts = [text.get_window_extent() for text in ax.texts]
+    for bar, text, following in zip(bars, texts, bars[1:], strict=False):
+        assert bar.y0 + 1 > text.y1 > text.y0 > following.y1 - 1
+
+
 @pytest.mark.parametrize("p_values", [[0.5], [0.5, 0.0], [0.5, 1.5], [0.5, np.nan]])
 def test_what_is_no_p_value_of_each_view_is_not_drawn(p_values):
     with pytest.raises(ValueError, match="p_values must be 2 numbers above 0 and at most 1"):
