@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -440,7 +441,7 @@ def test_no_damage_of_a_parquet_shard_changes_a_row(days, tmp_path):
     shard, expected, n_named = shard_of(tmp_path / "out", "monday"), alone(days[:1]), 0
     data = shard.read_bytes()
     # Pages of columns have checksums of their own; what is said of captures stands at the end.
-    for place in [*range(0, len(data), 211), *range(len(data) - 5000, len(data), 23)]:
+    for place in [*range(0, len(data), 211), *range(max(0, len(data) - 5000), len(data), 23)]:
         shard.write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
         try:
             assert_same(FlowTable.load(tmp_path / "out"), expected)  # it was in what nobody reads, such as statistics
@@ -467,7 +468,8 @@ def test_a_shard_that_cannot_be_opened_is_made_again(days, tmp_path, kind):
         (lambda found: found.update(kind="csv"), "it is no list of shards"),
         (lambda found: found["shards"][0].update(name="../../etc"), "lists '../../etc', which is no name of a shard"),
         (lambda found: found.update(settings=[]), "it is no list of shards"),
-        (lambda found: found["settings"].pop("layout"), "layout"),
+        (lambda found: found["settings"].pop("layout"), "it is damaged: remove it and run write again"),
+        (lambda found: found["shards"][0].update(capture="other.pcap"), "it is damaged"),
         (lambda found: found.pop("shards"), "shards"),
     ],
 )
@@ -479,6 +481,18 @@ def test_a_list_that_is_none_is_refused(days, tmp_path, change, message):
     path.write_text(json.dumps(found))
     with pytest.raises(ValueError, match=message):
         FlowTable.load(tmp_path / "out")
+
+
+def test_no_damage_of_a_list_changes_what_it_lists(days, tmp_path):
+    FlowSampler().write(days[:1], tmp_path / "out", shards="npy")
+    path, expected = tmp_path / "out" / "shards.json", alone(days[:1])
+    data = path.read_bytes()
+    for place in range(len(data)):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
+        with pytest.raises(ValueError, match=re.escape(str(path))):
+            FlowTable.load(tmp_path / "out")
+    path.write_bytes(data)
+    assert_same(FlowTable.load(tmp_path / "out"), expected)
 
 
 def test_a_shard_that_changes_behind_a_table_is_named(days, tmp_path):

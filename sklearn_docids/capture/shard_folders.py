@@ -118,7 +118,7 @@ def read_list(folder: str) -> ShardList:
     Raises
     ------
     ValueError
-        It is none, or of a version that is not known.
+        It is none, of a version that is not known, or damaged.
     """
     with open(os.path.join(folder, LIST), "rb") as file:
         text = file.read()
@@ -132,9 +132,15 @@ def read_list(folder: str) -> ShardList:
         for shard in shards:
             if not (NAME.fullmatch(shard.name) and isinstance(shard.capture, str)):
                 raise ValueError(f"it lists {shard.name!r}, which is no name of a shard")
+        if found["sha256"] != _list_digest(found["kind"], found["settings"], found["shards"]):
+            raise ValueError("it is damaged: remove it and run write again")
         return ShardList(found["kind"], found["settings"], shards)
     except OTHER_CONTENT as error:
         raise ValueError(f"{os.path.join(folder, LIST)}: {str(error) or type(error).__name__}") from None
+
+
+def _list_digest(kind: str, settings: Mapping[str, Any], entries: Sequence[Any]) -> str:
+    return hashlib.sha256(json.dumps([kind, settings, entries], sort_keys=True).encode()).hexdigest()
 
 
 def check_same(folder: str, found: ShardList, kind: str, settings: Mapping[str, Any]) -> None:
@@ -170,9 +176,10 @@ def add_to_list(folder: str, scratch: str, kind: str, settings: Mapping[str, Any
             {"name": shard.name, "capture": shard.capture} | ({"refused": shard.refused} if shard.refused else {})
             for shard in _merged(listed, shards, lambda name: os.path.exists(shard_path(folder, kind, name)))
         ]
+        described = {"format": FORMAT, "kind": kind, "settings": settings, "shards": entries}
         part = os.path.join(scratch, LIST)
         with open(part, "w", encoding="utf-8") as text:
-            json.dump({"format": FORMAT, "kind": kind, "settings": settings, "shards": entries}, text, indent=1)
+            json.dump(described | {"sha256": _list_digest(kind, settings, entries)}, text, indent=1)
         sync(part)
         os.replace(part, os.path.join(folder, LIST))
 
